@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+//
+// The block file of docs/block-format.md: names, header, checksums, and which directory a block
+// lives in. No I/O on block files happens here.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "task.h"
+#include "ucm/store_v1.hpp"
+
+namespace ucm {
+
+constexpr uint64_t kMaxHeaderBytes = 1u << 20;
+
+struct ShardEntry {
+    uint64_t offset = 0, length = 0, raw_length = 0, checksum = 0;
+};
+
+using Encoding = std::array<char, UCM_ENCODING_BYTES>;
+
+struct BlockHeader {
+    BlockId id{};
+    uint64_t file_bytes = 0;
+    uint64_t raw_capacity = 0;
+    Encoding encoding{};
+    uint64_t published_ns = 0;
+    uint32_t depth = kUnknownDepth;
+    std::vector<ShardEntry> table;  // by shard index
+};
+
+// What a store expects of a block, from its layout.
+struct BlockShape {
+    uint32_t shard_count = 0;
+    uint64_t capacity = 0;
+    uint64_t raw_capacity = 0;
+    Encoding encoding{};
+
+    BlockShape() = default;
+    explicit BlockShape(const ucm_layout &layout);
+    bool fits(const BlockHeader &header) const;
+};
+
+uint64_t block_header_bytes(uint32_t shard_count);
+
+// Writes block_header_bytes(table.size()) bytes.
+void encode_block_header(const BlockHeader &header, uint8_t *out);
+
+enum class HeaderState {
+    kSound,
+    kMore,  // *need bytes of the file are needed to tell
+    kCorrupt,
+    kIncompatible,  // sound, but of a version or with flags that this reader does not know
+};
+
+// Judges the first `have` bytes of a file of file_bytes that is named after `id`.
+HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t file_bytes,
+                                const BlockId &id, BlockHeader &out, uint64_t *need);
+
+// Over `length` bytes in n pieces.
+uint64_t payload_checksum(const BlockId &id, uint32_t shard, uint64_t length, const iovec *pieces,
+                          size_t n);
+
+// "abc/abcdef..." under a storage directory, and its folder "abc".
+std::string block_name(const BlockId &id);
+std::string block_folder(const BlockId &id);
+
+std::string errno_text(int error);
+// What a failed system call is to a caller; `absent` is for a missing file.
+ucm_status status_of_errno(int error, ucm_status absent = UCM_IO);
+
+using DirectoryId = std::array<uint8_t, 16>;
+
+// False: the directory has none yet. Throws where the file is not understood.
+bool read_directory_id(const std::string &directory, DirectoryId &out);
+// Reads it or makes it. `aside` is a folder in the same file system for a temporary file.
+DirectoryId make_directory_id(const std::string &directory, const std::string &aside);
+// The index of the directory where a block lives; ids is not empty.
+size_t place_block(const std::vector<DirectoryId> &ids, const BlockId &block);
+
+}  // namespace ucm

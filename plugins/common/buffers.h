@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "ucm/store_v1.hpp"
+
+namespace ucm {
+
+constexpr uint64_t round_up(uint64_t value, uint64_t to = UCM_ALIGNMENT) {
+    return (value + to - 1) / to * to;
+}
+
+// One page-aligned anonymous mapping. Pages take memory when first touched; a forked child does not
+// get them.
+class Mapping {
+  public:
+    explicit Mapping(uint64_t bytes) : bytes_(round_up(bytes ? bytes : 1)) {
+        void *base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (base == MAP_FAILED)
+            throw Error(UCM_UNAVAILABLE,
+                        "cannot map " + std::to_string(bytes_) + " bytes of memory", errno);
+        base_ = static_cast<uint8_t *>(base);
+        madvise(base_, bytes_, MADV_DONTFORK);
+    }
+    ~Mapping() { munmap(base_, bytes_); }
+    Mapping(const Mapping &) = delete;
+    Mapping &operator=(const Mapping &) = delete;
+
+    uint8_t *base() const { return base_; }
+    uint64_t bytes() const { return bytes_; }
+
+  private:
+    uint64_t bytes_;
+    uint8_t *base_;
+};
+
+// A fixed number of equal page-aligned buffers, made once.
+class BufferPool {
+  public:
+    BufferPool(uint64_t bytes_each, size_t count)
+        : each_(round_up(bytes_each)), mapping_(each_ * count) {
+        free_.reserve(count);
+        for (size_t i = count; i-- > 0;) free_.push_back(mapping_.base() + i * each_);
+    }
+
+    // NULL when all are taken.
+    uint8_t *take() {
+        std::lock_guard<std::mutex> hold(mutex_);
+        if (free_.empty()) return nullptr;
+        uint8_t *buffer = free_.back();
+        free_.pop_back();
+        return buffer;
+    }
+
+    void give(uint8_t *buffer) {
+        std::lock_guard<std::mutex> hold(mutex_);
+        free_.push_back(buffer);
+    }
+
+    uint64_t bytes_each() const { return each_; }
+
+  private:
+    uint64_t each_;
+    Mapping mapping_;
+    std::mutex mutex_;  // guards free_
+    std::vector<uint8_t *> free_;
+};
+
+}  // namespace ucm

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+#include "writer_lock.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "block_file.h"
+#include "clock.h"
+
+namespace ucm {
+namespace {
+
+constexpr int64_t kForeignIdleNs = 24ll * 3600 * 1000000000;
+
+// Lives for ever: a fork may come at any time.
+struct Registry {
+    std::mutex mutex;  // guards open; held while a fork runs, so that the child finds it whole
+    std::vector<std::atomic<int> *> open;
+
+    static Registry &get() {
+        static Registry *registry = [] {
+            auto *made = new Registry;
+            instance = made;
+            pthread_atfork([] { instance->mutex.lock(); }, [] { instance->mutex.unlock(); },
+                           [] {
+                               for (auto *fd : instance->open)
+                                   if (const int number = fd->exchange(-1); number >= 0)
+                                       ::close(number);
+                               instance->mutex.unlock();
+                           });
+            return made;
+        }();
+        return *registry;
+    }
+    static Registry *instance;
+};
+Registry *Registry::instance = nullptr;
+
+std::string machine_prefix() {
+    static const std::string prefix = [] {
+        char host[256] = "", boot[64] = "";
+        gethostname(host, sizeof host - 1);
+        const int fd = ::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+        if (fd >= 0) {
+            const ssize_t got = ::read(fd, boot, sizeof boot - 1);
+            if (got < 0) boot[0] = 0;
+            ::close(fd);
+        }
+        std::string text = host;
+        std::replace(text.begin(), text.end(), '/', '_');
+        text += '-';
+        for (const char *c = boot; *c; c++)
+            if (*c != '-' && *c != '\n') text += *c;
+        return text + "-";
+    }();
+    return prefix;
+}
+
+std::string writers_path(const std::string &directory) { return directory + "/.ucm/writers"; }
+
+// 0, EAGAIN when another holds it, or why locks do not work here.
+int lock_file(int fd) {
+    struct flock lock {};
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
+    return errno == EACCES ? EAGAIN : errno;
+}
+
+bool leads_to(const std::string &path, int fd) {
+    struct stat by_path {}, by_fd {};
+    return ::stat(path.c_str(), &by_path) == 0 && ::fstat(fd, &by_fd) == 0 &&
+           by_path.st_ino == by_fd.st_ino && by_path.st_dev == by_fd.st_dev;
+}
+
+std::vector<std::string> names_in(const std::string &path) {
+    std::vector<std::string> names;
+    std::unique_ptr<DIR, int (*)(DIR *)> dir(opendir(path.c_str()), closedir);
+    if (!dir) return names;
+    while (const dirent *entry = readdir(dir.get())) {
+        const std::string name = entry->d_name;
+        if (name != "." && name != "..") names.push_back(name);
+    }
+    return names;
+}
+
+// The lock file goes last: until then nobody else may take the folder for a new one.
+void remove_folder(const std::string &path) {
+    for (const std::string &name : names_in(path))
+        if (name != "lock") ::unlink((path + "/" + name).c_str());
+    ::unlink((path + "/lock").c_str());
+    ::rmdir(path.c_str());
+}
+
+int64_t changed_ns(const std::string &path) {
+    struct stat st {};
+    if (::stat(path.c_str(), &st) != 0) return clock_ns(CLOCK_REALTIME);
+    return int64_t(st.st_mtim.tv_sec) * 1000000000 + st.st_mtim.tv_nsec;
+}
+
+bool long_idle(const std::string &folder) {
+    int64_t latest = changed_ns(folder);
+    for (const std::string &name : names_in(folder))
+        latest = std::max(latest, changed_ns(folder + "/" + name));
+    return clock_ns(CLOCK_REALTIME) - latest > kForeignIdleNs;
+}
+
+void sweep_writer(const std::string &folder, bool of_this_machine) {
+    const std::string path = folder + "/lock";
+    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    const int locked = fd < 0 ? errno : lock_file(fd);
+    const bool dead = of_this_machine && locked == 0 && leads_to(path, fd);
+    // A lock that is held is believed from wherever it comes.
+    if (dead || (locked != EAGAIN && long_idle(folder))) remove_folder(folder);
+    if (fd >= 0) ::close(fd);
+}
+
+void make_folder(const std::string &path, const std::string &directory) {
+    if (::mkdir(path.c_str(), 0777) == 0 || errno == EEXIST) return;
+    const int error = errno;
+    throw Error(status_of_errno(error) == UCM_NO_SPACE ? UCM_NO_SPACE : UCM_UNAVAILABLE,
+                "storage_backends: cannot write in " + directory + " (" + errno_text(error) +
+                    " for " + path + "); give this user write permission there",
+                error);
+}
+
+}  // namespace
+
+ForkClosed::ForkClosed() {
+    Registry &registry = Registry::get();
+    std::lock_guard<std::mutex> hold(registry.mutex);
+    registry.open.push_back(&fd_);
+}
+
+ForkClosed::~ForkClosed() {
+    close();
+    Registry &registry = Registry::get();
+    std::lock_guard<std::mutex> hold(registry.mutex);
+    registry.open.erase(std::find(registry.open.begin(), registry.open.end(), &fd_));
+}
+
+int ForkClosed::close() {
+    // Forgotten first: a child must never close a number that may mean another file by now.
+    const int fd = fd_.exchange(-1);
+    return fd >= 0 && ::close(fd) != 0 ? errno : 0;
+}
+
+WriterFolder::WriterFolder(std::string directory) : directory_(std::move(directory)) {
+    make_folder(directory_ + "/.ucm", directory_);
+    make_folder(writers_path(directory_), directory_);
+    sweep_writers(directory_);
+    create();
+}
+
+WriterFolder::~WriterFolder() {
+    if (leads_to(path_ + "/lock", lock_.get())) remove_folder(path_);
+}
+
+std::string WriterFolder::path() const {
+    std::lock_guard<std::mutex> hold(mutex_);
+    return path_;
+}
+
+std::string WriterFolder::temporary(const std::string &stem) {
+    std::lock_guard<std::mutex> hold(mutex_);
+    return path_ + "/" + stem + "." + std::to_string(next_++);
+}
+
+void WriterFolder::renew() {
+    std::lock_guard<std::mutex> hold(mutex_);
+    if (leads_to(path_ + "/lock", lock_.get())) return;
+    lock_.close();
+    make_folder(writers_path(directory_), directory_);
+    create();
+}
+
+void WriterFolder::create() {
+    static std::atomic<uint64_t> number{0};
+    const std::string stem = writers_path(directory_) + "/" + machine_prefix() +
+                             std::to_string(::getpid()) + "-";
+    // A name may be taken by a dead process of the same number, or be swept before it is locked.
+    for (int tries = 0; tries < 10000; tries++) {
+        const std::string path = stem + std::to_string(number++);
+        if (::mkdir(path.c_str(), 0777) != 0) {
+            if (errno == EEXIST) continue;
+            make_folder(path, directory_);
+        }
+        if (try_lock(path)) {
+            path_ = path;
+            return;
+        }
+    }
+    throw Error(UCM_UNAVAILABLE, "cannot lock a file in " + writers_path(directory_) +
+                                     "; is something deleting in it?");
+}
+
+bool WriterFolder::try_lock(const std::string &path) {
+    const std::string file = path + "/lock";
+    const int fd = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        const int error = errno;
+        if (error == ENOENT) return false;
+        throw Error(status_of_errno(error) == UCM_NO_SPACE ? UCM_NO_SPACE : UCM_UNAVAILABLE,
+                    "cannot make " + file + ": " + errno_text(error), error);
+    }
+    lock_.set(fd);
+    // Where a file system has no locks, nobody can take ours either.
+    if (lock_file(fd) != EAGAIN && leads_to(file, fd)) return true;
+    lock_.close();
+    return false;
+}
+
+void sweep_writers(const std::string &directory) {
+    const std::string writers = writers_path(directory), mine = machine_prefix();
+    for (const std::string &name : names_in(writers))
+        sweep_writer(writers + "/" + name, name.compare(0, mine.size(), mine) == 0);
+}
+
+}  // namespace ucm

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+//
+// The folder of temporary files of one writer in a storage directory, alive as long as a lock on a
+// file in it is held: the kernel drops the lock of the dead, and another writer sweeps up.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <string>
+
+#include "ucm/store_v1.hpp"
+
+namespace ucm {
+
+// A descriptor that a forked child closes: a child that kept it would keep the lock of a dead parent,
+// or the space of a deleted file. -1: none.
+class ForkClosed {
+  public:
+    ForkClosed();
+    ~ForkClosed();
+    ForkClosed(const ForkClosed &) = delete;
+    ForkClosed &operator=(const ForkClosed &) = delete;
+
+    int get() const { return fd_.load(std::memory_order_relaxed); }
+    void set(int fd) { fd_.store(fd, std::memory_order_release); }
+    // 0 or the errno of close(2).
+    int close();
+
+  private:
+    std::atomic<int> fd_{-1};
+};
+
+class WriterFolder {
+  public:
+    // Makes .ucm/writers/<name> in the directory, and sweeps up after dead writers.
+    explicit WriterFolder(std::string directory);
+    // Removes the folder and all in it.
+    ~WriterFolder();
+
+    std::string path() const;
+    // A path that was never given out before.
+    std::string temporary(const std::string &stem);
+    // Makes a new folder if the present one is gone.
+    void renew();
+
+  private:
+    void create();
+    bool try_lock(const std::string &path);
+
+    const std::string directory_;
+    mutable std::mutex mutex_;  // guards path_ and next_, and renew against itself
+    std::string path_;
+    uint64_t next_ = 0;
+    ForkClosed lock_;
+};
+
+// Removes folders of writers that are dead.
+void sweep_writers(const std::string &directory);
+
+}  // namespace ucm
