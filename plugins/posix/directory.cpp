@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+#include "directory.h"
+
+#include <dirent.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+namespace ucm::posix {
+namespace {
+
+constexpr size_t kQuarantineFiles = 64;
+
+std::string absolute(const std::string &path) {
+    char *found = realpath(path.c_str(), nullptr);
+    if (!found) {
+        const int error = errno;
+        const std::string what = "storage_backends: directory '" + path + "'";
+        if (error == ENOENT)
+            throw Error(UCM_UNAVAILABLE, what + " does not exist; create it with: mkdir -p " + path,
+                        error);
+        throw Error(UCM_UNAVAILABLE, what + " cannot be used: " + errno_text(error), error);
+    }
+    std::string text = found;
+    free(found);
+    struct stat st {};
+    if (::stat(text.c_str(), &st) != 0 || !S_ISDIR(st.st_mode))
+        throw Error(UCM_UNAVAILABLE, "storage_backends: '" + path + "' is not a directory", ENOTDIR);
+    if (::access(text.c_str(), R_OK | X_OK) != 0) {
+        const int error = errno;
+        throw Error(UCM_UNAVAILABLE,
+                    "storage_backends: cannot read directory " + text + ": " + errno_text(error) +
+                        "; give this user read permission there",
+                    error);
+    }
+    return text;
+}
+
+size_t count_files(const std::string &path) {
+    std::unique_ptr<DIR, int (*)(DIR *)> dir(opendir(path.c_str()), closedir);
+    size_t files = 0;
+    if (!dir) return files;
+    while (const dirent *entry = readdir(dir.get())) files += entry->d_name[0] != '.';
+    return files;
+}
+
+}  // namespace
+
+Directory::Directory(const std::string &path, bool writes, bool direct, const Logger &log)
+    : path_(absolute(path)), log_(log), direct_(direct) {
+    if (writes) {
+        writer_ = std::make_unique<WriterFolder>(path_);
+        id_ = make_directory_id(path_, writer_->path());
+        identified_ = true;
+    } else {
+        identified();
+    }
+}
+
+bool Directory::identified() {
+    if (identified_.load(std::memory_order_acquire)) return true;
+    std::lock_guard<std::mutex> hold(mutex_);
+    if (!identified_ && read_directory_id(path_, id_)) identified_ = true;
+    return identified_;
+}
+
+void Directory::refuse_direct() {
+    if (direct_.exchange(false))
+        log_.write(UCM_LOG_WARN, "%s: the file system refuses O_DIRECT; going on without",
+                   path_.c_str());
+}
+
+void Directory::renew_writer() {
+    DirectoryId now{};
+    // An empty mount point in place of the mount must not be filled.
+    if (!read_directory_id(path_, now) || now != id_)
+        throw Error(UCM_UNAVAILABLE,
+                    path_ + " is not the directory that was opened; mount it, or open the store again",
+                    ENOENT);
+    writer_->renew();
+}
+
+int Directory::make_block_folder(const BlockId &id) const {
+    const std::string folder = path_ + "/" + block_folder(id);
+    return ::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST ? 0 : errno;
+}
+
+bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
+    const std::string name = block_path(id), folder = path_ + "/.ucm/quarantine";
+    std::lock_guard<std::mutex> hold(mutex_);
+    struct stat st {};
+    if (::stat(name.c_str(), &st) != 0 || st.st_ino != inode || st.st_dev != device) return false;
+    if (::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST) {
+        const std::string kept = folder + "/" + id.hex();
+        if (count_files(folder) < kQuarantineFiles && ::rename(name.c_str(), kept.c_str()) == 0) {
+            log_.write(UCM_LOG_WARN, "block %s is corrupt: moved to %s", id.hex().c_str(),
+                       kept.c_str());
+            return true;
+        }
+    }
+    if (::unlink(name.c_str()) == 0) {
+        log_.write(UCM_LOG_WARN, "block %s is corrupt: deleted %s", id.hex().c_str(), name.c_str());
+        return true;
+    }
+    log_.write(UCM_LOG_ERROR, "block %s is corrupt, and %s cannot be deleted: %s",
+               id.hex().c_str(), name.c_str(), errno_text(errno).c_str());
+    return false;
+}
+
+Directories::Directories(const ucm_value &paths, bool writes, bool direct, const Logger &log) {
+    if (paths.count == 0)
+        throw Error(UCM_INVALID, "storage_backends names no directory; give at least one");
+    for (size_t i = 0; i < paths.count; i++)
+        all_.push_back(std::make_unique<Directory>(paths.strings[i], writes, direct, log));
+    check_distinct();
+}
+
+void Directories::check_distinct() {
+    for (size_t i = 0; i < all_.size(); i++)
+        for (size_t k = 0; k < i; k++)
+            if (all_[i]->path() == all_[k]->path() ||
+                (all_[i]->identified() && all_[k]->identified() && all_[i]->id() == all_[k]->id()))
+                throw Error(UCM_INVALID, "storage_backends: " + all_[i]->path() + " and " +
+                                             all_[k]->path() +
+                                             " are one directory or copies of one; name it once");
+}
+
+Directory *Directories::of(const BlockId &id) {
+    if (!complete_.load(std::memory_order_acquire)) {
+        std::lock_guard<std::mutex> hold(mutex_);
+        if (!complete_.load(std::memory_order_relaxed)) {
+            known_.clear();
+            ids_.clear();
+            for (auto &directory : all_) {
+                if (!directory->identified()) continue;
+                known_.push_back(directory.get());
+                ids_.push_back(directory->id());
+            }
+            if (known_.empty()) return nullptr;
+            if (known_.size() < all_.size()) return known_[place_block(ids_, id)];
+            complete_.store(true, std::memory_order_release);
+        }
+    }
+    return known_[place_block(ids_, id)];
+}
+
+uint64_t Directories::total_bytes() const {
+    uint64_t total = 0;
+    for (auto &directory : all_) {
+        struct statvfs st {};
+        if (::statvfs(directory->path().c_str(), &st) == 0)
+            total += uint64_t(st.f_blocks) * st.f_frsize;
+    }
+    return total;
+}
+
+}  // namespace ucm::posix

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "block_file.h"
+#include "directory.h"
+#include "file.h"
+#include "log.h"
+#include "metrics.h"
+#include "task.h"
+
+namespace ucm::posix {
+
+enum Metric {
+    kCorruptShards = kStandardMetrics,
+    kQuarantinedBlocks,
+    kPublishedBlocks,
+    kAbandonedBlocks,
+    kUnfinishedBlocks,
+    kMetrics
+};
+
+// What every part of one open store uses.
+struct Context {
+    Context(const ucm_open_args &args, const ucm_value &paths, bool io_direct);
+
+    const bool lookup_only;
+    const Logger log;
+    Directories directories;
+    const BlockShape shape;
+    const Rows rows;
+    Metrics<kMetrics> metrics;
+};
+
+// A task in its jobs.
+struct Batch {
+    std::shared_ptr<Task> task;
+    std::vector<uint32_t> order;  // indexes of the task, block by block
+    std::vector<uint32_t> starts; // of each job in order, and its end
+    std::atomic<size_t> jobs_left{0};
+    uint64_t epoch = 0;  // of the ledger; dump
+    int64_t start_ns = 0;
+    bool dump = false;
+};
+
+// The shards of one block in one task.
+struct Job {
+    std::shared_ptr<Batch> batch;
+    size_t number = 0;
+
+    Task &task() const { return *batch->task; }
+    size_t size() const { return batch->starts[number + 1] - batch->starts[number]; }
+    size_t index(size_t i) const { return batch->order[batch->starts[number] + i]; }
+    BlockId id() const { return task().id(index(0)); }
+};
+
+// Groups a transfer by block, in order of first appearance.
+std::shared_ptr<Batch> split(const ucm_transfer &transfer, bool dump);
+void log_dispatch(const Context &context, const Batch &batch);
+
+// Counts the result and hands it on; to be called without locks.
+void complete(Context &context, const Job &job, size_t index, const ucm_result &result);
+// After the last shard of the job.
+void end_job(const Context &context, const Job &job);
+
+enum class BlockState { kFits, kAbsent, kMisfit, kCorrupt, kFailed };
+
+// A published block, opened and its header judged; reads a header that looks bad once more.
+struct OpenBlock {
+    OpenBlock(Directory &directory, Scratch &scratch) : file(directory, scratch) {}
+
+    File file;
+    BlockHeader header;
+    struct stat st {};
+    int error = 0;  // kFailed
+};
+BlockState open_block(const Context &context, Directory &directory, const BlockId &id,
+                      Scratch &scratch, OpenBlock &out);
+
+}  // namespace ucm::posix

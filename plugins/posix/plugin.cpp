@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+#include "store.h"
+
+namespace {
+
+using ucm::posix::PosixStore;
+
+// In the order of ucm::posix::Option.
+const ucm_option kOptions[] = {
+    {"storage_backends", UCM_TYPE_STRINGS, 0, nullptr, nullptr, nullptr,
+     "Directories that keep the blocks; they must exist."},
+    {"io_direct", UCM_TYPE_BOOL, 0, "false", nullptr, nullptr,
+     "Use O_DIRECT, past the page cache, where the file system can."},
+    {"posix_io_engine", UCM_TYPE_STRING, 0, "psync", "psync", nullptr,
+     "How reads and writes are made: psync is preadv and pwritev on threads."},
+    {"posix_data_trans_concurrency", UCM_TYPE_INT, 0, "8", "1..256", "threads",
+     "Threads for loads, and as many for dumps."},
+    {"timeout_ms", UCM_TYPE_INT, 0, "30000", "1..86400000", "ms",
+     "How long a shard may wait before its I/O starts."},
+};
+
+// In the order of ucm::StandardMetric and ucm::posix::Metric.
+const ucm_metric kMetrics[] = {
+    UCM_STANDARD_METRICS,
+    {"corrupt_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",
+     "Shards that failed their check in a load."},
+    {"quarantined_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",
+     "Corrupt blocks that were taken away."},
+    {"published_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",
+     "Blocks that were made whole and visible."},
+    {"abandoned_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",
+     "Unfinished blocks that were given up."},
+    {"unfinished_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",
+     "Blocks that miss shards."},
+};
+static_assert(sizeof kMetrics / sizeof *kMetrics == ucm::posix::kMetrics);
+
+}  // namespace
+
+UCM_STORE_PLUGIN(PosixStore, "Posix", "0.1.0", "Keeps blocks as files in directories.", 0, kOptions,
+                 kMetrics)

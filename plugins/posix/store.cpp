@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT
+#include "store.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace ucm::posix {
+namespace {
+
+constexpr uint64_t kQueuedShards = 65536;
+constexpr uint64_t kQueuedBytes = 1ull << 30;
+constexpr int64_t kLookTimesEvery = 64;  // lookups between two looks at the clock
+
+const ucm_layout *layout_of(const ucm_open_args &args) {
+    if (args.flags & UCM_OPEN_LOOKUP_ONLY) return nullptr;
+    if (args.layout->memory != UCM_MEMORY_HOST)
+        throw Error(UCM_UNSUPPORTED, "Posix moves host memory only; put Cache above it");
+    return args.layout;
+}
+
+DraftLimits draft_limits(const Directories &directories) {
+    DraftLimits limits;
+    if (const uint64_t total = directories.total_bytes()) limits.bytes = total / 2;
+    return limits;
+}
+
+bool past(int64_t deadline_ns) { return deadline_ns && monotonic_ns() > deadline_ns; }
+
+ucm_status closed(ucm_error *err) {
+    return ucm_fail(err, UCM_CLOSED, 0, "the store is closing");
+}
+
+}  // namespace
+
+PosixStore::PosixStore(const ucm_open_args &args)
+    : timeout_ms_(Values(args)[kTimeoutMs].i),
+      context_(args, Values(args)[kStorageBackends], Values(args)[kIoDirect].i != 0),
+      tasks_(layout_of(args)),
+      load_admission_(kQueuedShards, kQueuedBytes),
+      dump_admission_(kQueuedShards, kQueuedBytes),
+      dumper_(context_, ledger_, draft_limits(context_.directories)) {
+    if (context_.lookup_only) return;
+    try {
+        start_threads(size_t(Values(args)[kConcurrency].i), Values(args)[kIoDirect].i != 0);
+    } catch (...) {
+        stop();
+        throw;
+    }
+}
+
+PosixStore::~PosixStore() { stop(); }
+
+uint64_t PosixStore::capabilities() const {
+    return UCM_CAP_KEEPS | UCM_CAP_LOADS | UCM_CAP_PERSISTENT | UCM_CAP_VERIFIES | UCM_CAP_REMOVE |
+           UCM_CAP_CANCEL;
+}
+
+void PosixStore::start_threads(size_t concurrency, bool direct) {
+    for (size_t i = 0; i < 2 * concurrency; i++)
+        scratches_.push_back(std::make_unique<Scratch>(direct));
+    for (size_t i = 0; i < concurrency; i++) {
+        Scratch &loads = *scratches_[2 * i], &dumps = *scratches_[2 * i + 1];
+        threads_.start(1, "ucm-posix-load", [this, &loads] { load_loop(loads); });
+        threads_.start(1, "ucm-posix-dump", [this, &dumps] { dumper_.work(dumps); });
+    }
+    tidy_.start(1, "ucm-posix-tidy", [this] { tidy_loop(); });
+}
+
+void PosixStore::load_loop(Scratch &scratch) {
+    Job job;
+    while (loads_.pop(job)) {
+        Loader(context_, job, scratch).run();
+        end_job(context_, job);
+        job = Job{};
+    }
+}
+
+void PosixStore::tidy_loop() {
+    std::unique_lock<std::mutex> hold(tidy_mutex_);
+    while (!tidy_stop_) {
+        hold.unlock();
+        const int64_t due = dumper_.abandon_idle();
+        hold.lock();
+        const int64_t wait_ns = std::clamp<int64_t>(due - monotonic_ns(), 1000000, 60000000000);
+        tidy_wake_.wait_for(hold, std::chrono::nanoseconds(wait_ns), [&] { return tidy_stop_; });
+    }
+}
+
+void PosixStore::stop() {
+    loads_.close();
+    dumper_.stop();
+    {
+        std::lock_guard<std::mutex> hold(tidy_mutex_);
+        tidy_stop_ = true;
+        tidy_wake_.notify_all();
+    }
+    threads_.join();
+    tidy_.join();
+}
+
+bool PosixStore::present(const BlockId &id) {
+    const Directory *directory = context_.directories.of(id);
+    if (!directory) return false;
+    struct stat st {};
+    const std::string path = directory->block_path(id);
+    if (::stat(path.c_str(), &st) == 0)
+        return S_ISREG(st.st_mode) && st.st_size >= UCM_ALIGNMENT && st.st_size % UCM_ALIGNMENT == 0;
+    const int error = errno;
+    if (status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND) return false;
+    throw Error(status_of_errno(error), "cannot look up " + path + ": " + errno_text(error), error);
+}
+
+ucm_status PosixStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
+    if (closing_) return closed(err);
+    const bool backwards = args.mode == UCM_LOOKUP_LAST;
+    if (args.mode != UCM_LOOKUP_ALL && args.mode != UCM_LOOKUP_PREFIX && !backwards)
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "this mode of lookup is not known to Posix");
+    if (args.tiers) std::memset(args.tiers, 0, args.n);
+    size_t hits = 0;
+    for (size_t k = 0; k < args.n; k++) {
+        if (k % kLookTimesEvery == 0 && past(args.deadline_ns))
+            return ucm_fail(err, UCM_TIMEOUT, 0, "the deadline passed during the lookup");
+        const size_t i = backwards ? args.n - 1 - k : k;
+        const bool here = present(BlockId::at(args.block_ids, i));
+        if (here && args.tiers) args.tiers[i] = 1;
+        if (here && backwards) {
+            hits = i + 1;
+            break;
+        }
+        if (!here && args.mode == UCM_LOOKUP_PREFIX) break;
+        hits += here;
+    }
+    if (args.hits) *args.hits = hits;
+    return UCM_OK;
+}
+
+ucm_transfer PosixStore::capped(const ucm_transfer &given) const {
+    ucm_transfer transfer;
+    ucm_copy(&transfer, sizeof transfer, &given);
+    const int64_t cap = deadline_after_ms(timeout_ms_);
+    if (transfer.deadline_ns == 0 || transfer.deadline_ns > cap) transfer.deadline_ns = cap;
+    return transfer;
+}
+
+ucm_status PosixStore::load(const ucm_transfer &given, ucm_task *number, ucm_error *err) {
+    const ucm_transfer transfer = capped(given);
+    std::shared_ptr<Batch> batch = split(transfer, false);
+    ucm_status status;
+    batch->task = tasks_.accept(transfer, false, load_admission_, number, &status, err);
+    if (!batch->task) return status;
+    log_dispatch(context_, *batch);
+    for (size_t i = 0, n = batch->starts.size() - 1; i < n; i++) loads_.push({batch, i});
+    return UCM_OK;
+}
+
+ucm_status PosixStore::dump(const ucm_transfer &given, ucm_task *number, ucm_error *err) {
+    const ucm_transfer transfer = capped(given);
+    std::shared_ptr<Batch> batch = split(transfer, true);
+    ucm_status status;
+    batch->task = tasks_.accept(transfer, true, dump_admission_, number, &status, err);
+    if (!batch->task) return status;
+    batch->epoch = ledger_.accept(transfer.n);
+    log_dispatch(context_, *batch);
+    for (size_t i = 0, n = batch->starts.size() - 1; i < n; i++) dumper_.accept({batch, i});
+    return UCM_OK;
+}
+
+ucm_status PosixStore::cancel(ucm_task number, ucm_error *err) { return tasks_.cancel(number, err); }
+
+int PosixStore::unlink_block(const BlockId &id) {
+    const Directory *directory = context_.directories.of(id);
+    if (!directory || ::unlink(directory->block_path(id).c_str()) == 0) return 0;
+    const int error = errno;
+    return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND ? 0 : error;
+}
+
+ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
+    if (closing_) return closed(err);
+    std::vector<BlockId> ids(args.n);
+    for (size_t i = 0; i < args.n; i++) ids[i] = BlockId::at(args.block_ids, i);
+    if (!dumper_.drop(ids, args.deadline_ns))
+        return ucm_fail(err, UCM_TIMEOUT, 0, "a dump of these blocks still runs at the deadline");
+    ucm_status status = UCM_OK;
+    for (const BlockId &id : ids) {
+        const int error = unlink_block(id);
+        if (error == 0 || status != UCM_OK) continue;
+        status = ucm_fail(err, status_of_errno(error), error,
+                          ("cannot remove block " + id.hex() + ": " + errno_text(error)).c_str());
+    }
+    return status;
+}
+
+ucm_status PosixStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_error *err) {
+    if (closing_) return closed(err);
+    const ucm_status status = ledger_.drain(deadline_after_ms(args.timeout_ms), report);
+    report.unfinished = dumper_.unfinished_shards();
+    return status;
+}
+
+ucm_status PosixStore::metrics(const ucm_metrics_args &args, ucm_error *) {
+    return context_.metrics.copy(args);
+}
+
+ucm_status PosixStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
+    closing_ = true;
+    const bool idle = tasks_.close(deadline_after_ms(args.timeout_ms));
+    if (idle) {
+        stop();
+        dumper_.abandon_all();
+    }
+    ledger_.drain(0, report);
+    report.unfinished = dumper_.unfinished_shards();
+    return idle ? UCM_OK : UCM_PENDING;
+}
+
+}  // namespace ucm::posix

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "dumper.h"
+#include "job.h"
+#include "loader.h"
+#include "threads.h"
+
+namespace ucm::posix {
+
+enum Option { kStorageBackends, kIoDirect, kIoEngine, kConcurrency, kTimeoutMs };
+
+// Blocks as files in directories.
+class PosixStore final : public Store {
+  public:
+    explicit PosixStore(const ucm_open_args &args);
+    ~PosixStore() override;
+
+    uint64_t capabilities() const override;
+    ucm_status lookup(const ucm_lookup_args &, ucm_error *) override;
+    ucm_status load(const ucm_transfer &, ucm_task *, ucm_error *) override;
+    ucm_status dump(const ucm_transfer &, ucm_task *, ucm_error *) override;
+    ucm_status cancel(ucm_task, ucm_error *) override;
+    ucm_status remove(const ucm_ids_args &, ucm_error *) override;
+    ucm_status drain(const ucm_wait_args &, ucm_report &, ucm_error *) override;
+    ucm_status metrics(const ucm_metrics_args &, ucm_error *) override;
+    ucm_status close(const ucm_wait_args &, ucm_report &, ucm_error *) override;
+
+  private:
+    ucm_transfer capped(const ucm_transfer &) const;
+    bool present(const BlockId &id);
+    // 0 or an errno.
+    int unlink_block(const BlockId &id);
+    void start_threads(size_t concurrency, bool direct);
+    void load_loop(Scratch &scratch);
+    void tidy_loop();
+    void stop();
+
+    const int64_t timeout_ms_;
+    Context context_;
+    Tasks tasks_;
+    Ledger ledger_;
+    Admission load_admission_, dump_admission_;
+    Queue<Job> loads_;
+    Dumper dumper_;
+    std::vector<std::unique_ptr<Scratch>> scratches_;
+    std::atomic<bool> closing_{false};
+    std::mutex tidy_mutex_;  // guards tidy_stop_
+    std::condition_variable tidy_wake_;
+    bool tidy_stop_ = false;
+    Threads threads_, tidy_;
+};
+
+}  // namespace ucm::posix
