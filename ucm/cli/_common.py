@@ -1,0 +1,72 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+option_flag = click.option(
+    "--option",
+    "-o",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the pipeline, such as Posix.timeout_ms=5000; may be repeated.",
+)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def console() -> Console:
+    """Return a console for tables; piped output is not squeezed into 80 columns."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, str]:
+    """Read KEY=VALUE texts."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--option {pair}: write it as KEY=VALUE")
+        options[key] = value
+    return options
+
+
+class Size(click.ParamType):
+    """A number of bytes, or text like 64KiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        from ucm.options import parse_size
+
+        try:
+            return parse_size(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number of bytes, or text like '64KiB'", param, ctx)
+
+
+def human_bytes(count: float) -> str:
+    """Show bytes in the unit that fits."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

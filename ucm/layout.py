@@ -1,0 +1,57 @@
+"""Geometry of a pipeline: how a block is cut into shards and segments."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ucm.errors import ConfigError
+from ucm.options import Resolved
+
+MAX_SEGMENTS = 4096
+MAX_SHARDS = 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes in bytes. A block is ``shards_per_block`` shards; a shard is one row of segments."""
+
+    block_size: int
+    shard_size: int
+    segment_sizes: tuple[int, ...]
+    dtype: str
+
+    @property
+    def shards_per_block(self) -> int:
+        """How many shards make a block."""
+        return self.block_size // self.shard_size
+
+
+def layout_of(config: Resolved) -> Layout | None:
+    """Work out the layout from the sizes that were given; None when opened for lookup only."""
+    block, shard = config.get("block_size"), config.get("shard_size")
+    tensor, sizes = config.get("tensor_size"), config.get("tensor_size_list")
+    if config.get("device_id") == -1:
+        return None
+    if tensor and sizes:
+        raise ConfigError("tensor_size and tensor_size_list are both given; keep one of them")
+    if not shard:
+        shard = sum(sizes) if sizes else block or tensor
+    block = block or shard
+    if not block:
+        raise ConfigError("block_size: it is needed (bytes of one block), unless device_id is -1")
+    if block % shard:
+        raise ConfigError(f"block_size: {block} is not a multiple of shard_size {shard}")
+    if sizes and sum(sizes) != shard:
+        raise ConfigError(f"tensor_size_list: its sum {sum(sizes)} is not shard_size {shard}")
+    if tensor and shard % tensor:
+        raise ConfigError(f"shard_size: {shard} is not a multiple of tensor_size {tensor}")
+    segments = tuple(sizes) if sizes else (tensor or shard,) * (shard // (tensor or shard))
+    if len(segments) > MAX_SEGMENTS:
+        raise ConfigError(
+            f"tensor_size: {len(segments)} segments in a shard are too many; at most {MAX_SEGMENTS}"
+        )
+    if block // shard > MAX_SHARDS:
+        raise ConfigError(
+            f"shard_size: {block // shard} shards in a block are too many; at most {MAX_SHARDS}"
+        )
+    return Layout(block, shard, segments, config.get("dtype"))

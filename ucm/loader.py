@@ -1,0 +1,171 @@
+"""LibraryLoader: a path to a shared library becomes a checked description of its plugin."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import Any
+
+from ucm import errors
+from ucm._abi import ffi, lib
+
+TYPES = dict(
+    enumerate(("bool", "int", "size", "float", "string", "strings", "ints", "secret"), start=1)
+)
+_KINDS = {1: "counter", 2: "gauge", 3: "histogram"}
+_SCOPES = {0: "store", 1: "shared"}
+NEEDS_LOWER = 1
+_KNOWN_FLAGS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a layer. ``initial`` is its default as text, None: required."""
+
+    name: str
+    type: str
+    initial: str | None
+    allowed: str | None
+    unit: str | None
+    help: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric of a layer: counter, gauge or histogram."""
+
+    name: str
+    kind: str
+    scope: str
+    unit: str
+    help: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A plugin as its library describes it. ``plugin`` is the C descriptor."""
+
+    path: str
+    name: str
+    version: str
+    summary: str
+    needs_lower: bool
+    takes_cuda: bool
+    options: tuple[Option, ...]
+    metrics: tuple[Metric, ...]
+    plugin: Any
+
+
+def _text(pointer: Any) -> str | None:
+    return None if pointer == ffi.NULL else ffi.string(pointer).decode(errors="replace")
+
+
+def _array(ctype: str, first: Any, n: int, stride: int) -> list[Any]:
+    base = ffi.cast("char *", first)
+    return [ffi.cast(f"{ctype} *", base + i * stride) for i in range(n)]
+
+
+def _check(path: str, plugin: Any) -> None:
+    """Refuse a plugin of another ABI, naming the field and both values."""
+
+    def refuse(field: str, theirs: object, ours: object, what: str) -> errors.PluginError:
+        return errors.PluginError(
+            f"{path}: refused: its {field} is {theirs}, this ucm has {ours}; {what}"
+        )
+
+    rebuild = "rebuild it against this version's headers (ucm config --includedir)"
+    for field, ours in (
+        ("abi_major", lib.UCM_ABI_MAJOR),
+        ("abi_minor", lib.UCM_ABI_MINOR),
+        ("abi_draft", lib.UCM_ABI_DRAFT),
+    ):
+        theirs = getattr(plugin, field)
+        if theirs != ours:
+            raise refuse(field, theirs, ours, rebuild)
+    if plugin.struct_size < ffi.sizeof("ucm_plugin"):
+        raise refuse("struct_size", plugin.struct_size, ffi.sizeof("ucm_plugin"), rebuild)
+    if plugin.flags & ~_KNOWN_FLAGS:
+        raise refuse("flags", hex(plugin.flags), hex(_KNOWN_FLAGS), "upgrade ucm-store")
+    for field, ctype, n in (
+        ("option_stride", "ucm_option", plugin.n_options),
+        ("metric_stride", "ucm_metric", plugin.n_metrics),
+    ):
+        if n and getattr(plugin, field) < ffi.sizeof(ctype):
+            raise refuse(field, getattr(plugin, field), ffi.sizeof(ctype), rebuild)
+    name = _text(plugin.name) or ""
+    if not name.isascii() or not name.isalnum() or not name[0].isalpha():
+        raise errors.PluginError(
+            f"{path}: refused: its name {name!r} is not a letter followed by letters and digits"
+        )
+    if plugin.open == ffi.NULL:
+        raise errors.PluginError(f"{path}: refused: its open is NULL")
+
+
+def _describe(path: str, plugin: Any) -> Library:
+    options = []
+    for o in _array("ucm_option", plugin.options, plugin.n_options, plugin.option_stride):
+        if o.type not in TYPES:
+            raise errors.PluginError(f"{path}: refused: option {_text(o.name)} has type {o.type}")
+        options.append(
+            Option(
+                _text(o.name) or "",
+                TYPES[o.type],
+                _text(o.initial),
+                _text(o.allowed),
+                _text(o.unit),
+                _text(o.help) or "",
+            )
+        )
+    metrics = [
+        Metric(
+            _text(m.name) or "",
+            _KINDS.get(m.kind, "counter"),
+            _SCOPES.get(m.scope, "store"),
+            _text(m.unit) or "",
+            _text(m.help) or "",
+        )
+        for m in _array("ucm_metric", plugin.metrics, plugin.n_metrics, plugin.metric_stride)
+    ]
+    return Library(
+        path=path,
+        name=_text(plugin.name) or "",
+        version=_text(plugin.version) or "",
+        summary=_text(plugin.summary) or "",
+        needs_lower=bool(plugin.flags & NEEDS_LOWER),
+        takes_cuda=bool(plugin.flags & 2),
+        options=tuple(options),
+        metrics=tuple(metrics),
+        plugin=plugin,
+    )
+
+
+class LibraryLoader:
+    """Opens plugin libraries, each once, and keeps them open for the life of the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _libraries
+        self._libraries: dict[str, Library] = {}
+
+    def open(self, path: str) -> Library:
+        """Return the library's description, or raise PluginError with file, reason and remedy."""
+        with self._lock:
+            if path not in self._libraries:
+                self._libraries[path] = self._open(path)
+            return self._libraries[path]
+
+    def _open(self, path: str) -> Library:
+        if not os.path.isabs(path):
+            raise errors.PluginError(f"{path}: refused: give the absolute path of the library")
+        if not os.path.isfile(path):
+            raise errors.PluginError(f"{path}: there is no such file")
+        reason = ffi.new("char[]", 512)
+        plugin = lib.ucmh_open_library(path.encode(), reason, 512)
+        if plugin == ffi.NULL:
+            why = ffi.string(reason).decode(errors="replace")
+            raise errors.PluginError(f"{path}: refused: {why}")
+        _check(path, plugin)
+        return _describe(path, plugin)
+
+
+loader = LibraryLoader()

@@ -1,0 +1,195 @@
+"""What callers pass as ids, indexes and memory, as plain C arrays.
+
+Neither numpy nor torch is imported: arrays are known by the buffer protocol, tensors by their
+methods.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+from typing import Any
+
+from ucm._abi import ffi
+from ucm.errors import InvalidError
+
+ID_BYTES = 16
+
+_TORCH_DTYPES = {
+    "torch.bfloat16": "bf16",
+    "torch.float16": "fp16",
+    "torch.float32": "fp32",
+    "torch.float8_e4m3fn": "fp8_e4m3",
+    "torch.float8_e5m2": "fp8_e5m2",
+}
+
+
+def _view(what: str, data: Any, wanted: str) -> memoryview:
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise InvalidError(f"{what}: {wanted}, not {_kind(data)}") from None
+    if not view.c_contiguous:
+        raise InvalidError(f"{what}: the array is not contiguous; pass a contiguous copy")
+    return view
+
+
+def ids(block_ids: Any) -> tuple[Any, int]:
+    """Return (C array of n * 16 bytes, n) of list[bytes] or a uint8 array (n, 16)."""
+    wanted = "a list of 16-byte ids or a uint8 array (n, 16) is needed"
+    if not isinstance(block_ids, (list, tuple)):
+        if isinstance(block_ids, (bytes, bytearray)):
+            raise InvalidError(f"block_ids: {wanted}, not {_kind(block_ids)}")
+        view = _view("block_ids", block_ids, wanted)
+        if view.format != "B" or view.ndim != 2 or view.shape[1] != ID_BYTES:  # type: ignore[index]
+            shape = tuple(view.shape or ())
+            raise InvalidError(
+                f"block_ids: an array must be uint8 of shape (n, 16), not {view.format!r} {shape}"
+            )
+        return ffi.from_buffer("uint8_t[]", block_ids), len(view)
+    try:
+        joined = b"".join(block_ids)
+    except TypeError:
+        bad = next(i for i in block_ids if not isinstance(i, (bytes, bytearray, memoryview)))
+        raise InvalidError(f"block_ids: an id is 16 bytes, not {_kind(bad)}") from None
+    if len(joined) != ID_BYTES * len(block_ids) or not all(len(i) == ID_BYTES for i in block_ids):
+        bad = next(i for i in block_ids if len(i) != ID_BYTES)
+        raise InvalidError(f"block_ids: an id is 16 bytes, but {bad!r} has {len(bad)}")
+    return ffi.from_buffer("uint8_t[]", joined), len(block_ids)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def shard_indexes(shard_index: Any, n: int, shards_per_block: int) -> Any:
+    """Return a C array of uint32 of any sequence of integers.
+
+    The native side checks that they are in range, see ``check_range``.
+    """
+    if getattr(shard_index, "ndim", None) == 1 and hasattr(shard_index, "astype"):
+        result = ffi.from_buffer("uint32_t[]", _uint32(shard_index, shards_per_block))
+    else:
+        try:
+            values = array.array("I", shard_index)
+        except OverflowError:
+            check_range(next(v for v in shard_index if not 0 <= v < 2**32), shards_per_block)
+            raise
+        except TypeError:
+            raise InvalidError(f"shard_index: integers are needed, not {shard_index!r}") from None
+        result = ffi.from_buffer("uint32_t[]", values)
+    if len(result) != n:
+        raise InvalidError(f"shard_index: {len(result)} indexes for {n} block ids; give one each")
+    return result
+
+
+def _uint32(values: Any, shards_per_block: int) -> Any:
+    if values.dtype.str == "<u4" and values.flags.c_contiguous:
+        return values
+    if values.dtype.kind not in "iu":
+        raise InvalidError(f"shard_index: integers are needed, not {values.dtype}")
+    if len(values):
+        check_range(min(0, int(values.min())) or int(values.max()), shards_per_block)
+    return values.astype("u4")
+
+
+def check_range(index: int, shards_per_block: int) -> None:
+    """Refuse an index that no shard has."""
+    if not 0 <= index < shards_per_block:
+        raise InvalidError(
+            f"shard_index: {index} is out of range; a block has {shards_per_block} shards "
+            f"(0 to {shards_per_block - 1})"
+        )
+
+
+def addresses(rows: Any, n: int, n_segments: int) -> Any:
+    """Return a C array of n * n_segments addresses of a uint64 array (n, m) or lists of ints."""
+    if not isinstance(rows, (list, tuple)):
+        view = _view("addresses", rows, "a uint64 array or a list of rows is needed")
+        shape = tuple(view.shape or ())
+        if view.format not in ("L", "Q") or shape != (n, n_segments):
+            raise InvalidError(
+                f"addresses: an array must be uint64 of shape ({n}, {n_segments}), "
+                f"not {view.format!r} {shape}"
+            )
+        return ffi.from_buffer("uint64_t[]", rows)
+    flat = array.array("Q")
+    _check_rows("addresses", rows, n)
+    for row in rows:
+        row = [row] if isinstance(row, int) else row
+        _check_row("addresses", row, n_segments)
+        try:
+            flat.extend(row)
+        except (TypeError, OverflowError):
+            raise InvalidError(f"addresses: an address is a positive integer, not {row}") from None
+    return ffi.from_buffer("uint64_t[]", flat)
+
+
+def _check_rows(what: str, rows: Any, n: int) -> None:
+    if not isinstance(rows, Sequence):
+        raise InvalidError(f"{what}: a list of rows is needed, not {_kind(rows)}")
+    if len(rows) != n:
+        raise InvalidError(f"{what}: {len(rows)} rows for {n} block ids; give one row each")
+
+
+def _check_row(what: str, row: Any, n_segments: int) -> None:
+    if len(row) != n_segments:
+        raise InvalidError(f"{what}: a row of {len(row)}, but a shard has {n_segments} segments")
+
+
+def tensors(rows: Any, n: int, sizes: Sequence[int], dtype: str, writable: bool) -> tuple[Any, Any]:
+    """Return (C array of addresses, what must stay alive) of rows of tensors, one a segment."""
+    flat = array.array("Q")
+    _check_rows("tensors", rows, n)
+    for row in rows:
+        if not isinstance(row, (list, tuple)):
+            row = [row]
+        _check_row("tensors", row, len(sizes))
+        for tensor, size in zip(row, sizes, strict=True):
+            flat.append(_address(tensor, size, dtype, writable))
+    return ffi.from_buffer("uint64_t[]", flat), rows
+
+
+def _address(tensor: Any, size: int, dtype: str, writable: bool) -> int:
+    address: int
+    if hasattr(tensor, "data_ptr"):
+        if not tensor.is_contiguous():
+            raise InvalidError("tensors: a tensor is not contiguous; pass tensor.contiguous()")
+        if tensor.device.type != "cpu":
+            raise InvalidError(f"tensors: a tensor is on {tensor.device}; this pipeline takes cpu")
+        known = _TORCH_DTYPES.get(str(tensor.dtype))
+        nbytes, address = tensor.numel() * tensor.element_size(), tensor.data_ptr()
+    else:
+        try:
+            view = memoryview(tensor)
+        except (TypeError, ValueError):
+            raise InvalidError(
+                f"tensors: {_kind(tensor)} is neither a torch tensor nor an array"
+            ) from None
+        if not view.c_contiguous:
+            raise InvalidError("tensors: an array is not contiguous (strides); pass a copy")
+        if writable and view.readonly:
+            raise InvalidError("tensors: an array to load into is read-only")
+        known = {"e": "fp16", "f": "fp32"}.get(view.format)
+        nbytes = view.nbytes
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer(tensor))) if nbytes else 0
+    if known is not None and dtype != "bytes" and known != dtype:
+        raise InvalidError(f"tensors: a tensor is {known}, but the pipeline was opened for {dtype}")
+    if nbytes != size:
+        raise InvalidError(f"tensors: a tensor has {nbytes} bytes, but its segment has {size}")
+    return address
+
+
+def lengths(values: Any, n: int, capacity: int) -> Any:
+    """Return a C array of uint64 lengths, or NULL for None."""
+    if values is None:
+        return ffi.NULL
+    try:
+        flat = array.array("Q", (int(v) for v in values))
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidError("lengths: whole numbers of bytes are needed") from None
+    if len(flat) != n:
+        raise InvalidError(f"lengths: {len(flat)} lengths for {n} block ids; give one each")
+    if flat and max(flat) > capacity:
+        raise InvalidError(f"lengths: {max(flat)} is above the shard's {capacity} bytes")
+    return ffi.from_buffer("uint64_t[]", flat)

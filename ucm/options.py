@@ -1,0 +1,313 @@
+"""Option tables are the schema: check a configuration against the layers that will take it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ucm.errors import ConfigError
+from ucm.loader import TYPES, Option
+
+DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
+
+# Keys of the host, legal for any pipeline string.
+HOST_OPTIONS = (
+    Option("store_pipeline", "string", None, None, None, "The layers, top first: 'Cache|Posix'."),
+    Option("unique_id", "string", "", None, None, "Names what the processes of one engine share."),
+    Option("device_id", "int", "0", "-1..", None, "-1 opens for lookup only."),
+    Option("block_size", "size", "0", "0..", "bytes", "Bytes of one block."),
+    Option("shard_size", "size", "0", "0..", "bytes", "Bytes of one shard; 0: the block."),
+    Option("tensor_size", "size", "0", "0..", "bytes", "Bytes of one segment; 0: the shard."),
+    Option("tensor_size_list", "ints", "", "1..", "bytes", "Bytes of each segment of a shard."),
+    Option("dtype", "string", "bytes", "|".join(DTYPES), None, "What the numbers in a shard are."),
+    Option("timeout_ms", "int", "30000", "1..", "ms", "Limit of wait, and of a shard's start."),
+)
+
+# Knobs of older deployments that mean nothing here: accepted, and reported with the reason.
+WITHOUT_EFFECT = {
+    "local_rank_size": "ranks are found by their unique_id",
+    "share_buffer_enable": "Cache is private to one process in this version",
+    "cache_stream_number": "host memory needs no copy streams",
+    "cache_io_aggregation": "Cache always writes and reads whole blocks where it can",
+    "cache_load_exclusive_buffer_number": "loads keep a small reserve of slots by themselves",
+    "posix_lookup_concurrency": "a lookup runs on its caller's thread",
+    "posix_open_concurrency": "files are opened by the threads that move their bytes",
+    "posix_commit_concurrency": "blocks are published by the threads that wrote them",
+    "data_dir_shard_bytes": "folders are always named by three hex digits",
+    "compress_ratio": "Compress is lossless and of variable length; there is no ratio to set",
+    "stream_number": "thread counts are set per layer (compress_concurrency)",
+    "posix_gc_enable": "there is no quota in this version, so nothing is collected",
+    "posix_gc_trigger_threshold_ratio": "there is no quota in this version",
+    "posix_gc_recycle_percent": "there is no quota in this version",
+    "posix_gc_concurrency": "there is no quota in this version",
+    "posix_gc_check_interval_sec": "there is no quota in this version",
+    "posix_gc_max_recycle_count_per_shard": "there is no quota in this version",
+    "posix_gc_shard_sample_ratio": "there is no quota in this version",
+}
+
+# Knobs that ask for what is not built: refused unless they say no.
+NOT_BUILT = {
+    "use_gdr": "GPUDirect RDMA is not built",
+    "posix_capacity_gb": "a quota is not built, so the directory would grow without limit",
+}
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A checked value; ``given`` tells a user's from a default."""
+
+    option: Option
+    value: Any
+    given: bool
+
+
+@dataclasses.dataclass
+class Resolved:
+    """A whole configuration, checked: values of the host, and of each layer in table order."""
+
+    host: dict[str, Value]
+    layers: list[list[Value]]
+    notes: list[str]
+
+    def get(self, name: str) -> Any:
+        """Return the value of a host key."""
+        return self.host[name].value
+
+
+def parse_size(text: str) -> int:
+    """Read '64GiB', '4K' or '4096'; units are powers of 1024."""
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise ValueError(text)
+    unit = (match[2] or "").lower()
+    return int(float(match[1]) * _UNITS[unit[:1]])
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise ValueError(value)
+
+
+def _parse_int(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(value)
+    return int(value)
+
+
+def _parse_float(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(value)
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError(value)
+    return number
+
+
+def _parse_string(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(value)
+    return value
+
+
+def _parse_list(value: Any, separator: str) -> list[Any]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(separator) if part.strip()]
+    if isinstance(value, Sequence):
+        return list(value)
+    raise ValueError(value)
+
+
+_PARSERS = {
+    "bool": (_parse_bool, "true or false"),
+    "int": (_parse_int, "a whole number"),
+    "size": (
+        lambda v: parse_size(v) if isinstance(v, str) else _parse_int(v),
+        "a number of bytes, or text like '64GiB'",
+    ),
+    "float": (_parse_float, "a number"),
+    "string": (_parse_string, "text"),
+    "secret": (_parse_string, "text"),
+    "strings": (
+        lambda v: [_parse_string(part) for part in _parse_list(v, ":")],
+        "a list, or text separated by ':'",
+    ),
+    "ints": (
+        lambda v: [_parse_int(part) for part in _parse_list(v, ",")],
+        "a list of whole numbers",
+    ),
+}
+
+
+def check_value(option: Option, value: Any, key: str | None = None) -> Any:
+    """Return the value in the option's type, or raise ConfigError that names key and remedy."""
+    key = key or option.name
+    shown = "(secret)" if option.type == "secret" else repr(value)
+    parse, expected = _PARSERS[option.type]
+    try:
+        parsed = parse(value)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{key}: {shown} is not {expected}") from None
+    for part in parsed if isinstance(parsed, list) else [parsed]:
+        if isinstance(part, int) and not -(2**63) <= part < 2**63:
+            raise ConfigError(f"{key}: {shown} is too large")
+        if not _allowed(option, part):
+            unit = f" {option.unit}" if option.unit else ""
+            raise ConfigError(f"{key}: {shown} is not allowed; it must be {_range(option)}{unit}")
+    return parsed
+
+
+def _bounds(option: Option) -> tuple[float, float] | None:
+    if option.allowed is None or option.type not in ("int", "size", "float", "ints"):
+        return None
+    low, _, high = option.allowed.partition("..")
+    return (float(low) if low else float("-inf"), float(high) if high else float("inf"))
+
+
+def _allowed(option: Option, part: Any) -> bool:
+    if option.allowed is None:
+        return True
+    bounds = _bounds(option)
+    if bounds is not None:
+        return bool(bounds[0] <= part <= bounds[1])
+    return part in option.allowed.split("|")
+
+
+def _range(option: Option) -> str:
+    if _bounds(option) is None:
+        return "one of " + ", ".join((option.allowed or "").split("|"))
+    low, _, high = (option.allowed or "").partition("..")
+    if not high:
+        return f"{low} or more"
+    return f"from {low} to {high}" if low else f"{high} or less"
+
+
+def tables_file() -> Path:
+    """Find the option tables of the shipped layers, written when the package was built."""
+    from importlib import resources
+
+    # In an editable install only files can be resolved, not folders.
+    return Path(str(resources.files("ucm") / "plugins" / "tables.json"))
+
+
+@functools.cache
+def shipped_tables() -> dict[str, tuple[Option, ...]]:
+    """Read the options of all shipped layers, without opening a library."""
+    try:
+        tables = json.loads(tables_file().read_text())
+    except FileNotFoundError:
+        return {}
+    return {
+        layer: tuple(
+            Option(o["name"], TYPES[o["type"]], o["initial"], o["allowed"], o["unit"], o["help"])
+            for o in options
+        )
+        for layer, options in tables.items()
+    }
+
+
+def _flatten(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
+    """Turn {'Posix': {'timeout_ms': 5}} into {'Posix.timeout_ms': 5}."""
+    flat: dict[str, Any] = {}
+    known = set(words) | set(shipped_tables())
+    for key, value in config.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{key!r}: a key must be text")
+        if isinstance(value, Mapping):
+            if key not in known:
+                raise _unknown(key, known)
+            flat.update({f"{key}.{name}": part for name, part in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _unknown(key: str, known: Iterable[str]) -> ConfigError:
+    near = difflib.get_close_matches(key, sorted(set(known)), 1, 0.6)
+    hint = f"did you mean {near[0]!r}?" if near else "'ucm plugins NAME' lists a layer's options"
+    return ConfigError(f"{key}: unknown option; {hint}")
+
+
+def resolve(
+    config: Mapping[str, Any], layers: Sequence[tuple[str, tuple[Option, ...] | None]]
+) -> Resolved:
+    """Check ``config`` for the layers (word, option table), top first.
+
+    A layer whose table is None (a Python store) takes whatever nobody else knows.
+    """
+    words = [word.rpartition(":")[2] for word, _ in layers]
+    flat = _flatten(config, words)
+    open_ended = [word for word, table in layers if table is None]
+    notes: list[str] = []
+    used: set[str] = set()
+
+    host = {}
+    for option in HOST_OPTIONS:
+        given = option.name in flat and flat[option.name] is not None
+        used.add(option.name)
+        value = check_value(option, flat[option.name] if given else option.initial or "")
+        host[option.name] = Value(option, value, given)
+
+    resolved = []
+    for word, (_, table) in zip(words, layers, strict=True):
+        values = []
+        for option in table or ():
+            own, bare = f"{word}.{option.name}", option.name
+            key = own if own in flat else bare
+            used.update(k for k in (own, bare) if k in flat)
+            given = flat.get(key) is not None
+            if not given and option.initial is None:
+                raise ConfigError(
+                    f"{option.name}: {word} needs it and it is not given. {option.help}"
+                )
+            raw = flat[key] if given else option.initial
+            values.append(Value(option, check_value(option, raw, key if given else None), given))
+        resolved.append(values)
+
+    taken = {o.name for _, table in layers for o in table or ()}
+    for key in flat:
+        if key not in used:
+            _leftover(key, flat[key], words, taken, bool(open_ended), notes)
+    return Resolved(host, resolved, notes)
+
+
+def _leftover(
+    key: str, value: Any, words: Sequence[str], taken: set[str], open_ended: bool, notes: list[str]
+) -> None:
+    """Deal with a key that no layer of the string takes: report it or refuse it."""
+    word = key.rpartition(".")[0]
+    tables = shipped_tables()
+    if word:
+        if word not in tables and word not in words:
+            raise _unknown(word, [*words, *tables])
+        if word in words and not open_ended:
+            raise _unknown(key, [f"{word}.{n}" for n in taken])
+        notes.append(f"{key}: not used, {word} is not in the pipeline")
+        return
+    if key in NOT_BUILT:
+        if value in (False, 0, None, "false", "0"):
+            notes.append(f"{key}: no effect, because {NOT_BUILT[key]}")
+            return
+        raise ConfigError(f"{key}: {value!r} cannot be had: {NOT_BUILT[key]}; leave the key out")
+    if key in WITHOUT_EFFECT:
+        notes.append(f"{key}: no effect, because {WITHOUT_EFFECT[key]}")
+        return
+    owners = [layer for layer, table in tables.items() if any(o.name == key for o in table)]
+    if owners:
+        notes.append(f"{key}: not used, {' and '.join(owners)} is not in the pipeline")
+        return
+    if not open_ended:
+        everything = {o.name for o in HOST_OPTIONS} | taken | set(WITHOUT_EFFECT) | set(NOT_BUILT)
+        everything |= {o.name for table in tables.values() for o in table}
+        raise _unknown(key, everything)

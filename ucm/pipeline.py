@@ -1,0 +1,413 @@
+"""A pipeline string becomes open stores: layouts are asked for top-down, handles made bottom-up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ucm import errors, logs, options
+from ucm._abi import ffi, lib
+from ucm.errors import ConfigError, Status
+from ucm.layout import MAX_SEGMENTS, Layout, layout_of
+from ucm.loader import TYPES, Library
+from ucm.python_store import PythonStack, StoreBase
+from ucm.registry import Entry, open_library, registry
+from ucm.task import Result
+
+CAPABILITIES = {
+    "keeps": 1 << 0,
+    "loads": 1 << 1,
+    "persistent": 1 << 2,
+    "verifies": 1 << 3,
+    "write_back": 1 << 4,
+    "remove": 1 << 5,
+    "cancel": 1 << 6,
+    "events": 1 << 7,
+}
+TYPE_NUMBERS = {name: number for number, name in TYPES.items()}
+_MAX_LAYERS = 16
+_PUBLISHED = 1
+_SUBMITTED = ffi.typeof("ucmh_submitted *")
+
+
+def parse(pipeline: str) -> list[str]:
+    """Split 'Cache|Posix' into its words."""
+    words = [word.strip() for word in pipeline.split("|")]
+    if not pipeline.strip():
+        raise ConfigError("store_pipeline: it is empty; name a store, as in 'Cache|Posix'")
+    if not all(words):
+        raise ConfigError(f"store_pipeline: {pipeline!r} has an empty place between two '|'")
+    if len(words) > _MAX_LAYERS:
+        raise ConfigError(f"store_pipeline: {len(words)} layers; at most {_MAX_LAYERS} can stand")
+    return words
+
+
+def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
+    """Open the pipeline of ``config``; return the stack, its layout and the checked options."""
+    pipeline = options.check_value(options.HOST_OPTIONS[0], config.get("store_pipeline") or "")
+    words = parse(pipeline)
+    entries = [registry().find(word) for word in words]
+    _check_python(words, entries)
+    if entries[0].python_class is not None:
+        return _open_python(words[0], entries[0].python_class, config)
+    libraries = [open_library(entry) for entry in entries]
+    _check_order(words, libraries)
+    table = [(w, library.options) for w, library in zip(words, libraries, strict=True)]
+    checked = options.resolve(config, table)
+    layout = layout_of(checked)
+    return NativeStack(words, libraries, checked, layout), layout, checked
+
+
+def _check_python(words: Sequence[str], entries: Sequence[Entry]) -> None:
+    python = [word for word, entry in zip(words, entries, strict=True) if entry.python_class]
+    if python and len(words) > 1:
+        raise ConfigError(
+            f"store_pipeline: {python[0]} is written in Python and can only stand alone in this "
+            f"version, not in {'|'.join(words)!r}"
+        )
+
+
+def _check_order(words: Sequence[str], libraries: Sequence[Library]) -> None:
+    for i, (word, library) in enumerate(zip(words, libraries, strict=True)):
+        last = i == len(words) - 1
+        if library.needs_lower and last:
+            raise ConfigError(
+                f"store_pipeline: {word} needs a store below it; write '{'|'.join(words)}|Posix', "
+                "or '|Empty' to keep nothing"
+            )
+        if not library.needs_lower and not last:
+            raise ConfigError(
+                f"store_pipeline: {word} takes no store below it, but {words[i + 1]} stands there; "
+                f"{word} must be the last"
+            )
+
+
+def _open_python(
+    word: str, store_class: Any, config: Mapping[str, Any]
+) -> tuple[PythonStack, Layout | None, options.Resolved]:
+    checked = options.resolve(config, [(word, None)])
+    layout = layout_of(checked)
+    host = {option.name for option in options.HOST_OPTIONS}
+    given = {key.rpartition(".")[2]: v for key, v in config.items() if key not in host}
+    if issubclass(store_class, StoreBase):
+        store = store_class(layout, given)
+    else:
+        from ucm.store.adapter import SeedStore
+
+        store = SeedStore(store_class, layout, dict(config))
+    return PythonStack(word.rpartition(":")[2], store, layout), layout, checked
+
+
+def _raise(status: int, error: Any, prefix: str = "") -> None:
+    message = ffi.string(error.message).decode(errors="replace")
+    text = message or errors.explain(errors.status_of(status))
+    raise errors.error_for(status, prefix + text, error.os_errno)
+
+
+def _new_error() -> Any:
+    error = ffi.new("ucm_error *")
+    error.struct_size = ffi.sizeof("ucm_error")
+    return error
+
+
+class _Values:
+    """One layer's option values as a C array, with everything that it points to."""
+
+    def __init__(self, values: Sequence[options.Value]) -> None:
+        self.count = len(values)
+        self.array = ffi.new("ucm_value[]", max(1, len(values)))
+        self._keep: list[Any] = []
+        for slot, value in zip(self.array, values, strict=False):
+            slot.given = int(value.given)
+            self._fill(slot, value)
+
+    def _fill(self, slot: Any, value: options.Value) -> None:
+        kind, data = value.option.type, value.value
+        slot.type = TYPE_NUMBERS[kind]
+        if kind in ("bool", "int", "size"):
+            slot.i = int(data)
+        elif kind == "float":
+            slot.f = data
+        elif kind in ("string", "secret"):
+            slot.s = self._text(data)
+        elif kind == "strings":
+            slot.count = len(data)
+            slot.strings = self._array("char *[]", [self._text(part) for part in data])
+        else:
+            slot.count = len(data)
+            slot.ints = self._array("int64_t[]", data)
+
+    def _text(self, text: str) -> Any:
+        return self._array("char[]", text.encode())
+
+    def _array(self, ctype: str, data: Any) -> Any:
+        made = ffi.new(ctype, data)
+        self._keep.append(made)
+        return made
+
+
+def _top_layout(layout: Layout, keep: list[Any]) -> Any:
+    made = ffi.new("ucm_layout *")
+    made.struct_size = ffi.sizeof("ucm_layout")
+    made.shards_per_block = layout.shards_per_block
+    made.n_segments = len(layout.segment_sizes)
+    segments = ffi.new("uint64_t[]", layout.segment_sizes)
+    planes = ffi.new("ucm_plane[]", len(layout.segment_sizes))
+    for plane, size in zip(planes, layout.segment_sizes, strict=True):
+        plane.bytes = size
+        plane.dtype = options.DTYPES.index(layout.dtype)
+    keep += [segments, planes]
+    made.segment_bytes = segments
+    made.capacity = made.raw_capacity = layout.shard_size
+    made.n_planes = len(layout.segment_sizes) if layout.dtype != "bytes" else 0
+    made.plane_stride = ffi.sizeof("ucm_plane")
+    made.planes = planes
+    made.memory = lib.UCM_MEMORY_HOST
+    made.device = -1
+    return made
+
+
+def _lower_layout(
+    word: str, library: Library, layout: Any, values: _Values, keep: list[Any]
+) -> Any:
+    if library.plugin.lower_layout == ffi.NULL:
+        return layout
+    out = ffi.new("ucm_layout *", layout[0])
+    out.flags = 0
+    out.n_planes = 0
+    out.planes = ffi.NULL
+    out.memory, out.device = lib.UCM_MEMORY_HOST, -1
+    args = ffi.new("ucm_layout_args *")
+    args.struct_size = ffi.sizeof("ucm_layout_args")
+    args.layout = layout
+    args.n_values, args.value_stride = values.count, ffi.sizeof("ucm_value")
+    args.values = values.array
+    segments = ffi.new("uint64_t[]", MAX_SEGMENTS)
+    planes = ffi.new("ucm_plane[]", MAX_SEGMENTS)
+    args.segments_room, args.segment_bytes = MAX_SEGMENTS, segments
+    args.planes_room, args.planes = ffi.sizeof(planes), planes
+    keep += [out, segments, planes]
+    error = _new_error()
+    status = lib.ucmh_lower_layout(library.plugin, args, out, error)
+    if status != Status.OK:
+        _raise(status, error, f"{word}: ")
+    _check_lower_layout(word, out)
+    return out
+
+
+def _check_lower_layout(word: str, out: Any) -> None:
+    if not (1 <= out.n_segments <= MAX_SEGMENTS and out.shards_per_block >= 1):
+        problem = f"{out.n_segments} segments, {out.shards_per_block} shards"
+    elif sum(out.segment_bytes[0 : out.n_segments]) != out.capacity:
+        problem = f"capacity {out.capacity} is not the sum of its segments"
+    elif out.flags & lib.UCM_LAYOUT_PAGES and out.n_segments != 1:
+        problem = "whole pages but more than one segment"
+    elif out.n_planes and out.plane_stride < ffi.sizeof("ucm_plane"):
+        problem = "the stride of its planes is too small"
+    else:
+        return
+    raise errors.PluginError(f"{word}: its lower_layout is wrong: {problem}")
+
+
+class _Outcome:
+    def __init__(self, submitted: Any) -> None:
+        self._task = submitted.task
+        self.number = submitted.number
+
+    def __del__(self) -> None:
+        lib.ucmh_task_free(self._task)
+
+    def wait(self, timeout_ms: int) -> int:
+        return int(lib.ucmh_task_wait(self._task, timeout_ms))
+
+    def result(self, i: int) -> Result:
+        r = lib.ucmh_task_results(self._task)[i]
+        return Result(errors.status_of(r.status), r.length, r.os_errno, bool(r.flags & _PUBLISHED))
+
+    def failures(self, limit: int) -> tuple[int, list[int]]:
+        indexes = ffi.new("size_t[]", limit)
+        count = int(lib.ucmh_task_failures(self._task, indexes, limit))
+        return count, list(indexes[0 : min(count, limit)])
+
+
+class NativeStack:
+    """Open native layers, top first. Safe to use from many threads, except close."""
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        libraries: Sequence[Library],
+        checked: options.Resolved,
+        layout: Layout | None,
+    ) -> None:
+        logs.start()
+        self._libraries = libraries
+        self._stores: list[Any] = []  # top first
+        self.layers = _layer_names([word.rpartition(":")[2] for word in words])
+        self._timeout_ms = checked.get("timeout_ms")
+        values = [_Values(v) for v in checked.layers]
+        keep: list[Any] = []
+        layouts = [_top_layout(layout, keep) if layout else ffi.NULL]
+        for word, library, own in zip(words[:-1], libraries, values, strict=False):
+            lower = ffi.NULL if not layout else _lower_layout(word, library, layouts[-1], own, keep)
+            layouts.append(lower)
+        try:
+            for i in reversed(range(len(words))):
+                lower_layout = layouts[i + 1] if i + 1 < len(words) else ffi.NULL
+                self._open(words[i], libraries[i], values[i], layouts[i], lower_layout, checked)
+        except BaseException:
+            self.close(-1)
+            raise
+        bits = self._stores[0].capabilities
+        self.capabilities = frozenset(name for name, bit in CAPABILITIES.items() if bits & bit)
+
+    def _open(
+        self,
+        word: str,
+        library: Library,
+        values: _Values,
+        layout: Any,
+        lower_layout: Any,
+        checked: options.Resolved,
+    ) -> None:
+        unique_id = ffi.new("char[]", checked.get("unique_id").encode())
+        args = ffi.new("ucm_open_args *")
+        args.struct_size = ffi.sizeof("ucm_open_args")
+        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if layout == ffi.NULL else 0
+        args.host = lib.ucmh_host()
+        args.layout, args.lower_layout = layout, lower_layout
+        args.n_values, args.value_stride = values.count, ffi.sizeof("ucm_value")
+        args.values = values.array
+        args.lower = self._stores[0] if self._stores else ffi.NULL
+        args.unique_id = unique_id
+        out = ffi.new("ucm_store **")
+        error = _new_error()
+        status = lib.ucmh_open(library.plugin, args, out, error)
+        if status != Status.OK:
+            _raise(status, error, f"{word}: ")
+        self._stores.insert(0, out[0])
+
+    def submit(
+        self, dump: bool, n: int, ids: Any, shards: Any, addresses: Any, lengths: Any, busy_ms: int
+    ) -> _Outcome:
+        """Start a transfer, waiting up to ``busy_ms`` for room in the queue."""
+        out = ffi.new(_SUBMITTED)
+        status = lib.ucmh_submit(
+            self._stores[0], dump, n, ids, shards, addresses, lengths, ffi.NULL, 0, 0, 0, 0,
+            self._timeout_ms, busy_ms, out,
+        )  # fmt: skip
+        if status:
+            _raise(status, out.error)
+        return _Outcome(out)
+
+    def lookup(self, mode: int, n: int, ids: Any) -> tuple[int, Any]:
+        """Answer like ``ucm_lookup_args``: (hits, tiers)."""
+        hits = ffi.new("size_t *")
+        tiers = ffi.new("uint8_t[]", max(n, 1)) if mode == lib.UCM_LOOKUP_ALL else ffi.NULL
+        error = _new_error()
+        status = lib.ucmh_lookup(
+            self._stores[0], mode, n, ids, ffi.NULL, self._timeout_ms, hits, tiers, error
+        )
+        if status != Status.OK:
+            _raise(status, error)
+        return hits[0], tiers if tiers == ffi.NULL else ffi.buffer(tiers, n)
+
+    def _ids(self, what: int, n: int, ids: Any) -> None:
+        error = _new_error()
+        status = lib.ucmh_ids(self._stores[0], what, n, ids, error)
+        if status != Status.OK:
+            _raise(status, error)
+
+    def prefetch(self, n: int, ids: Any) -> None:
+        """Pass the hint on."""
+        self._ids(lib.UCMH_PREFETCH, n, ids)
+
+    def remove(self, n: int, ids: Any) -> None:
+        """Remove blocks from every layer."""
+        self._ids(lib.UCMH_REMOVE, n, ids)
+
+    def cancel(self, number: int) -> None:
+        """Cancel a task; one that has finished already is fine."""
+        error = _new_error()
+        status = lib.ucmh_cancel(self._stores[0], number, error)
+        if status not in (Status.OK, Status.NOT_FOUND):
+            _raise(status, error)
+
+    def drain(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
+        """Wait until what was accepted is stored; (OK or PENDING, counts)."""
+        report = _new_report()
+        error = _new_error()
+        status = lib.ucmh_drain(self._stores[0], timeout_ms, report, error)
+        if status not in (Status.OK, Status.PENDING):
+            _raise(status, error)
+        return status, _counts(report)
+
+    def close(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
+        """Close from the top down; PENDING leaves the layers that are still open, to call again."""
+        total = {"stored": 0, "lost": 0, "pending": 0, "unfinished": 0}
+        until = time.monotonic() + timeout_ms / 1000
+        while self._stores:
+            left = -1 if timeout_ms < 0 else max(0, int((until - time.monotonic()) * 1000))
+            report = _new_report()
+            error = _new_error()
+            status = lib.ucmh_close(self._stores[0], left, report, error)
+            if status == Status.PENDING:
+                total["pending"] += report.pending
+                return status, total
+            self._stores.pop(0)
+            for name, count in _counts(report).items():
+                total[name] += count
+            if status != Status.OK:
+                logs.logger.error("close: %s", ffi.string(error.message).decode(errors="replace"))
+        return Status.OK, total
+
+    def native_handle(self) -> int:
+        """Return the address of the top layer's ``ucm_store``."""
+        return int(ffi.cast("uintptr_t", self._stores[0]))
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Read every layer's metrics: counters and gauges as numbers, histograms as dicts."""
+        answer = {}
+        for name, library, store in zip(self.layers, self._libraries, self._stores, strict=True):
+            wide = lib.UCM_HISTOGRAM_VALUES
+            widths = [wide if m.kind == "histogram" else 1 for m in library.metrics]
+            values = ffi.new("uint64_t[]", max(1, sum(widths)))
+            error = _new_error()
+            status = lib.ucmh_metrics(store, sum(widths), values, error)
+            if status != Status.OK:
+                _raise(status, error, f"{name}: ")
+            at, layer = 0, {}
+            for metric, width in zip(library.metrics, widths, strict=True):
+                layer[metric.name] = _metric(values, at, width)
+                at += width
+            answer[name] = layer
+        return answer
+
+
+def _layer_names(words: Sequence[str]) -> tuple[str, ...]:
+    """Number repeated words, so that each layer has a key of its own: Cache, Cache#2."""
+    seen: dict[str, int] = {}
+    names = []
+    for word in words:
+        seen[word] = seen.get(word, 0) + 1
+        names.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
+    return tuple(names)
+
+
+def _metric(values: Any, at: int, width: int) -> Any:
+    if width == 1:
+        return values[at]
+    buckets = list(values[at + 2 : at + width])
+    return {"count": values[at], "sum": values[at + 1], "buckets": buckets}
+
+
+def _new_report() -> Any:
+    report = ffi.new("ucm_report *")
+    report.struct_size = ffi.sizeof("ucm_report")
+    return report
+
+
+def _counts(report: Any) -> dict[str, int]:
+    names = ("stored", "lost", "pending", "unfinished")
+    return {name: getattr(report, name) for name in names}

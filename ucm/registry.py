@@ -1,0 +1,201 @@
+"""What words a pipeline string may use, and where each comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import os
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from ucm import errors, hookspecs, options
+from ucm.loader import Library, Metric, Option, loader
+from ucm.python_store import StoreBase
+
+PLUGINS_ENV = "UCM_PLUGINS"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A registered word: exactly one of ``path`` and ``python_class`` is set."""
+
+    name: str
+    origin: str
+    path: str | None = None
+    python_class: type[Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PluginInfo:
+    """What ``ucm plugins`` shows of one word. ``error`` says why it cannot be used, or is None."""
+
+    name: str
+    origin: str
+    path: str | None
+    version: str = ""
+    summary: str = ""
+    needs_lower: bool = False
+    options: tuple[Option, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    error: str | None = None
+
+
+class _Shipped:
+    """Our own layers, registered as any other package registers its own."""
+
+    @hookspecs.hookimpl
+    def ucm_register_stores(self, register: hookspecs.Register) -> None:
+        for path in shipped_libraries():
+            register(path.stem.capitalize(), path)
+
+
+def shipped_libraries() -> list[Path]:
+    """Find the libraries in the package's own folder of plugins."""
+    return sorted(options.tables_file().parent.glob("*.so"))
+
+
+class Registry:
+    """The words known to this process. Thread-safe; nothing is opened before it is named."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards all below
+        self._entries: dict[str, list[Entry]] = {}
+        self._broken: list[PluginInfo] = []
+        self._manager = pluggy.PluginManager("ucm")
+        self._manager.add_hookspecs(hookspecs)
+        self._load("ucm-store", _Shipped())
+        for point in metadata.entry_points(group="ucm"):
+            self._load_entry_point(point)
+        self._load_files(os.environ.get(PLUGINS_ENV, ""))
+
+    def register(self, name: str, store: object, origin: str = "this program") -> None:
+        """Make a store known under a name; see :func:`ucm.hookspecs.ucm_register_stores`."""
+        entry = _entry(name, store, origin)
+        with self._lock:
+            self._entries.setdefault(name, []).append(entry)
+
+    def find(self, word: str) -> Entry:
+        """Return the entry of ``Name``, or of ``dist:Name`` where two packages have the name."""
+        dist, _, name = word.rpartition(":")
+        with self._lock:
+            entries = [e for e in self._entries.get(name, []) if not dist or e.origin == dist]
+            broken = [info for info in self._broken if name in (info.name, info.origin)]
+            known = sorted(self._entries)
+        if len(entries) == 1:
+            return entries[0]
+        if len(entries) > 1:
+            choices = " or ".join(f"{e.origin}:{name}" for e in entries)
+            raise errors.PluginError(
+                f"the store {name!r} is registered more than once; say which one: {choices}"
+            )
+        if broken:
+            raise errors.PluginError(f"the store {word!r} was refused: {broken[0].error}")
+        near = difflib.get_close_matches(name.capitalize(), known, 1, 0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise errors.ConfigError(
+            f"store_pipeline: there is no store {word!r}{hint} Known: {', '.join(known)}. "
+            "'ucm plugins' says where each comes from"
+        )
+
+    def describe(self) -> list[PluginInfo]:
+        """Describe every word, opening the libraries; refused ones carry their reason."""
+        with self._lock:
+            entries = [entry for name in sorted(self._entries) for entry in self._entries[name]]
+            broken = list(self._broken)
+        return [_info(entry) for entry in entries] + broken
+
+    def _load(self, origin: str, plugin: object) -> None:
+        self._manager.register(plugin, name=origin)
+        hook = self._manager.subset_hook_caller(
+            "ucm_register_stores", [p for p in self._manager.get_plugins() if p is not plugin]
+        )
+        hook(register=functools.partial(self.register, origin=origin))
+
+    def _load_entry_point(self, point: metadata.EntryPoint) -> None:
+        origin = point.dist.name if point.dist else point.value
+        try:
+            self._load(origin, point.load())
+        except Exception as error:  # one broken package breaks only itself
+            reason = f"{origin} ({point.value}): {type(error).__name__}: {error}"
+            self._broken.append(PluginInfo(point.name, origin, None, error=reason))
+
+    def _load_files(self, paths: str) -> None:
+        for path in filter(None, paths.split(":")):
+            try:
+                self.register(loader.open(path).name, path, origin=PLUGINS_ENV)
+            except errors.StoreError as error:
+                name = Path(path).stem
+                self._broken.append(PluginInfo(name, PLUGINS_ENV, path, error=str(error)))
+
+
+def _entry(name: str, store: object, origin: str) -> Entry:
+    if not (name.isascii() and name.isalnum() and name[0].isalpha()):
+        raise errors.ConfigError(
+            f"register({name!r}): a store's name is a letter followed by letters and digits"
+        )
+    if inspect.isclass(store):
+        from ucm.store.ucmstore_v1 import UcmKVStoreBaseV1
+
+        if not issubclass(store, (StoreBase, UcmKVStoreBaseV1)):
+            raise errors.ConfigError(
+                f"register({name!r}): {store.__name__} is derived from neither ucm.StoreBase nor "
+                "UcmKVStoreBaseV1"
+            )
+        return Entry(name, origin, python_class=store)
+    if isinstance(store, (str, os.PathLike)):
+        return Entry(name, origin, path=os.fspath(store))
+    raise errors.ConfigError(
+        f"register({name!r}): give the path of a library or a class, not {type(store).__name__}"
+    )
+
+
+def open_library(entry: Entry) -> Library:
+    """Open the entry's library and check that it is what it was registered as."""
+    assert entry.path is not None
+    library = loader.open(entry.path)
+    if library.name != entry.name:
+        raise errors.PluginError(
+            f"{entry.path}: refused: registered as {entry.name!r}, but it calls itself "
+            f"{library.name!r}"
+        )
+    return library
+
+
+def _info(entry: Entry) -> PluginInfo:
+    if entry.python_class is not None:
+        cls: Any = entry.python_class
+        doc = (inspect.getdoc(cls) or "").split("\n")[0]
+        return PluginInfo(
+            entry.name, entry.origin, f"{cls.__module__}.{cls.__qualname__}", summary=doc
+        )
+    try:
+        library = open_library(entry)
+    except errors.StoreError as error:
+        return PluginInfo(entry.name, entry.origin, entry.path, error=str(error))
+    return PluginInfo(
+        entry.name,
+        entry.origin,
+        entry.path,
+        library.version,
+        library.summary,
+        library.needs_lower,
+        library.options,
+        library.metrics,
+    )
+
+
+@functools.cache
+def registry() -> Registry:
+    """Return the process's registry, made when first needed."""
+    return Registry()
+
+
+def plugins() -> list[PluginInfo]:
+    """List every store that a pipeline string may name, and every one that was refused and why."""
+    return registry().describe()

@@ -1,0 +1,1 @@
+"""The older import paths, thin over ``ucm``."""

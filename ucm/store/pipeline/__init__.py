@@ -1,0 +1,1 @@
+"""``UcmPipelineStore`` under its older import path."""

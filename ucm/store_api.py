@@ -1,0 +1,358 @@
+"""``Store``: an open pipeline, as callers see it."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from ucm import config, errors, logs, memory, pipeline
+from ucm._abi import ffi
+from ucm.errors import Status
+from ucm.layout import Layout
+from ucm.task import Task
+
+_SLICE_MS = 100  # how long a wait stays out of Python, so that Ctrl-C works
+_ALL, _PREFIX, _LAST = 0, 1, 2
+
+
+class Report(NamedTuple):
+    """What became of dumped shards.
+
+    ``stored`` and ``lost`` since the last report; lost were accepted and then given up, the log
+    says why. ``pending`` and ``unfinished`` as it is now; unfinished are stored, in blocks that
+    still miss other shards.
+    """
+
+    stored: int
+    lost: int
+    pending: int
+    unfinished: int
+
+
+class Store:
+    """An open pipeline. Thread-safe; a context manager that closes itself.
+
+    Ids are a list of 16-byte ``bytes``, or a uint8 array (n, 16). A call that moves shards takes,
+    for each, the id of its block, its index in the block, and one row of memory: a list of tensors
+    or arrays, one per segment, or their addresses.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._pid = os.getpid()
+        self._closed = False
+        self._gate = _Gate(self)
+        self._stack, self._layout, checked = pipeline.open_stack(options)
+        self._timeout_ms: int = checked.get("timeout_ms")
+        self.pipeline: str = checked.get("store_pipeline")
+        self.notes: list[str] = checked.notes
+        self._tasks: collections.deque[Task] = collections.deque()
+        _open_stores.add(self)
+        for note in checked.notes:
+            logs.logger.warning("%s", note)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.pipeline!r}{' closed' if self._closed else ''}>"
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._closed:
+            self.close()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers, top first."""
+        return self._stack.layers
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the pipeline can do.
+
+        ``keeps`` (a published block is found again), ``loads`` (its bytes too), ``persistent``
+        (after a restart too), ``verifies`` (altered bytes are found out), ``write_back`` (a dump is
+        done before it is stored, see ``drain``), ``remove``, ``cancel``, ``events``.
+        """
+        return self._stack.capabilities
+
+    @property
+    def layout(self) -> Layout | None:
+        """The sizes in force, or None when opened for lookup only."""
+        return self._layout
+
+    def lookup(self, block_ids: Any) -> list[bool]:
+        """Tell for each block whether it is published."""
+        return [tier != 0 for tier in self.tiers(block_ids)]
+
+    def tiers(self, block_ids: Any) -> list[int]:
+        """Tell for each block how deep it lies: 0 absent, 1 in the top layer, 2 in the next..."""
+        ids, n = memory.ids(block_ids)
+        with self._gate:
+            _, tiers = self._stack.lookup(_ALL, n, ids)
+        return list(bytes(tiers))
+
+    def lookup_on_prefix(self, block_ids: Any) -> int:
+        """Return the index of the last block of the longest published prefix, or -1."""
+        ids, n = memory.ids(block_ids)
+        with self._gate:
+            hits, _ = self._stack.lookup(_PREFIX, n, ids)
+        return int(hits) - 1
+
+    def lookup_on_reverse(self, block_ids: Any) -> int:
+        """Return the index of the rightmost published block, or -1."""
+        ids, n = memory.ids(block_ids)
+        with self._gate:
+            hits, _ = self._stack.lookup(_LAST, n, ids)
+        return int(hits) - 1
+
+    def prefetch(self, block_ids: Any) -> None:
+        """Hint that these blocks will be loaded soon. Returns at once."""
+        ids, n = memory.ids(block_ids)
+        with self._gate:
+            self._stack.prefetch(n, ids)
+
+    def load(self, block_ids: Any, shard_index: Any, tensors: Any) -> Task:
+        """Start to fill rows of tensors or arrays, one per segment, from storage."""
+        return self._start(False, block_ids, shard_index, tensors, None, True)
+
+    def dump(self, block_ids: Any, shard_index: Any, tensors: Any) -> Task:
+        """Start to store rows of tensors or arrays, one per segment."""
+        return self._start(True, block_ids, shard_index, tensors, None, True)
+
+    def load_data(self, block_ids: Any, shard_index: Any, addresses: Any) -> Task:
+        """Start to fill memory given by address: uint64 (n, segments), or a list of lists."""
+        return self._start(False, block_ids, shard_index, addresses, None, False)
+
+    def dump_data(
+        self, block_ids: Any, shard_index: Any, addresses: Any, lengths: Any = None
+    ) -> Task:
+        """Start to store memory given by address.
+
+        ``lengths``: bytes of each shard, counted across its segments; None: all full.
+        """
+        return self._start(True, block_ids, shard_index, addresses, lengths, False)
+
+    def _start(
+        self, dump: bool, block_ids: Any, shard_index: Any, rows: Any, lengths: Any, objects: bool
+    ) -> Task:
+        layout = self._layout
+        if layout is None:
+            raise errors.UnsupportedError(
+                "this store was opened for lookup only; give the block's sizes and device_id 0"
+            )
+        ids, n = memory.ids(block_ids)
+        shards = memory.shard_indexes(shard_index, n, layout.shards_per_block)
+        sizes = layout.segment_sizes
+        keep: Any = (block_ids, shard_index)
+        if objects:
+            addresses, keep = memory.tensors(rows, n, sizes, layout.dtype, not dump)
+        else:
+            addresses = memory.addresses(rows, n, len(sizes))
+        limits = memory.lengths(lengths, n, layout.shard_size)
+        try:
+            with self._gate:
+                outcome = self._stack.submit(
+                    dump, n, ids, shards, addresses, limits, self._timeout_ms
+                )
+        except errors.InvalidError:
+            memory.check_range(max(shards, default=0), layout.shards_per_block)
+            raise
+        task = Task("dump" if dump else "load", n, outcome, _Names(ids, shards), keep)
+        self._reap()
+        self._tasks.append(task)
+        return task
+
+    def _reap(self) -> None:
+        """Drop finished tasks; those that run keep their memory alive here."""
+        tasks = self._tasks
+        for _ in range(min(len(tasks), 4)):
+            try:
+                task = tasks.popleft()
+            except IndexError:  # another thread was faster
+                return
+            if not task.done():
+                tasks.append(task)
+
+    def wait(self, task: Task, timeout_ms: int | None = None) -> None:
+        """Return when every shard of the task is done; raise StoreError if any failed.
+
+        Raises StoreTimeout after ``timeout_ms`` (default: the option): the task goes on, and wait
+        may be called again.
+        """
+        limit = self._timeout_ms if timeout_ms is None else timeout_ms
+        until = time.monotonic() + limit / 1000
+        while True:
+            left = int((until - time.monotonic()) * 1000)
+            if task.poll(max(0, min(left, _SLICE_MS))) != Status.PENDING:
+                break
+            if left <= 0:
+                raise errors.StoreTimeout(
+                    f"{task!r} has not finished within {limit} ms; it goes on, wait again"
+                )
+        error = task.error()
+        if error is not None:
+            raise error
+
+    def check(self, task: Task) -> bool:
+        """Tell whether the task has finished, well or badly."""
+        return task.done()
+
+    def cancel(self, task: Task) -> None:
+        """Ask that shards which have not started end as CANCELLED; wait for the task as usual."""
+        with self._gate:
+            self._stack.cancel(task.task_id)
+
+    def remove(self, block_ids: Any) -> None:
+        """Remove blocks from every layer; absent ones are fine."""
+        ids, n = memory.ids(block_ids)
+        with self._gate:
+            self._stack.remove(n, ids)
+
+    def drain(self, timeout_ms: int | None = None) -> Report:
+        """Wait until all that was dumped is stored at the bottom, or lost; raise StoreTimeout."""
+        limit = self._timeout_ms if timeout_ms is None else timeout_ms
+        status, counts = self._sliced(self._drain_slice, limit)
+        if status == Status.PENDING:
+            raise errors.StoreTimeout(
+                f"drain: {counts['pending']} shards are not stored yet after {limit} ms; "
+                "they go on, drain again"
+            )
+        return Report(**counts)
+
+    def _drain_slice(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
+        with self._gate:
+            return self._stack.drain(timeout_ms)
+
+    def _sliced(self, call: Any, limit_ms: int) -> tuple[int, dict[str, int]]:
+        """Repeat a bounded call in short slices, so that Ctrl-C works between them."""
+        total = {"stored": 0, "lost": 0, "pending": 0, "unfinished": 0}
+        until = time.monotonic() + limit_ms / 1000
+        while True:
+            left = int((until - time.monotonic()) * 1000)
+            status, counts = call(max(0, min(left, _SLICE_MS)))
+            for name in ("stored", "lost"):
+                total[name] += counts[name]
+            total["pending"], total["unfinished"] = counts["pending"], counts["unfinished"]
+            if status != Status.PENDING or left <= 0:
+                return status, total
+
+    def native_handle(self) -> int:
+        """Return the address of the top layer's ``ucm_store``, or 0 for a Python store."""
+        with self._gate:
+            return self._stack.native_handle()
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Return every layer's metrics, top first; 'ucm plugins NAME' explains them."""
+        with self._gate:
+            return self._stack.metrics()
+
+    def close(self, timeout_ms: int | None = None) -> Report:
+        """Finish what was accepted, then release everything.
+
+        Raises StoreTimeout if that takes longer: the store stays closed to new work, and close may
+        be called again. Closing a closed store does nothing.
+        """
+        if self._closed or self._pid != os.getpid():
+            return Report(0, 0, 0, 0)
+        limit = self._timeout_ms if timeout_ms is None else timeout_ms
+        self._gate.shut()
+        status, counts = self._sliced(self._stack.close, limit)
+        if status == Status.PENDING:
+            raise errors.StoreTimeout(
+                f"close: {counts['pending']} shards are not stored after {limit} ms; close again"
+            )
+        self._closed = True
+        _open_stores.discard(self)
+        self._tasks.clear()
+        return Report(**counts)
+
+
+class _Gate:
+    """Lets calls into the stack until close begins, and lets close wait for those inside."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = weakref.ref(store)
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # guards _inside and _shut
+        self._inside = 0
+        self._shut = False
+
+    def __enter__(self) -> None:
+        if self._pid != os.getpid():
+            raise errors.InvalidError(
+                f"{self._store()!r} was opened by the parent process {self._pid}; "
+                "open it again in this one"
+            )
+        with self._lock:
+            if self._shut:
+                raise errors.ClosedError(f"{self._store()!r}: the store is closed")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+
+    def shut(self) -> None:
+        """Let nobody in any more, and return when nobody is inside."""
+        with self._lock:
+            self._shut = True
+        # Calls inside are short, and a condition variable would cost every one of them.
+        while self._inside:
+            time.sleep(0.001)
+
+
+class _Names:
+    """Ids and indexes of a task's shards, for messages."""
+
+    def __init__(self, ids: Any, shards: Any) -> None:
+        self._ids, self._shards = ids, shards
+
+    def __call__(self, i: int) -> tuple[bytes, int]:
+        return bytes(ffi.buffer(self._ids + i * 16, 16)), self._shards[i]
+
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for store in list(_open_stores):
+        if store._pid != os.getpid():
+            continue
+        logs.logger.warning("%r was not closed; it is closed now, at exit", store)
+        try:
+            store.close()
+        except errors.StoreError as error:
+            logs.logger.error("%s", error)
+
+
+def open_pipeline(pipeline: str | os.PathLike[str] | Mapping[str, Any], /, **options: Any) -> Store:
+    """Open a pipeline: ``open_pipeline("Cache|Posix", storage_backends="/data", block_size=...)``.
+
+    ``pipeline`` is a pipeline string, a mapping with the key ``store_pipeline``, or the path of a
+    YAML file; keyword arguments win over what stands there.
+    """
+    if isinstance(pipeline, Mapping):
+        base = dict(pipeline)
+    elif isinstance(pipeline, os.PathLike) or Path(pipeline).suffix in (".yaml", ".yml"):
+        base = config.read_yaml(os.fspath(pipeline))
+    elif isinstance(pipeline, str):
+        base = {"store_pipeline": pipeline}
+    else:
+        raise errors.ConfigError(
+            f"a pipeline is a string, a mapping or the path of a YAML file, not {pipeline!r}"
+        )
+    return Store({**base, **options})
