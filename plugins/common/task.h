@@ -103,6 +103,8 @@ class Task {
         return deadline_ns_ && monotonic_ns() > deadline_ns_ ? UCM_TIMEOUT : UCM_OK;
     }
     void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+    // Every shard is complete: finished runs or has run.
+    bool ended() const { return remaining_.load(std::memory_order_acquire) == 0; }
 
     // Once for each shard, by any thread that holds no lock.
     inline void complete(size_t i, const ucm_result &result);
@@ -178,7 +180,7 @@ class Tasks {
     ucm_status cancel(ucm_task number, ucm_error *err) {
         std::lock_guard<std::mutex> hold(mutex_);
         auto found = running_.find(number);
-        if (found == running_.end())
+        if (found == running_.end() || found->second->ended())
             return ucm_fail(err, UCM_NOT_FOUND, 0, "no such task; it may have finished");
         found->second->cancel();
         return UCM_OK;

@@ -38,24 +38,35 @@ void Dumper::work(Scratch &scratch) {
             block->running = true;
         }
         run(*block, job, scratch);
-        Draft removed;
-        {
-            std::lock_guard<std::mutex> hold(mutex_);
-            block->running = false;
-            block->runs++;
-            if (block->dropped.exchange(false)) std::swap(removed, block->draft);
-            if (block->waiting.empty()) {
-                block->scheduled = false;
-                rest(id, *block);
+        while (!end_run(id, *block)) {
+        }
+        end_job(context_, job);
+        abandon_excess();
+    }
+}
+
+// False: the block was dropped meanwhile. It still counts as running while its file is deleted, so
+// that it is gone when remove returns.
+bool Dumper::end_run(const BlockId &id, Block &block) {
+    Draft removed;
+    {
+        std::lock_guard<std::mutex> hold(mutex_);
+        if (!block.dropped.exchange(false)) {
+            block.running = false;
+            block.runs++;
+            if (block.waiting.empty()) {
+                block.scheduled = false;
+                rest(id, block);
             } else {
                 ready_.push(id);
             }
             ended_.notify_all();
+            return true;
         }
-        discard(removed);
-        end_job(context_, job);
-        abandon_excess();
+        std::swap(removed, block.draft);
     }
+    discard(removed);
+    return false;
 }
 
 void Dumper::run(Block &block, Job &job, Scratch &scratch) {

@@ -84,6 +84,7 @@ class Dumper {
     };
 
     void run(Block &block, Job &job, Scratch &scratch);
+    bool end_run(const BlockId &id, Block &block);
     void decide(Run &run);
     bool begin(Run &run, Directory &directory);
     Draft empty_draft(Directory &directory, bool replace) const;

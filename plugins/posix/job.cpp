@@ -96,7 +96,7 @@ void end_job(const Context &context, const Job &job) {
     Batch &batch = *job.batch;
     if (batch.jobs_left.fetch_sub(1) != 1 || !context.log.wants(UCM_LOG_DEBUG)) return;
     const Task &task = *batch.task;
-    context.log.write(UCM_LOG_DEBUG, "Posix task(%llu,%s,%zu,%llu) finished, cost %.3f ms.",
+    context.log.write(UCM_LOG_DEBUG, "Posix task(%llu,%s,%zu,%llu) finished, cost %.3fms.",
                       static_cast<unsigned long long>(task.number()), operation(batch), task.n(),
                       static_cast<unsigned long long>(bytes_of(task)),
                       double(monotonic_ns() - batch.start_ns) / 1e6);

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: MIT
+#include "store.h"
+
+namespace ucm::cache {
+
+CacheStore::Engine::Engine(const ucm_open_args &args)
+    : core(args),
+      writer(core),
+      dumps(core, writer),
+      loads(core),
+      tasks(args.layout),
+      dump_admission(core.config.waiting_shards, core.config.waiting_bytes),
+      load_admission(core.config.waiting_shards, core.config.waiting_bytes) {
+    writer.start();
+    dumps.start();
+    loads.start();
+}
+
+CacheStore::CacheStore(const ucm_open_args &args)
+    : lower_(args.lower), lower_caps_(args.lower->capabilities) {
+    if (!(args.flags & UCM_OPEN_LOOKUP_ONLY)) engine_ = std::make_unique<Engine>(args);
+}
+
+void CacheStore::lower_layout(const ucm_layout_args &args, ucm_layout &out) {
+    const ucm_layout &layout = *args.layout;
+    if (args.segments_room < 1) throw Error(UCM_INVALID, "segments_room must be at least 1");
+    out.flags = UCM_LAYOUT_PAGES;
+    out.n_segments = 1;
+    out.segment_bytes = args.segment_bytes;
+    args.segment_bytes[0] = layout.capacity;
+    out.n_planes = layout.n_planes;
+    out.plane_stride = layout.plane_stride;
+    out.planes = layout.planes;
+}
+
+uint64_t CacheStore::capabilities() const {
+    const bool keeps = (lower_caps_ & UCM_CAP_KEEPS) != 0;
+    uint64_t caps = (lower_caps_ & UCM_CAPS_OF_DATA) | UCM_CAP_KEEPS | UCM_CAP_LOADS;
+    if (keeps) caps |= UCM_CAP_WRITE_BACK;
+    if (engine_) caps |= UCM_CAP_CANCEL;
+    if (!keeps || (lower_caps_ & UCM_CAP_REMOVE)) caps |= UCM_CAP_REMOVE;
+    return caps;
+}
+
+ucm_status CacheStore::closed(ucm_error *err) const {
+    return closing_.load() ? ucm_fail(err, UCM_CLOSED, 0, "the store is closing") : UCM_OK;
+}
+
+// ---- Transfers
+
+JobRef CacheStore::accept(const ucm_transfer &t, bool dump, ucm_task *number, ucm_status *status,
+                          ucm_error *err) {
+    Core &core = engine_->core;
+    ucm_transfer limited;
+    ucm_copy(&limited, sizeof limited, &t);
+    const int64_t latest_ns = deadline_after_ms(core.config.timeout_ms);
+    if (!limited.deadline_ns || limited.deadline_ns > latest_ns) limited.deadline_ns = latest_ns;
+    auto task = engine_->tasks.accept(limited, dump,
+                                      dump ? engine_->dump_admission : engine_->load_admission,
+                                      number, status, err);
+    if (!task) return nullptr;
+    const uint64_t epoch = dump ? core.ledger.accept(task->n()) : 0;
+    return std::make_shared<Job>(std::move(task), dump, epoch, core.log, core.metrics);
+}
+
+ucm_status CacheStore::load(const ucm_transfer &t, ucm_task *number, ucm_error *err) {
+    ucm_status status;
+    if (const JobRef job = accept(t, false, number, &status, err)) engine_->loads.push(job);
+    return status;
+}
+
+ucm_status CacheStore::dump(const ucm_transfer &t, ucm_task *number, ucm_error *err) {
+    ucm_status status;
+    if (const JobRef job = accept(t, true, number, &status, err)) engine_->dumps.push(job);
+    return status;
+}
+
+ucm_status CacheStore::cancel(ucm_task number, ucm_error *err) {
+    if (!engine_) return ucm_fail(err, UCM_NOT_FOUND, 0, "no such task");
+    const ucm_status status = engine_->tasks.cancel(number, err);
+    if (status != UCM_OK) return status;
+    engine_->loads.cancel(number);
+    Lock lock(engine_->core.mutex);
+    engine_->core.wakeups.dumps.notify_all();
+    return UCM_OK;
+}
+
+// ---- Lookups and hints
+
+ucm_status CacheStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
+    if (const ucm_status status = closed(err)) return status;
+    std::vector<uint8_t> here(args.n), below_ids;
+    std::vector<uint32_t> depths;
+    std::vector<size_t> missing;
+    {
+        Lock lock;
+        if (engine_) lock = Lock(engine_->core.mutex);
+        for (size_t i = 0; i < args.n; i++) {
+            const BlockRef block =
+                engine_ ? engine_->core.index.visible(BlockId::at(args.block_ids, i)) : nullptr;
+            here[i] = block && block->whole() ? 1 : 0;
+            if (!here[i]) missing.push_back(i);
+        }
+    }
+    std::vector<uint8_t> tiers(missing.size());
+    size_t hits = 0;
+    if (!missing.empty() && (lower_caps_ & UCM_CAP_KEEPS)) {
+        for (size_t i : missing) {
+            const uint8_t *id = args.block_ids + i * UCM_BLOCK_ID_BYTES;
+            below_ids.insert(below_ids.end(), id, id + UCM_BLOCK_ID_BYTES);
+            if (args.depths) depths.push_back(args.depths[i]);
+        }
+        ucm_lookup_args below;
+        ucm_copy(&below, sizeof below, &args);
+        below.n = missing.size();
+        below.block_ids = below_ids.data();
+        below.depths = args.depths ? depths.data() : nullptr;
+        below.hits = &hits;
+        below.tiers = args.tiers ? tiers.data() : nullptr;
+        const ucm_status status = ucm_lookup(lower_, &below, err);
+        // What is here is the answer then, unless there is nothing that could be.
+        if (status != UCM_OK && !engine_) return status;
+        if (status != UCM_OK) {
+            hits = 0;
+            std::fill(tiers.begin(), tiers.end(), uint8_t(0));
+        }
+    }
+    if (args.tiers) {
+        std::copy(here.begin(), here.end(), args.tiers);
+        for (size_t k = 0; k < missing.size(); k++)
+            args.tiers[missing[k]] = uint8_t(tiers[k] ? std::min(tiers[k] + 1, 255) : 0);
+    }
+    if (!args.hits) return UCM_OK;
+    if (args.mode == UCM_LOOKUP_ALL) {
+        *args.hits = args.n - missing.size() + hits;
+    } else if (args.mode == UCM_LOOKUP_PREFIX) {
+        *args.hits = hits < missing.size() ? missing[hits] : args.n;
+    } else {
+        size_t last = args.n;
+        while (last && !here[last - 1]) last--;
+        *args.hits = std::max(last, hits ? missing[hits - 1] + 1 : 0);
+    }
+    return UCM_OK;
+}
+
+ucm_status CacheStore::prefetch(const ucm_ids_args &args, ucm_error *err) {
+    if (const ucm_status status = closed(err)) return status;
+    if (!engine_) return ucm_prefetch(lower_, &args, err);
+    if (!engine_->core.lower_loads) return UCM_OK;
+    std::vector<BlockId> absent;
+    {
+        Lock lock(engine_->core.mutex);
+        for (size_t i = 0; i < args.n; i++) {
+            const BlockId id = BlockId::at(args.block_ids, i);
+            const BlockRef block = engine_->core.index.visible(id);
+            if (!block || !block->whole()) absent.push_back(id);
+        }
+    }
+    engine_->loads.prefetch(absent);
+    return UCM_OK;
+}
+
+ucm_status CacheStore::touch(const ucm_ids_args &args, ucm_error *err) {
+    if (const ucm_status status = closed(err)) return status;
+    if (engine_) {
+        Lock lock(engine_->core.mutex);
+        for (size_t i = 0; i < args.n; i++)
+            if (const BlockRef block = engine_->core.index.visible(BlockId::at(args.block_ids, i)))
+                Eviction::touched(*block);
+    }
+    return ucm_touch(lower_, &args, err);
+}
+
+// ---- Remove
+
+void CacheStore::drop(const IdSet &ids, Outcome &outcome) {
+    Core &core = engine_->core;
+    engine_->dumps.cancel(ids);
+    for (auto &id : ids) {
+        if (const BlockRef block = core.index.gathering(id)) engine_->writer.drop(block, outcome);
+        if (const BlockRef block = core.index.visible(id)) engine_->writer.drop(block, outcome);
+    }
+}
+
+ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
+    if (const ucm_status status = closed(err)) return status;
+    const bool below = (lower_caps_ & UCM_CAP_KEEPS) != 0;
+    if (below && !(lower_caps_ & UCM_CAP_REMOVE))
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "the store below Cache cannot remove");
+    if (!engine_) return below ? ucm_remove(lower_, &args, err) : UCM_OK;
+    Core &core = engine_->core;
+    IdSet ids;
+    for (size_t i = 0; i < args.n; i++) ids.insert(BlockId::at(args.block_ids, i));
+    Outcome outcome;
+    {
+        Lock lock(core.mutex);
+        drop(ids, outcome);
+        // A lower dump that is being submitted must be known there before it is asked to remove.
+        engine_->writer.wait_submitted(lock);
+        outcome.give(lock, core.log);
+    }
+    if (!below) return UCM_OK;
+    const ucm_status status = ucm_remove(lower_, &args, err);
+    Lock lock(core.mutex);
+    // Fills that began meanwhile may hold what is gone now. Dumps that did are newer than this
+    // call, but if the store below had a part of one, that is gone too.
+    for (auto &id : ids) {
+        const BlockRef visible = core.index.visible(id), gathering = core.index.gathering(id);
+        if (visible && visible->phase == Phase::kClean) core.index.detach(visible, UCM_NOT_FOUND);
+        if (gathering && gathering->partly_below()) engine_->writer.drop(gathering, outcome);
+    }
+    outcome.give(lock, core.log);
+    return status;
+}
+
+// ---- Drain, metrics, close
+
+ucm_status CacheStore::drain_below(int64_t until_ns, ucm_report &report, ucm_error *err) {
+    ucm_wait_args wait{};
+    wait.struct_size = sizeof wait;
+    wait.timeout_ms = -1;
+    if (until_ns != INT64_MAX)
+        wait.timeout_ms = std::max<int64_t>((until_ns - monotonic_ns()) / 1000000, 0);
+    ucm_report below{};
+    below.struct_size = sizeof below;
+    const ucm_status status = ucm_drain(lower_, &wait, &below, err);
+    if (status != UCM_OK && status != UCM_PENDING) return status;
+    report.stored = below.stored;
+    report.unfinished = below.unfinished;
+    report.lost += below.lost;
+    report.pending += below.pending;
+    return status;
+}
+
+ucm_status CacheStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_error *err) {
+    if (const ucm_status status = closed(err)) return status;
+    const int64_t until_ns = deadline_after_ms(args.timeout_ms);
+    report.stored = report.lost = report.pending = report.unfinished = 0;
+    if (!engine_) return drain_below(until_ns, report, err);
+    Core &core = engine_->core;
+    {
+        Lock lock(core.mutex);
+        while (engine_->draining && monotonic_ns() < until_ns)
+            wait_until(core.wakeups.idle, lock, until_ns);
+        if (engine_->draining) return UCM_PENDING;
+        engine_->draining = true;
+    }
+    engine_->dumps.flush(true);
+    ucm_status status = core.ledger.drain(until_ns, report);
+    engine_->dumps.flush(false);
+    report.stored = 0;  // the bottom's to count
+    const ucm_status below = drain_below(until_ns, report, err);
+    if (below != UCM_OK) status = below;
+    Lock lock(core.mutex);
+    engine_->draining = false;
+    core.wakeups.idle.notify_all();
+    return status;
+}
+
+ucm_status CacheStore::metrics(const ucm_metrics_args &args, ucm_error *) {
+    if (!engine_) {
+        std::fill_n(args.values, std::min<size_t>(args.n, kMetrics), uint64_t(0));
+        return UCM_OK;
+    }
+    Core &core = engine_->core;
+    {
+        Lock lock(core.mutex);
+        core.metrics.set(kEvictedBlocks, core.index.evicted());
+        core.metrics.set(kSlots, core.index.pool().total());
+        core.metrics.set(kSlotsDirty, core.index.held());
+        core.metrics.set(kSlotsFree, core.index.pool().free());
+    }
+    return core.metrics.copy(args);
+}
+
+ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
+    closing_.store(true);
+    report.stored = report.lost = report.pending = report.unfinished = 0;
+    if (!engine_) return UCM_OK;
+    Core &core = engine_->core;
+    const int64_t until_ns = deadline_after_ms(args.timeout_ms);
+    bool idle = engine_->tasks.close(until_ns);
+    if (idle) {
+        Outcome outcome;
+        Lock lock(core.mutex);
+        core.index.each_gathering([&](const BlockRef &block) {
+            engine_->writer.lose(block, UCM_CLOSED, "the store closes before its last shard came",
+                                 outcome);
+        });
+        outcome.give(lock, core.log);
+        while (!engine_->idle() && monotonic_ns() < until_ns)
+            wait_until(core.wakeups.idle, lock, until_ns);
+        idle = engine_->idle();
+    }
+    core.ledger.drain(0, report);
+    report.stored = 0;
+    if (!idle) return UCM_PENDING;
+    engine_->dumps.stop();
+    engine_->writer.stop();
+    engine_->loads.stop();
+    return UCM_OK;
+}
+
+}  // namespace ucm::cache

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "dump_path.h"
+#include "load_path.h"
+
+namespace ucm::cache {
+
+// Keeps blocks in memory over a slower store: dumps are done when they are copied, and go below
+// later; loads and lookups ask below only for what is not here.
+class CacheStore final : public Store {
+  public:
+    explicit CacheStore(const ucm_open_args &args);
+
+    uint64_t capabilities() const override;
+    ucm_status lookup(const ucm_lookup_args &args, ucm_error *err) override;
+    ucm_status load(const ucm_transfer &t, ucm_task *task, ucm_error *err) override;
+    ucm_status dump(const ucm_transfer &t, ucm_task *task, ucm_error *err) override;
+    ucm_status cancel(ucm_task task, ucm_error *err) override;
+    ucm_status prefetch(const ucm_ids_args &args, ucm_error *err) override;
+    ucm_status touch(const ucm_ids_args &args, ucm_error *err) override;
+    ucm_status remove(const ucm_ids_args &args, ucm_error *err) override;
+    ucm_status drain(const ucm_wait_args &args, ucm_report &report, ucm_error *err) override;
+    ucm_status metrics(const ucm_metrics_args &args, ucm_error *err) override;
+    ucm_status close(const ucm_wait_args &args, ucm_report &report, ucm_error *err) override;
+
+    static void lower_layout(const ucm_layout_args &args, ucm_layout &out);
+
+  private:
+    // All but a lookup-only store have one.
+    struct Engine {
+        explicit Engine(const ucm_open_args &args);
+        bool idle() const { return writer.idle() && loads.idle(); }
+
+        Core core;
+        WriteBack writer;
+        DumpPath dumps;
+        LoadPath loads;
+        Tasks tasks;
+        Admission dump_admission, load_admission;
+        bool draining = false;  // guarded by core.mutex
+    };
+
+    JobRef accept(const ucm_transfer &t, bool dump, ucm_task *task, ucm_status *status,
+                  ucm_error *err);
+    ucm_status closed(ucm_error *err) const;
+    ucm_status drain_below(int64_t until_ns, ucm_report &report, ucm_error *err);
+    void drop(const IdSet &ids, Outcome &outcome);
+
+    ucm_store *const lower_;
+    const uint64_t lower_caps_;
+    std::atomic<bool> closing_{false};
+    std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace ucm::cache
