@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import struct
 import threading
 from typing import Any
 
@@ -140,6 +141,28 @@ def _describe(path: str, plugin: Any) -> Library:
     )
 
 
+def _cut_short(path: str) -> bool:
+    """Tell whether segments of a 64-bit library end past its file: dlopen would crash on them."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+            if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+                return False
+            (table,) = struct.unpack_from("<Q", head, 32)
+            entry_bytes, count = struct.unpack_from("<HH", head, 54)
+            file.seek(min(table, 2**62))
+            entries = file.read(entry_bytes * count)
+    except OSError:
+        return False  # dlopen says why
+    ends = [sum(struct.unpack_from("<Q16xQ", e, 8)) for e in _pieces(entries, entry_bytes or 56)]
+    return len(entries) < entry_bytes * count or max(ends, default=0) > os.path.getsize(path)
+
+
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    pieces = [data[i : i + size] for i in range(0, len(data), size)]
+    return [piece for piece in pieces if len(piece) >= 56]
+
+
 class LibraryLoader:
     """Opens plugin libraries, each once, and keeps them open for the life of the process."""
 
@@ -159,6 +182,8 @@ class LibraryLoader:
             raise errors.PluginError(f"{path}: refused: give the absolute path of the library")
         if not os.path.isfile(path):
             raise errors.PluginError(f"{path}: there is no such file")
+        if _cut_short(path):
+            raise errors.PluginError(f"{path}: refused: it does not load: the file is cut short")
         reason = ffi.new("char[]", 512)
         plugin = lib.ucmh_open_library(path.encode(), reason, 512)
         if plugin == ffi.NULL:

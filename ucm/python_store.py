@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ucm import errors
+from ucm import errors, memory
 from ucm._abi import ffi
 from ucm.layout import Layout
 from ucm.task import Result
@@ -118,7 +118,9 @@ class PythonStack:
         raw = bytes(ffi.buffer(ids, n * 16))
         block_ids = [raw[i : i + 16] for i in range(0, len(raw), 16)]
         rows = self._rows(n, addresses, lengths)
-        future = self._pool.submit(self._run, dump, block_ids, list(shards[0:n]), rows)
+        indexes = list(shards[0:n])
+        memory.check_range(max(indexes, default=0), self._layout.shards_per_block)
+        future = self._pool.submit(self._run, dump, block_ids, indexes, rows)
         with self._lock:
             self._running.add(future)
         future.add_done_callback(self._ended)

@@ -16,6 +16,7 @@ import pluggy
 
 from ucm import errors, hookspecs, options
 from ucm.loader import Library, Metric, Option, loader
+from ucm.logs import logger
 from ucm.python_store import StoreBase
 
 PLUGINS_ENV = "UCM_PLUGINS"
@@ -70,6 +71,7 @@ class Registry:
         self._manager = pluggy.PluginManager("ucm")
         self._manager.add_hookspecs(hookspecs)
         self._load("ucm-store", _Shipped())
+        self._broken += _rivals()
         for point in metadata.entry_points(group="ucm"):
             self._load_entry_point(point)
         self._load_files(os.environ.get(PLUGINS_ENV, ""))
@@ -132,6 +134,25 @@ class Registry:
             except errors.StoreError as error:
                 name = Path(path).stem
                 self._broken.append(PluginInfo(name, PLUGINS_ENV, path, error=str(error)))
+
+
+def _rivals() -> list[PluginInfo]:
+    """Find other installed packages that own the name ``ucm``; their files and ours would mix."""
+    found = []
+    for dist in metadata.distributions():
+        name = (dist.name or "").lower().replace("_", "-")
+        # Reading every package's file list would take too long.
+        if not name.startswith(("uc-manager", "ucm")) or name == "ucm-store":
+            continue
+        if "\nucm/" not in "\n" + (dist.read_text("RECORD") or ""):
+            continue
+        reason = (
+            f"{dist.name} {dist.version} installs a package 'ucm' over this one; "
+            f"pip uninstall {dist.name}, then pip install --force-reinstall ucm-store"
+        )
+        logger.warning("%s", reason)
+        found.append(PluginInfo("ucm", dist.name, None, error=reason))
+    return found
 
 
 def _entry(name: str, store: object, origin: str) -> Entry:

@@ -73,6 +73,11 @@ class Store:
         if not self._closed:
             self.close()
 
+    def __del__(self) -> None:
+        # Without a gate the constructor failed, and there is nothing to close.
+        if hasattr(self, "_gate") and hasattr(self, "_stack") and not self._closed:
+            _close_forgotten(self, "dropped")
+
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers, top first."""
@@ -330,13 +335,17 @@ _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     for store in list(_open_stores):
-        if store._pid != os.getpid():
-            continue
-        logs.logger.warning("%r was not closed; it is closed now, at exit", store)
-        try:
-            store.close()
-        except errors.StoreError as error:
-            logs.logger.error("%s", error)
+        _close_forgotten(store, "still open at exit")
+
+
+def _close_forgotten(store: Store, how: str) -> None:
+    if store._pid != os.getpid():
+        return
+    logs.logger.warning("%r was %s without close(); it is closed now", store, how)
+    try:
+        store.close()
+    except errors.StoreError as error:
+        logs.logger.error("%s", error)
 
 
 def open_pipeline(pipeline: str | os.PathLike[str] | Mapping[str, Any], /, **options: Any) -> Store:
@@ -347,10 +356,13 @@ def open_pipeline(pipeline: str | os.PathLike[str] | Mapping[str, Any], /, **opt
     """
     if isinstance(pipeline, Mapping):
         base = dict(pipeline)
-    elif isinstance(pipeline, os.PathLike) or Path(pipeline).suffix in (".yaml", ".yml"):
+    elif isinstance(pipeline, os.PathLike):
         base = config.read_yaml(os.fspath(pipeline))
     elif isinstance(pipeline, str):
-        base = {"store_pipeline": pipeline}
+        if Path(pipeline).suffix in (".yaml", ".yml"):
+            base = config.read_yaml(pipeline)
+        else:
+            base = {"store_pipeline": pipeline}
     else:
         raise errors.ConfigError(
             f"a pipeline is a string, a mapping or the path of a YAML file, not {pipeline!r}"

@@ -46,21 +46,18 @@ def parse_options(pairs: Iterable[str]) -> dict[str, str]:
     return options
 
 
-class Size(click.ParamType):
-    """A number of bytes, or text like 64KiB."""
+def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Callback of flags that take a number of bytes, or text like 64KiB."""
+    from ucm.options import parse_size
 
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number of bytes."""
-        if isinstance(value, int):
-            return value
-        from ucm.options import parse_size
-
-        try:
-            return parse_size(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number of bytes, or text like '64KiB'", param, ctx)
+    if value is None:
+        return None
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not a number of bytes, or text like '64KiB'", context, parameter
+        ) from None
 
 
 def human_bytes(count: float) -> str:

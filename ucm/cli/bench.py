@@ -22,15 +22,22 @@ DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
 @click.option("--blocks", type=click.IntRange(1), default=256, show_default=True, help="How many.")
 @click.option(
     "--block-size",
-    type=_common.Size(),
-    default=SAMPLE_BLOCK,
+    metavar="SIZE",
+    callback=_common.size,
+    default=str(SAMPLE_BLOCK),
     show_default=True,
     help="Bytes of a block.",
 )
-@click.option("--shard-size", type=_common.Size(), help="Bytes of a shard. Default: a block.")
+@click.option(
+    "--shard-size",
+    metavar="SIZE",
+    callback=_common.size,
+    help="Bytes of a shard. Default: a block.",
+)
 @click.option(
     "--tensor-size",
-    type=_common.Size(),
+    metavar="SIZE",
+    callback=_common.size,
     help=f"Bytes of a segment. Default: {SAMPLE_PLANE} if it divides a shard, else a shard.",
 )
 @click.option(

@@ -92,6 +92,5 @@ def _show(info: PluginInfo) -> None:
     if info.metrics:
         table = _table("metrics", ["name", "kind", "unit", "what"])
         for metric in info.metrics:
-            cells = [metric.name, metric.kind, metric.unit, metric.help]
-            table.add_row(*(escape(cell) for cell in cells))
+            table.add_row(metric.name, metric.kind, metric.unit, escape(metric.help))
         console.print(table)

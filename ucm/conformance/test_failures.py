@@ -1,0 +1,104 @@
+"""A shard fails alone and says why; a wrong call does nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ucm import InvalidError, NotFoundError, Status, Store, StoreError
+from ucm.conformance import kit
+
+
+def test_a_missing_block_fails_alone(store: Store, rng: random.Random) -> None:
+    blocks = kit.new_blocks(store, rng, 5)
+    missing = blocks[2]
+    kit.dump(store, *(block for block in blocks if block is not missing))
+    pieces = kit.pieces_of(blocks)
+    rng.shuffle(pieces)
+    for piece, end in zip(pieces, kit.load_pieces(store, pieces), strict=True):
+        if piece.block is missing:
+            assert end in kit.ABSENT
+        else:
+            assert end == piece.data or not kit.loads(store)
+
+
+def test_wait_raises_what_the_results_name(store: Store, rng: random.Random) -> None:
+    here, missing = kit.new_blocks(store, rng, 2)
+    kit.dump(store, here)
+    if not kit.loads(store):
+        return kit.expect_nothing_wrong(store, here, missing)
+    transfer = kit.start_load(store, [*here.pieces(), kit.Piece(missing, 1)])
+    with pytest.raises(NotFoundError, match=missing.id.hex()) as raised:
+        store.wait(transfer.task)
+    assert isinstance(raised.value, RuntimeError)
+    assert raised.value.status == Status.NOT_FOUND
+    assert "shard 1" in str(raised.value)
+    statuses = [result.status for result in transfer.task.results]
+    assert statuses == [Status.OK] * len(here.shards) + [Status.NOT_FOUND]
+    assert transfer.task.results[-1].bytes == 0
+    return None
+
+
+def test_a_failed_task_raises_every_time(store: Store, rng: random.Random) -> None:
+    missing = kit.new_block(store, rng)
+    if "loads" not in store.capabilities:
+        return kit.expect_absent(store, missing)
+    transfer = kit.start_load(store, missing.pieces())
+    for _ in range(3):
+        with pytest.raises(NotFoundError):
+            store.wait(transfer.task)
+        assert store.check(transfer.task)
+    return None
+
+
+BLOCK = bytes(range(16))
+BAD_CALLS: dict[str, Callable[[Store, list[Any]], Any]] = {
+    "id of 15 bytes": lambda s, rows: s.dump([BLOCK[:15]], [0], rows),
+    "id of 17 bytes": lambda s, rows: s.dump([BLOCK + b"!"], [0], rows),
+    "ids in one piece": lambda s, rows: s.dump(BLOCK, [0], rows),
+    "id that is text": lambda s, rows: s.dump(["a" * 16], [0], rows),
+    "index past the end": lambda s, rows: s.dump([BLOCK], [4], rows),
+    "index below 0": lambda s, rows: s.dump([BLOCK], [-1], rows),
+    "index of 33 bits": lambda s, rows: s.dump([BLOCK], [1 << 32], rows),
+    "index that is no number": lambda s, rows: s.dump([BLOCK], ["0"], rows),
+    "index that is a fraction": lambda s, rows: s.dump([BLOCK], [0.5], rows),
+    "more ids than rows": lambda s, rows: s.dump([BLOCK] * 2, [0, 1], rows),
+    "more rows than ids": lambda s, rows: s.dump([BLOCK], [0], rows * 2),
+    "fewer indexes than ids": lambda s, rows: s.dump([BLOCK], [], rows),
+    "a segment too few": lambda s, rows: s.dump([BLOCK], [0], [rows[0][:1]]),
+    "a segment too many": lambda s, rows: s.dump([BLOCK], [0], [rows[0] * 2]),
+    "a segment too short": lambda s, rows: s.dump([BLOCK], [0], [[rows[0][0][:-1], rows[0][1]]]),
+    "no memory at all": lambda s, rows: s.dump([BLOCK], [0], None),
+    "a row that is a number": lambda s, rows: s.dump([BLOCK], [0], [[1, 2]]),
+    "a negative address": lambda s, rows: s.dump_data([BLOCK], [0], [[-1, 2]]),
+    "an address too few": lambda s, rows: s.dump_data([BLOCK], [0], [[1]]),
+    "a length above the shard": lambda s, rows: s.dump_data([BLOCK], [0], [[1, 2]], [2049]),
+    "a negative length": lambda s, rows: s.dump_data([BLOCK], [0], [[1, 2]], [-1]),
+    "a length too many": lambda s, rows: s.dump_data([BLOCK], [0], [[1, 2]], [1, 1]),
+    "load at an index past the end": lambda s, rows: s.load([BLOCK], [4], rows),
+    "load into read-only memory": lambda s, rows: s.load([BLOCK], [0], [list(map(bytes, rows[0]))]),
+    "lookup of a short id": lambda s, rows: s.lookup([BLOCK, b"short"]),
+    "lookup of a number": lambda s, rows: s.lookup(7),
+    "prefix of a short id": lambda s, rows: s.lookup_on_prefix([b""]),
+    "remove of a short id": lambda s, rows: s.remove([b"short"]),
+}
+
+
+@pytest.mark.parametrize("call", BAD_CALLS.values(), ids=BAD_CALLS.keys())
+def test_a_wrong_call_is_refused_and_does_nothing(
+    store: Store, rng: random.Random, call: Callable[[Store, list[Any]], Any]
+) -> None:
+    rows = [[bytearray(size) for size in kit.layout_of(store).segment_sizes]]
+    before = store.stats()
+    with pytest.raises(InvalidError) as raised:
+        call(store, rows)
+    assert isinstance(raised.value, (ValueError, StoreError))
+    assert len(str(raised.value)) > 20
+    assert store.stats() == before
+    assert store.lookup([BLOCK]) == [False]
+    block = kit.new_block(store, rng)
+    kit.dump(store, block)
+    kit.expect_published(store, block)
