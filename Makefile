@@ -1,0 +1,111 @@
+# `make demo` and `make test` take a fresh Debian machine all the way; `make help` lists the rest.
+
+PYTHON ?= python3
+# ARGS goes to the command of the target: make demo ARGS="--pipeline Posix", make test ARGS="-k cli"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell grep '^torch==' requirements-dev.txt)
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+STYLED_C = $(shell find include plugins ucm tests examples -name '*.[ch]' -o -name '*.hpp' -o -name '*.cpp')
+# Folders count too: a file that went away changes them.
+SOURCES := $(shell find include plugins ucm -name __pycache__ -prune -o -print) \
+    meson.build meson.options pyproject.toml README.md LICENSE
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help deps package dev demo test check style types native native-plain native-asan \
+    native-tsan pytest bench clean
+
+help:
+	@echo 'make demo    build, install into $(VENV), move real KV cache through a pipeline'
+	@echo 'make test    everything that is checked: style, types, native tests, Python tests'
+	@echo 'make bench   measure this machine'
+	@echo 'make deps    the system packages that these need; they call it themselves'
+	@echo 'Parts of test: check, native (native-plain, native-asan, native-tsan), pytest.'
+	@echo 'make clean   remove $(VENV) and build/'
+
+deps:
+	@.ci/deps '$(PYTHON)'
+
+# One stamp a python: another PYTHON= makes another environment.
+PYTHON_STAMP := $(VENV)/.python-$(subst /,_,$(PYTHON))
+
+$(PYTHON_STAMP): | deps
+	@echo 'make: new environment in $(VENV)'
+	@rm -rf $(VENV) build
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+NO_INDEX = { echo; echo 'make: pip could not install what $(1) names (its own words are above).'; \
+    echo 'make: it needs a package index: check the network, or PIP_INDEX_URL and pip config.'; \
+    exit 1; } >&2
+
+# Meson keeps the old defaults of options in a folder that is configured already.
+$(VENV)/.build: requirements-build.txt meson.options $(PYTHON_STAMP)
+	@rm -rf build
+	@echo 'make: installing what $< names'
+	@$(PIP) install -q -r $< || $(call NO_INDEX,$<)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.build $(SOURCES)
+	@echo 'make: building and installing the package'
+	@$(IN_VENV) $(PIP) install -q --no-build-isolation -Cbuild-dir=build/wheel . \
+	    || { echo 'make: the build failed; the first error above says where' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.build
+	@echo 'make: installing what $< names'
+	@grep -v '^torch==' $< > $(VENV)/requirements.txt
+	@cp requirements-build.txt $(VENV)
+	@$(PIP) install -q -r $(VENV)/requirements.txt || $(call NO_INDEX,$<)
+	@rm -f $(VENV)/.no-torch
+	@echo "make: installing $(TORCH)"
+	@$(PIP) install -q '$(TORCH)' || touch $(VENV)/.no-torch
+	@touch $@
+
+package: deps $(VENV)/.package
+dev: deps $(VENV)/.dev
+
+demo: package
+	$(BIN)/ucm demo $(ARGS)
+
+test: dev package check native pytest
+
+check: style types
+
+style: dev
+	$(BIN)/ruff check --extend-exclude build .
+	$(BIN)/ruff format --check --extend-exclude build .
+	$(BIN)/clang-format --dry-run -Werror $(STYLED_C)
+
+types: dev
+	$(BIN)/mypy
+
+native: native-plain native-asan native-tsan
+
+# Another compiler warns of other things: only CI stops at that. GCC 12 sees overlaps in its own strings.
+WERROR := $(if $(CI),-Dwerror=true -Dcpp_args=-Wno-error=restrict)
+
+native-plain: SANITIZE := none
+native-asan: SANITIZE := address,undefined
+native-tsan: SANITIZE := thread
+native-plain native-asan native-tsan: dev
+	@test -f build/$@/build.ninja || $(IN_VENV) $(BIN)/meson setup build/$@ \
+	    -Dpython=false -Dtests=true -Db_sanitize=$(SANITIZE) $(WERROR)
+	$(IN_VENV) $(BIN)/meson test -C build/$@ --print-errorlogs
+
+pytest: dev package
+	@if test -f $(VENV)/.no-torch; then \
+	    echo 'make: $(TORCH) cannot be had here: the tests that need it are left out'; \
+	fi
+	$(BIN)/pytest $(ARGS)
+
+bench: package
+	$(IN_VENV) $(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build
