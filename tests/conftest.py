@@ -1,0 +1,42 @@
+"""Fixtures that several suites use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import compile_library
+
+HEAP_SOURCE = Path(__file__).parent.parent / "examples" / "c_store" / "heap.c"
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Run Python code in a process of its own, away from the checkout; return what it printed."""
+
+    def run(code, *args, path=(), check=True, **variables):
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), **variables}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, args)],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if check:
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def heap_library(tmp_path_factory):
+    """Compile the example store in C."""
+    folder = tmp_path_factory.mktemp("heap")
+    return compile_library(HEAP_SOURCE, folder / "heap.so")

@@ -1,0 +1,47 @@
+"""Every pipeline that the contract is tested on."""
+
+import pytest
+from dict_store import DictStore
+
+from ucm import registry
+from ucm.conformance.fixtures import Target, open_store, rng, store
+
+__all__ = ["open_store", "rng", "store"]
+
+pytest.register_assert_rewrite("ucm.conformance")
+
+UPPER = ["", "Cache|", "Compress|", "Cache|Compress|", "Compress|Cache|"]
+BOTTOM = ["Empty", "Fake", "Posix"]
+OWN = [upper + bottom for bottom in BOTTOM for upper in UPPER]
+VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct"]
+THEIRS = ["Dict", "Heap", "Compress|Heap"]
+
+OPTIONS = {
+    "Cache": {"cache_buffer_capacity_gb": "0.03125"},
+    "Posix": {"storage_backends": "{tmp}", "posix_data_trans_concurrency": "4"},
+    "Heap": {"heap_capacity_mb": "64"},
+}
+
+
+@pytest.fixture(scope="session")
+def third_party(heap_library):
+    """Make the stores that are not ours known, by the ways that third parties have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UCM_PLUGINS", str(heap_library))
+        registry.registry.cache_clear()
+        registry.registry().register("Dict", DictStore)
+        yield
+    registry.registry.cache_clear()
+
+
+def target_of(name):
+    """Return the target of a pipeline string; 'Posix, direct' has io_direct on."""
+    pipeline, _, direct = name.partition(", ")
+    options = [OPTIONS.get(word, {}) for word in pipeline.split("|")]
+    options.append({"io_direct": "true"} if direct else {})
+    return Target(pipeline, {key: value for part in options for key, value in part.items()})
+
+
+@pytest.fixture(scope="session", params=[*OWN, *VARIANTS, *THEIRS])
+def target(request, third_party):
+    return target_of(request.param)

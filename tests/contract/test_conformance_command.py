@@ -1,0 +1,75 @@
+"""The contract suite as third parties run it."""
+
+from pathlib import Path
+
+import pytest
+
+from ucm.conformance.fixtures import target_of
+
+RUN = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+PLUGIN = "-p ucm.conformance.plugin"
+SUITE = ["-q", "-p", "no:cacheprovider", "--pyargs", "ucm.conformance"]
+
+
+@pytest.fixture
+def conformance(run_python):
+    def run(*args, **options):
+        return run_python(RUN, *SUITE, *args, check=False, **options)
+
+    return run
+
+
+def test_a_registered_pipeline_and_its_options(conformance):
+    done = conformance("--ucm-pipeline", "Fake", "--ucm-option", "buffer_number=5000")
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_a_class_that_is_not_registered(conformance):
+    here = Path(__file__).parent
+    done = conformance("--ucm-pipeline", "dict_store:DictStore", "-k", "lookup", path=[here])
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_store_that_breaks_the_contract_fails(conformance, tmp_path):
+    (tmp_path / "liar.py").write_text(
+        "import ucm\n"
+        "class Liar(ucm.StoreBase):\n"
+        "    def lookup(self, block_ids): return [True] * len(block_ids)\n"
+        "    def dump(self, *shards): pass\n"
+        "    def load(self, ids, index, shards): return [sum(map(len, s)) for s in shards]\n"
+    )
+    done = conformance("--ucm-pipeline", "liar:Liar", "-k", "round_trip", path=[tmp_path])
+    assert done.returncode == 1
+    assert "round_trip" in done.stdout
+
+
+def test_without_a_pipeline_it_says_what_to_add(conformance):
+    done = conformance("-x")
+    assert done.returncode != 0
+    assert "--ucm-pipeline" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "words"),
+    [
+        ("no_such_module:Store", [], "no_such_module"),
+        ("json:NoSuchClass", [], "NoSuchClass"),
+        ("Fake", ["oops"], "'oops': write KEY=VALUE"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong(pipeline, options, words):
+    with pytest.raises(pytest.UsageError, match=words):
+        target_of(pipeline, options)
+
+
+def test_it_needs_nothing_but_pytest(run_python):
+    code = (
+        "import sys, pytest\n"
+        "pytest.main(sys.argv[1:])\n"
+        "print({'numpy', 'torch', 'hypothesis'} & set(sys.modules))"
+    )
+    only = ["--ucm-pipeline", "Empty", "-k", "lookup"]
+    out = run_python(code, *SUITE, *only, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS=PLUGIN)
+    assert out.rstrip().endswith("set()")

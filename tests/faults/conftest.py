@@ -1,0 +1,70 @@
+"""Pipelines over files, and hands on those files."""
+
+import random
+
+import pytest
+from storage import Storage
+
+import ucm
+from ucm.conformance import kit
+from ucm.conformance.fixtures import rng
+
+__all__ = ["rng"]
+
+pytest.register_assert_rewrite("ucm.conformance")
+
+SEGMENTS = (3000, 2000)
+SHARDS = 4
+
+
+@pytest.fixture(params=["Posix", "Posix, direct", "Compress|Posix", "Cache|Compress|Posix"])
+def pipeline(request):
+    return request.param
+
+
+@pytest.fixture
+def storage(tmp_path):
+    (tmp_path / "kv").mkdir()
+    return Storage(tmp_path / "kv")
+
+
+@pytest.fixture
+def open_store(pipeline, storage):
+    """Open the pipeline anew: nothing of an earlier store is in memory."""
+    opened = []
+
+    def open_one(**overrides):
+        options = {
+            "storage_backends": str(storage.folder),
+            "io_direct": pipeline.endswith("direct"),
+            "cache_buffer_capacity_gb": 1 / 64,
+            "posix_data_trans_concurrency": 4,
+            "tensor_size_list": SEGMENTS,
+            "block_size": SHARDS * sum(SEGMENTS),
+        }
+        options["store_pipeline"] = pipeline.partition(",")[0]
+        store = ucm.open_pipeline({**options, **overrides})
+        opened.append(store)
+        return store
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def stored(open_store, rng):
+    """Return a function that stores n blocks and closes the store behind them."""
+
+    def store_blocks(n):
+        with open_store() as store:
+            blocks = kit.new_blocks(store, rng, n)
+            kit.dump(store, *blocks)
+        return blocks
+
+    return store_blocks
+
+
+@pytest.fixture
+def bits():
+    return random.Random(7)

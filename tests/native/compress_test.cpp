@@ -1,0 +1,782 @@
+// SPDX-License-Identifier: MIT
+#include <sys/mman.h>
+
+#include <catch2/catch.hpp>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "../../plugins/compress/frame.h"
+#include "harness.h"
+
+using namespace ucm_test;
+using ucm::compress::FrameCoder;
+using ucm::compress::kFrameHeaderBytes;
+using ucm::compress::Mode;
+using ucm::compress::TileCounts;
+
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+const int32_t kDtypes[] = {UCM_DTYPE_BYTES, UCM_DTYPE_BF16,     UCM_DTYPE_FP16,
+                           UCM_DTYPE_FP32,  UCM_DTYPE_FP8_E4M3, UCM_DTYPE_FP8_E5M2};
+
+// Memory whose end is the end of a page that nobody may touch.
+class Guarded {
+  public:
+    explicit Guarded(size_t bytes) : mapped_(ucm::round_up(bytes + 1) + 4096), bytes_(bytes) {
+        base_ = static_cast<uint8_t *>(
+            mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        mprotect(base_ + mapped_ - 4096, 4096, PROT_NONE);
+    }
+    ~Guarded() { munmap(base_, mapped_); }
+    Guarded(const Guarded &) = delete;
+    uint8_t *data() const { return base_ + mapped_ - 4096 - bytes_; }
+
+  private:
+    size_t mapped_, bytes_;
+    uint8_t *base_;
+};
+
+Bytes random_bytes(size_t n, uint64_t seed) {
+    std::mt19937_64 random(seed);
+    Bytes bytes(n);
+    for (auto &byte : bytes) byte = uint8_t(random());
+    return bytes;
+}
+
+// Numbers around zero, as KV cache has them.
+Bytes numbers(size_t n, int32_t dtype, uint64_t seed = 1) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<float> normal;
+    const size_t width = ucm::compress::element_bytes(dtype);
+    Bytes bytes(n);
+    for (size_t i = 0; i < n; i += width) {
+        const float value = normal(random);
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        if (dtype == UCM_DTYPE_BF16) bits >>= 16;
+        if (dtype == UCM_DTYPE_FP16)
+            bits = bits >> 16 & 0x8000 | ((bits >> 23 & 255) - 112) << 10 | bits >> 13 & 0x3ff;
+        if (width == 1) bits = bits >> 24 & 0x80 | ((bits >> 23 & 15) << 3) | bits >> 20 & 7;
+        std::memcpy(&bytes[i], &bits, std::min(width, n - i));
+    }
+    return bytes;
+}
+
+struct Shape {
+    std::vector<uint64_t> segments;
+    std::vector<ucm_plane> planes;
+
+    static Shape of(size_t bytes, int32_t dtype) {
+        return {{std::max<uint64_t>(bytes, 1)}, {{std::max<uint64_t>(bytes, 1), dtype, 0}}};
+    }
+    ucm::compress::Geometry geometry() const {
+        ucm_layout layout{};
+        layout.struct_size = sizeof layout;
+        layout.n_segments = uint32_t(segments.size());
+        layout.segment_bytes = segments.data();
+        for (uint64_t bytes : segments) layout.capacity += bytes;
+        layout.n_planes = uint32_t(planes.size());
+        layout.plane_stride = sizeof(ucm_plane);
+        layout.planes = planes.data();
+        return ucm::compress::Geometry(layout);
+    }
+};
+
+// One shard as separate, unaligned segments that end at unmapped pages.
+class Row {
+  public:
+    Row(const Shape &shape, const Bytes &bytes) : shape_(shape) {
+        size_t at = 0;
+        for (uint64_t size : shape.segments) {
+            parts_.push_back(std::make_unique<Guarded>(size));
+            addresses_.push_back(parts_.back()->data());
+            const size_t part = std::min<size_t>(size, bytes.size() - at);
+            if (part) std::memcpy(addresses_.back(), bytes.data() + at, part);
+            at += part;
+        }
+    }
+    void *const *addresses() const { return addresses_.data(); }
+    Bytes bytes(size_t n) const {
+        Bytes all;
+        for (size_t k = 0; k < addresses_.size() && all.size() < n; k++) {
+            const auto *from = static_cast<const uint8_t *>(addresses_[k]);
+            all.insert(all.end(), from,
+                       from + std::min<size_t>(shape_.segments[k], n - all.size()));
+        }
+        return all;
+    }
+
+  private:
+    Shape shape_;
+    std::vector<std::unique_ptr<Guarded>> parts_;
+    std::vector<void *> addresses_;
+};
+
+Bytes encode(const Shape &shape, const Bytes &bytes, Mode mode = Mode::kAuto,
+             TileCounts *counts = nullptr) {
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry);
+    const Row row(shape, bytes);
+    const Guarded frame(bytes.size() + kFrameHeaderBytes);
+    TileCounts unused;
+    const uint64_t n =
+        coder.encode(row.addresses(), bytes.size(), mode, frame.data(), counts ? counts : &unused);
+    REQUIRE(n <= bytes.size() + kFrameHeaderBytes);
+    return Bytes(frame.data(), frame.data() + n);
+}
+
+ucm_status decode(const Shape &shape, const Bytes &frame, Bytes *bytes, FrameCoder &coder) {
+    const Row row(shape, {});
+    const Guarded copy(frame.size());
+    if (!frame.empty()) std::memcpy(copy.data(), frame.data(), frame.size());
+    const auto decoded = coder.decode(copy.data(), frame.size(), row.addresses());
+    if (bytes) *bytes = row.bytes(decoded.bytes);
+    return decoded.status;
+}
+
+ucm_status decode(const Shape &shape, const Bytes &frame, Bytes *bytes = nullptr) {
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry);
+    return decode(shape, frame, bytes, coder);
+}
+
+// Compared without Catch printing megabytes.
+bool round_trips(const Shape &shape, const Bytes &bytes, Mode mode = Mode::kAuto) {
+    Bytes back;
+    return decode(shape, encode(shape, bytes, mode), &back) == UCM_OK && back == bytes;
+}
+
+// Makes the checksums of a changed frame right again, as an attacker or a bug could.
+void seal(Bytes &frame) {
+    uint64_t hash = XXH3_64bits(frame.data() + 64, frame.size() - 64);
+    std::memcpy(&frame[40], &hash, 8);
+    hash = XXH3_64bits(frame.data(), 56);
+    std::memcpy(&frame[56], &hash, 8);
+}
+
+template <typename T>
+void put(Bytes &frame, size_t at, T value) {
+    std::memcpy(&frame[at], &value, sizeof value);
+}
+
+}  // namespace
+
+TEST_CASE("a frame gives back every shard bit for bit", "[compress][frame]") {
+    for (int32_t dtype : kDtypes)
+        for (Mode mode : {Mode::kAuto, Mode::kSplit, Mode::kRaw})
+            for (size_t n : {0, 1, 2, 3, 4, 5, 63, 64, 65, 127, 1000, 4095, 65535, 65536, 65537,
+                             131072, 200001}) {
+                INFO("dtype " << dtype << " mode " << int(mode) << " bytes " << n);
+                const Shape shape = Shape::of(n, dtype);
+                REQUIRE(round_trips(shape, numbers(n, dtype), mode));
+                REQUIRE(round_trips(shape, random_bytes(n, n), mode));
+                REQUIRE(round_trips(shape, Bytes(n, 0), mode));
+                REQUIRE(round_trips(shape, Bytes(n, 0xff), mode));
+            }
+}
+
+TEST_CASE("a frame keeps every pattern of a number: NaN, infinity, subnormal",
+          "[compress][frame]") {
+    Bytes all;
+    for (uint32_t pattern = 0; pattern < 65536; pattern++) {
+        all.push_back(uint8_t(pattern));
+        all.push_back(uint8_t(pattern >> 8));
+    }
+    for (int32_t dtype : kDtypes) {
+        REQUIRE(round_trips(Shape::of(all.size(), dtype), all, Mode::kSplit));
+        // Among ordinary numbers, so that the tiles are coded.
+        Bytes mixed = numbers(200000, dtype);
+        for (size_t i = 0; i < all.size(); i += 400) std::memcpy(&mixed[i], &all[i], 4);
+        REQUIRE(round_trips(Shape::of(mixed.size(), dtype), mixed));
+    }
+}
+
+TEST_CASE("a shard shorter than its capacity keeps its length", "[compress][frame]") {
+    const Shape shape{{7000, 1, 130000, 3},
+                      {{60001, UCM_DTYPE_BF16, 1}, {70002, UCM_DTYPE_FP32, 2}}};
+    const auto geometry = shape.geometry();
+    REQUIRE(geometry.capacity() == 137004);
+    FrameCoder coder(geometry);
+    for (size_t n : {0, 1, 6999, 7000, 7001, 60000, 60001, 60002, 100001, 130003, 137003, 137004}) {
+        INFO("length " << n);
+        Bytes back;
+        const Bytes bytes = numbers(n, UCM_DTYPE_BF16);
+        REQUIRE(decode(shape, encode(shape, bytes), &back, coder) == UCM_OK);
+        REQUIRE(bool(back == bytes));
+    }
+}
+
+TEST_CASE("tiles cover the shard and end where planes do", "[compress][frame]") {
+    const Shape shape{
+        {300000, 100000},
+        {{98304, UCM_DTYPE_BF16, 1}, {65537, UCM_DTYPE_FP8_E4M3, 2}, {1, UCM_DTYPE_FP16, 0}}};
+    const auto geometry = shape.geometry();
+    uint64_t end = 0;
+    for (const auto &tile : geometry.tiles()) {
+        REQUIRE(tile.offset == end);
+        REQUIRE(tile.bytes >= 1);
+        REQUIRE(tile.bytes <= ucm::compress::kTileBytes);
+        end += tile.bytes;
+        for (uint64_t plane : {98304, 98304 + 65537, 98304 + 65537 + 1})
+            REQUIRE_FALSE((tile.offset < plane && end > plane));
+        const int32_t dtype = end <= 98304           ? UCM_DTYPE_BF16
+                              : end <= 98304 + 65537 ? UCM_DTYPE_FP8_E4M3
+                              : end <= 98304 + 65538 ? UCM_DTYPE_FP16
+                                                     : UCM_DTYPE_BYTES;
+        REQUIRE(tile.dtype == dtype);
+    }
+    REQUIRE(end == 400000);
+    REQUIRE(geometry.tiles()[0].bytes == geometry.tiles()[1].bytes);
+}
+
+TEST_CASE("coding pays for numbers and costs a header for noise", "[compress][frame]") {
+    const size_t n = 1 << 20;
+    const std::map<int32_t, double> least = {{UCM_DTYPE_BF16, 1.4},
+                                             {UCM_DTYPE_FP16, 1.1},
+                                             {UCM_DTYPE_FP32, 1.15},
+                                             {UCM_DTYPE_FP8_E4M3, 1.1}};
+    for (auto [dtype, ratio] : least) {
+        INFO("dtype " << dtype);
+        const Shape shape = Shape::of(n, dtype);
+        TileCounts counts;
+        REQUIRE(double(encode(shape, numbers(n, dtype), Mode::kAuto, &counts).size()) * ratio <
+                double(n));
+        REQUIRE(counts.split == 16);
+        REQUIRE(encode(shape, Bytes(n, 7)).size() < 64 + 16 * (12 + 4) + 1);
+        for (Mode mode : {Mode::kAuto, Mode::kSplit})
+            REQUIRE(encode(shape, random_bytes(n, 1), mode, &counts).size() == n + 64);
+    }
+}
+
+TEST_CASE("one incompressible plane does not spoil its neighbours", "[compress][frame]") {
+    for (bool noise_first : {true, false}) {
+        Bytes bytes = numbers(131072, UCM_DTYPE_BF16);
+        const Bytes noise = random_bytes(65536, 3);
+        std::copy(noise.begin(), noise.end(), bytes.begin() + (noise_first ? 0 : 65536));
+        const Shape shape{{131072}, {{65536, UCM_DTYPE_BF16, 1}, {65536, UCM_DTYPE_BF16, 2}}};
+        TileCounts counts;
+        const Bytes frame = encode(shape, bytes, Mode::kAuto, &counts);
+        REQUIRE(counts.raw == 1);
+        REQUIRE(counts.split == 1);
+        REQUIRE(frame.size() < 65536 + 50000);
+        REQUIRE(round_trips(shape, bytes));
+    }
+}
+
+TEST_CASE("the frame is what its document says", "[compress][frame]") {
+    const Bytes bytes = numbers(4096, UCM_DTYPE_BF16);
+    const Shape shape = Shape::of(4096, UCM_DTYPE_BF16);
+    const Bytes frame = encode(shape, bytes);
+    const auto get = [&](size_t at, size_t width) {
+        uint64_t value = 0;
+        std::memcpy(&value, &frame[at], width);
+        return value;
+    };
+    REQUIRE(std::memcmp(frame.data(), "UCMZ", 4) == 0);
+    REQUIRE(get(4, 2) == 1);              // version
+    REQUIRE(get(6, 2) == 0);              // flags
+    REQUIRE(get(8, 8) == 4096);           // raw_bytes
+    REQUIRE(get(16, 8) == frame.size());  // frame_bytes
+    REQUIRE(get(24, 4) == 1);             // tile_count
+    REQUIRE(get(28, 4) == 0);
+    REQUIRE(get(32, 8) == XXH3_64bits(bytes.data(), 4096));
+    REQUIRE(get(40, 8) == XXH3_64bits(&frame[64], frame.size() - 64));
+    REQUIRE(get(48, 8) == 0);
+    REQUIRE(get(56, 8) == XXH3_64bits(frame.data(), 56));
+    REQUIRE(get(64, 4) == 4096);
+    REQUIRE(get(68, 4) == frame.size() - 76);
+    REQUIRE(get(72, 1) == 2);  // split
+    REQUIRE(get(73, 1) == UCM_DTYPE_BF16);
+    REQUIRE(get(74, 2) == 0);
+    REQUIRE(get(80, 4) == 0xfd2fb528);  // a zstd frame
+    const size_t rest = 80 + get(76, 4);
+    REQUIRE(rest + 2048 == frame.size());
+    for (size_t i = 0; i < 2048; i++)  // mantissa, and the sign as the lowest bit
+        REQUIRE(frame[rest + i] == uint8_t(bytes[2 * i] << 1 | bytes[2 * i + 1] >> 7));
+
+    const Bytes raw = encode(shape, bytes, Mode::kRaw);
+    REQUIRE(raw.size() == 4096 + 64);
+    REQUIRE(bool(Bytes(raw.begin() + 64, raw.end()) == bytes));
+}
+
+TEST_CASE("a flipped bit anywhere, or a missing end, is found", "[compress][frame]") {
+    for (Mode mode : {Mode::kAuto, Mode::kRaw}) {
+        const Shape shape = Shape::of(3000, UCM_DTYPE_BF16);
+        const auto geometry = shape.geometry();
+        FrameCoder coder(geometry);
+        const Bytes frame = encode(shape, numbers(3000, UCM_DTYPE_BF16), mode);
+        for (size_t bit = 0; bit < frame.size() * 8; bit += bit < 1000 ? 1 : 13) {
+            Bytes bad = frame;
+            bad[bit / 8] ^= uint8_t(1 << bit % 8);
+            REQUIRE(decode(shape, bad, nullptr, coder) == UCM_CORRUPT);
+        }
+        for (size_t n = 0; n < frame.size(); n += n < 100 ? 1 : 29)
+            REQUIRE(decode(shape, Bytes(frame.begin(), frame.begin() + long(n)), nullptr, coder) ==
+                    UCM_CORRUPT);
+        Bytes longer = frame;
+        longer.push_back(0);
+        REQUIRE(decode(shape, longer, nullptr, coder) == UCM_CORRUPT);
+    }
+}
+
+TEST_CASE("what a reader must refuse it refuses by its name", "[compress][frame]") {
+    const Shape shape = Shape::of(200000, UCM_DTYPE_BF16);
+    const Bytes good = encode(shape, numbers(200000, UCM_DTYPE_BF16));
+    const auto with = [&](size_t at, auto value) {
+        Bytes frame = good;
+        put(frame, at, value);
+        seal(frame);
+        return decode(shape, frame);
+    };
+    REQUIRE(with(4, uint16_t(1)) == UCM_OK);
+    REQUIRE(with(4, uint16_t(2)) == UCM_INCOMPATIBLE);       // version
+    REQUIRE(with(6, uint16_t(1)) == UCM_INCOMPATIBLE);       // lossy
+    REQUIRE(with(8, uint64_t(200001)) == UCM_INCOMPATIBLE);  // longer than the room
+    REQUIRE(with(0, 'X') == UCM_CORRUPT);
+    REQUIRE(with(8, uint64_t(199999)) == UCM_CORRUPT);
+    REQUIRE(with(16, uint64_t(good.size() + 1)) == UCM_CORRUPT);
+    REQUIRE(with(28, 1u) == UCM_CORRUPT);
+    for (uint32_t count : {0u, 1u, 3u, 5u, 0x15555555u, 0x15555556u, 0xffffffffu})
+        REQUIRE(with(24, count) == UCM_CORRUPT);
+    for (uint32_t bytes : {0u, 1u, 65537u, 0xffffffffu}) {
+        REQUIRE(with(64, bytes) == UCM_CORRUPT);  // raw bytes of a tile
+        REQUIRE(with(68, bytes) == UCM_CORRUPT);  // stored bytes
+    }
+    for (uint8_t other : {0, 1, 3, 255}) REQUIRE(with(72, other) == UCM_CORRUPT);     // codec
+    for (uint8_t other : {0, 2, 3, 6, 255}) REQUIRE(with(73, other) == UCM_CORRUPT);  // dtype
+    const size_t tile = 64 + 4 * 12;
+    for (uint32_t coded : {0u, 1u, 0x7fffffffu, 0xfffffffcu, 0xffffffffu})
+        REQUIRE(with(tile, coded) == UCM_CORRUPT);
+    REQUIRE(with(32, uint64_t(0)) == UCM_CORRUPT);  // checksum of the raw bytes
+    REQUIRE(decode(Shape::of(199999, UCM_DTYPE_BF16), good) == UCM_INCOMPATIBLE);
+}
+
+TEST_CASE("mutated frames never give other bytes and never read or write outside",
+          "[compress][frame]") {
+    std::mt19937_64 random(42);
+    for (int32_t dtype : kDtypes) {
+        const Shape shape{{5001, 20000, 2000}, {{9001, dtype, 1}, {9000, dtype, 2}}};
+        const auto geometry = shape.geometry();
+        FrameCoder coder(geometry);
+        Bytes bytes = numbers(27001, dtype);
+        std::fill(bytes.begin() + 18001, bytes.begin() + 27001, uint8_t(9));
+        const Bytes good = encode(shape, bytes);
+        for (int round = 0; round < 3000; round++) {
+            Bytes bad = good;
+            for (uint64_t k = 1 + random() % 4; k-- > 0;) {
+                // Mostly where lengths and tables stand.
+                const size_t near = random() % 3 ? std::min<size_t>(220, bad.size()) : bad.size();
+                const size_t at = random() % near;
+                if (random() % 2)
+                    bad[at] ^= uint8_t(1 << random() % 8);
+                else
+                    bad[at] = uint8_t(random());
+                if (random() % 8 == 0)
+                    bad.resize(std::max<size_t>(64, random() % (bad.size() + 1)));
+            }
+            if (random() % 2) put(bad, 16, uint64_t(bad.size()));
+            seal(bad);
+            Bytes back;
+            if (decode(shape, bad, &back, coder) == UCM_OK) REQUIRE(bool(back == bytes));
+        }
+        REQUIRE(decode(shape, good, nullptr, coder) == UCM_OK);  // no state is left behind
+    }
+}
+
+TEST_CASE("any bytes are refused as a tile or fill exactly its room", "[compress][frame]") {
+    std::mt19937_64 random(7);
+    ucm::compress::TileCoder coder;
+    for (int round = 0; round < 20000; round++) {
+        const uint32_t stored = uint32_t(random() % 300), raw = uint32_t(random() % 400);
+        const Guarded in(stored), out(raw);
+        for (uint32_t i = 0; i < stored; i++) in.data()[i] = uint8_t(random());
+        if (stored >= 8 && random() % 2) {
+            const uint32_t coded = stored - 4 - uint32_t(random() % (stored - 3));
+            std::memcpy(in.data(), &coded, 4);
+            const uint32_t magic = 0xfd2fb528;
+            std::memcpy(in.data() + 4, &magic, 4);
+        }
+        coder.decode({ucm::compress::TileCodec(random() % 4), stored}, int32_t(random() % 8) - 1,
+                     in.data(), out.data(), raw);
+    }
+}
+
+// ---- The layer
+// ---------------------------------------------------------------------------------------
+
+namespace {
+
+const std::vector<std::string> kOverMemory = {"Compress", "Memory"};
+
+}  // namespace
+
+TEST_CASE("Compress brings every shard back, for every dtype and shape", "[compress]") {
+    for (int32_t dtype : kDtypes)
+        for (auto segments : {std::vector<uint64_t>{100000}, {4096, 70000, 1, 333}})
+            for (uint32_t shards : {1u, 5u}) {
+                INFO("dtype " << dtype << " segments " << segments.size() << " shards " << shards);
+                Geometry geometry{shards, segments, dtype};
+                geometry.misalign = 3;
+                Stack stack(kOverMemory, {}, geometry);
+                const auto ids = make_ids(9);
+                REQUIRE(all_ok(stack.dump(ids)));
+                REQUIRE(stack.lookup(ids) == std::vector<bool>(9, true));
+                REQUIRE(stack.loads_back(ids));
+            }
+}
+
+TEST_CASE("Compress asks for pages below and names its encoding", "[compress]") {
+    Geometry geometry{3, {5000, 300}, UCM_DTYPE_BF16};
+    geometry.encoding = "acme.1";
+    Stack stack(kOverMemory, {}, geometry);
+    const ucm_layout &below = stack.layout(1);
+    REQUIRE(below.flags == UCM_LAYOUT_PAGES);
+    REQUIRE(below.n_segments == 1);
+    REQUIRE(below.capacity == 5300 + 64);
+    REQUIRE(below.segment_bytes[0] == below.capacity);
+    REQUIRE(below.raw_capacity == 5300);
+    REQUIRE(below.shards_per_block == 3);
+    REQUIRE(below.n_planes == 0);
+    REQUIRE(std::string(below.encoding) == "acme.1+ucmz.1");
+    REQUIRE(std::string(Stack(kOverMemory).layout(1).encoding) == "ucmz.1");
+
+    geometry.encoding = std::string(56, 'a');
+    REQUIRE(std::string(Stack(kOverMemory, {}, geometry).layout(1).encoding).size() == 63);
+    geometry.encoding = std::string(57, 'a');
+    REQUIRE_THROWS_WITH(Stack(kOverMemory, {}, geometry), Catch::Contains("ucmz.1"));
+}
+
+TEST_CASE("Compress stores fewer bytes and counts them", "[compress]") {
+    const auto ids = make_ids(4);
+    Stack stack(kOverMemory, {}, Geometry{2, {65536, 65536}, UCM_DTYPE_BF16});
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.loads_back(ids));
+    const auto metrics = stack.metrics();
+    uint64_t stored = 0;
+    for (auto &id : ids)
+        for (uint32_t shard : {0u, 1u}) stored += stack.memory().stored(id, shard).size();
+    REQUIRE(metrics.at("dump_bytes_total") == 8 * 131072);
+    REQUIRE(metrics.at("dump_out_bytes_total") == stored);
+    REQUIRE(metrics.at("load_bytes_total") == 8 * 131072);
+    REQUIRE(metrics.at("load_in_bytes_total") == stored);
+    REQUIRE(metrics.at("split_tiles_total") == 16);
+    REQUIRE(stored < 8 * 131072 * 3 / 4);
+}
+
+TEST_CASE("compress_codec decides what is coded, and readers need not know", "[compress]") {
+    const auto ids = make_ids(2);
+    auto memory = std::make_shared<Memory>();
+    const Geometry geometry{1, {65536}, UCM_DTYPE_BF16};
+    {
+        Stack stack(kOverMemory, {{"compress_codec", "raw"}}, geometry, memory);
+        REQUIRE(all_ok(stack.dump({ids[0]})));
+        REQUIRE(stack.metrics().at("raw_shards_total") == 1);
+        REQUIRE(memory->stored(ids[0], 0).size() == 65536 + 64);
+    }
+    Stack stack(kOverMemory, {{"compress_codec", "split"}}, geometry, memory);
+    REQUIRE(all_ok(stack.dump({ids[1]})));
+    REQUIRE(memory->stored(ids[1], 0).size() < 65536 * 3 / 4);
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("Compress keeps the lengths of short shards", "[compress]") {
+    Stack stack(kOverMemory, {}, Geometry{6, {5000, 3000}, UCM_DTYPE_BF16});
+    const auto id = make_id(1);
+    const std::vector<uint64_t> lengths = {0, 1, 4999, 5000, 5001, 8000};
+    Move dump(stack, shards_of({id}, 6), lengths);
+    REQUIRE(dump.dump() == UCM_OK);
+    REQUIRE(dump.wait() == UCM_OK);
+    Move load(stack, shards_of({id}, 6));
+    REQUIRE(load.load() == UCM_OK);
+    REQUIRE(load.wait() == UCM_OK);
+    REQUIRE_FALSE(load.overrun());
+    for (size_t i = 0; i < lengths.size(); i++) {
+        REQUIRE(load.result(i).length == lengths[i]);
+        REQUIRE(load.same(i));
+    }
+}
+
+TEST_CASE("a damaged frame fails alone, and the next dump of its block replaces it", "[compress]") {
+    Stack stack(kOverMemory, {}, Geometry{3, {20000}, UCM_DTYPE_BF16});
+    const auto ids = make_ids(3);
+    REQUIRE(all_ok(stack.dump(ids)));
+    Bytes bad = stack.memory().stored(ids[1], 2);
+    bad[bad.size() / 2] ^= 4;
+    stack.memory().tamper(ids[1], 2, bad);
+    const auto results = stack.load(ids);
+    for (size_t i = 0; i < results.size(); i++)
+        REQUIRE(results[i].status == (i == 5 ? UCM_CORRUPT : UCM_OK));
+    REQUIRE(results[5].length == 0);
+    REQUIRE(stack.host().logged(ids[1].hex()));
+    REQUIRE(stack.metrics().at("bad_frames_total") == 1);
+
+    // Shard by shard, among good blocks, which are not written again.
+    for (uint32_t shard = 0; shard < 3; shard++) {
+        Move again(stack, {{ids[0], shard}, {ids[1], shard}, {ids[2], shard}});
+        REQUIRE(again.dump() == UCM_OK);
+        REQUIRE(again.wait() == UCM_OK);
+    }
+    REQUIRE(stack.memory().counters().replaced == 3);
+    REQUIRE(stack.loads_back(ids));
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.memory().counters().replaced == 3);  // once is enough
+}
+
+TEST_CASE("a frame of another version or too long is INCOMPATIBLE, and replaced", "[compress]") {
+    Stack stack(kOverMemory, {}, Geometry{1, {20000}, UCM_DTYPE_BF16});
+    const auto ids = make_ids(2);
+    REQUIRE(all_ok(stack.dump(ids)));
+    Bytes frame = stack.memory().stored(ids[0], 0);
+    put(frame, 4, uint16_t(9));
+    seal(frame);
+    stack.memory().tamper(ids[0], 0, frame);
+    stack.memory().tamper(ids[1], 0, encode(Shape::of(20001, UCM_DTYPE_BF16), Bytes(20001, 5)));
+    REQUIRE(all_are(stack.load(ids), UCM_INCOMPATIBLE));
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("what fails below fails that shard, with its status and errno", "[compress]") {
+    Stack stack(kOverMemory, {}, Geometry{4, {5000}});
+    const auto ids = make_ids(2);
+    stack.memory().fail(Op::kDump, UCM_IO, 2, 1, EIO);
+    auto results = stack.dump({ids[0]});
+    size_t failed = 0;
+    for (auto &result : results) {
+        if (result.status == UCM_OK) continue;
+        REQUIRE(result.status == UCM_IO);
+        REQUIRE(result.os_errno == EIO);
+        failed++;
+    }
+    REQUIRE(failed == 1);
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(all_are(stack.load(make_ids(1, 77)), UCM_NOT_FOUND));
+    stack.memory().fail(Op::kLoad, UCM_IO, 0, 1, EIO);
+    results = stack.load({ids[1]});
+    REQUIRE(std::count_if(results.begin(), results.end(),
+                          [](auto &r) { return r.status == UCM_IO; }) == 1);
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("a store that is busy below delays shards and fails none", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    memory->max_shards = 3;
+    Stack stack(kOverMemory, {}, Geometry{4, {5000}}, memory);
+    const auto ids = make_ids(50);
+    memory->busy(7);
+    REQUIRE(all_ok(stack.dump(ids)));
+    memory->busy(7);
+    REQUIRE(stack.loads_back(ids));
+    REQUIRE(memory->counters().busy == 14);
+}
+
+TEST_CASE("transfers larger than all buffers run piece by piece", "[compress]") {
+    // 64 MiB of buffers each way: 10 shards of 6 MiB.
+    Stack stack(kOverMemory, {{"compress_concurrency", "1"}}, Geometry{6, {6 << 20}});
+    const auto ids = make_ids(4);
+    stack.memory().reorder(true);
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.memory().counters().most_waiting <= 10);
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("dumps that stand still do not hold up loads", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    Stack stack(kOverMemory, {}, Geometry{1, {8 << 20}}, memory);
+    const auto old = make_ids(2), fresh = make_ids(30, 100);
+    REQUIRE(all_ok(stack.dump(old)));
+    memory->hold();
+    Move dump(stack, shards_of(fresh, 1));
+    REQUIRE(dump.dump() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(7));  // every buffer for dumps is below
+    Move load(stack, shards_of(old, 1));
+    REQUIRE(load.load() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(9));
+    memory->release();
+    REQUIRE(load.wait() == UCM_OK);
+    REQUIRE(dump.wait() == UCM_OK);
+}
+
+TEST_CASE("cancel ends what has not begun", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    Stack stack(kOverMemory, {}, Geometry{1, {8 << 20}}, memory);
+    memory->hold();
+    Move first(stack, shards_of(make_ids(12), 1)), second(stack, shards_of(make_ids(12, 100), 1));
+    REQUIRE(first.dump() == UCM_OK);
+    REQUIRE(second.dump() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(7));
+    REQUIRE(ucm_cancel(stack.top(), second.task, nullptr) == UCM_OK);
+    REQUIRE(second.wait() == UCM_CANCELLED);  // while the first stands before it
+    REQUIRE(all_are(second.results(), UCM_CANCELLED));
+    memory->release();
+    REQUIRE(first.wait() == UCM_OK);
+    REQUIRE(ucm_cancel(stack.top(), first.task, nullptr) == UCM_NOT_FOUND);
+}
+
+TEST_CASE("a shard whose turn comes too late is TIMEOUT", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    Stack stack(kOverMemory, {}, Geometry{1, {8 << 20}}, memory);
+    memory->hold();
+    Move first(stack, shards_of(make_ids(12), 1)), second(stack, shards_of(make_ids(3, 100), 1));
+    REQUIRE(first.dump() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(7));
+    second.transfer.deadline_ns = ucm::monotonic_ns() + 1000000;
+    REQUIRE(second.dump() == UCM_OK);
+    REQUIRE(second.wait() == UCM_TIMEOUT);
+    memory->release();
+    REQUIRE(first.wait() == UCM_OK);
+}
+
+TEST_CASE("remove ends the dumps of its blocks, then they are absent", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    Stack stack(kOverMemory, {}, Geometry{1, {8 << 20}}, memory);
+    const auto ids = make_ids(20);
+    memory->hold();
+    Move dump(stack, shards_of(ids, 1));
+    REQUIRE(dump.dump() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(7));
+    // One that is below already and one that still waits for a buffer.
+    std::thread remover([&] { stack.remove({ids[0], ids[19]}); });
+    memory->release();
+    remover.join();
+    dump.wait();
+    const auto present = stack.lookup(ids);
+    for (size_t i = 0; i < ids.size(); i++) REQUIRE(present[i] == (i != 0 && i != 19));
+    REQUIRE(dump.result(1).status == UCM_OK);
+    REQUIRE(all_ok(stack.dump({ids[19]})));
+    REQUIRE(stack.loads_back({ids[19]}));
+}
+
+TEST_CASE("drain covers this layer and the one below", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    Stack stack(kOverMemory, {}, Geometry{1, {8 << 20}}, memory);
+    memory->hold();
+    Move dump(stack, shards_of(make_ids(20), 1));
+    REQUIRE(dump.dump() == UCM_OK);
+    ucm_report report{};
+    report.struct_size = sizeof report;
+    REQUIRE(stack.drain(&report, 1) == UCM_PENDING);
+    REQUIRE(report.pending == 20);  // each counted by one layer only
+    memory->release();
+    REQUIRE(stack.drain(&report) == UCM_OK);
+    REQUIRE(report.stored == 20);
+    REQUIRE(report.lost == 0);
+    REQUIRE(report.pending == 0);
+}
+
+TEST_CASE("close finishes what was accepted; without time it is PENDING", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    const auto ids = make_ids(20);
+    {
+        Stack stack(kOverMemory, {}, Geometry{1, {1 << 20}}, memory);
+        memory->hold();
+        Move dump(stack, shards_of(ids, 1));
+        REQUIRE(dump.dump() == UCM_OK);
+        REQUIRE(stack.close(0).status == UCM_PENDING);
+        std::vector<uint8_t> tiers(1);
+        ucm_lookup_args lookup{};
+        lookup.struct_size = sizeof lookup;
+        lookup.n = 1;
+        lookup.block_ids = ids[0].bytes;
+        REQUIRE(ucm_lookup(stack.top(), &lookup, nullptr) == UCM_CLOSED);
+        memory->release();
+        REQUIRE(stack.close().status == UCM_OK);
+        REQUIRE(dump.wait() == UCM_OK);
+    }
+    Stack stack(kOverMemory, {}, Geometry{1, {1 << 20}}, memory);
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("Compress passes lookups and hints on, one tier further down", "[compress]") {
+    Stack stack(kOverMemory);
+    const auto ids = make_ids(3);
+    REQUIRE(all_ok(stack.dump({ids[0], ids[2]})));
+    REQUIRE(stack.tiers(ids) == std::vector<uint8_t>({2, 0, 2}));
+    REQUIRE(stack.hits(ids, UCM_LOOKUP_ALL) == 2);
+    REQUIRE(stack.hits(ids, UCM_LOOKUP_PREFIX) == 1);
+    REQUIRE(stack.hits(ids, UCM_LOOKUP_LAST) == 3);
+    REQUIRE(stack.touch(ids) == UCM_OK);
+    REQUIRE(stack.prefetch(ids) == UCM_OK);
+    REQUIRE(stack.memory().counters().touches == 1);
+    REQUIRE(stack.memory().counters().prefetches == 1);
+    stack.memory().fail(Op::kLookup, UCM_IO);
+    REQUIRE_THROWS(stack.lookup(ids));
+}
+
+TEST_CASE("Compress can what the store below can", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    Stack all(kOverMemory, {}, {}, memory);
+    REQUIRE(all.top()->capabilities == (UCM_CAP_KEEPS | UCM_CAP_LOADS | UCM_CAP_PERSISTENT |
+                                        UCM_CAP_VERIFIES | UCM_CAP_REMOVE | UCM_CAP_CANCEL));
+    memory->capabilities = UCM_CAP_KEEPS | UCM_CAP_EVENTS;
+    Stack some(kOverMemory, {}, {}, memory);
+    REQUIRE(some.top()->capabilities == (UCM_CAP_KEEPS | UCM_CAP_CANCEL));
+    REQUIRE(some.remove(make_ids(1)) == UCM_UNSUPPORTED);
+}
+
+TEST_CASE("opened for lookup only, Compress looks up and removes and moves nothing", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    const auto ids = make_ids(2);
+    {
+        Stack stack(kOverMemory, {}, {}, memory);
+        REQUIRE(all_ok(stack.dump(ids)));
+    }
+    Geometry geometry;
+    geometry.lookup_only = true;
+    Stack stack(kOverMemory, {}, geometry, memory);
+    REQUIRE(stack.lookup(ids) == std::vector<bool>(2, true));
+    REQUIRE(stack.remove({ids[0]}) == UCM_OK);
+    REQUIRE(stack.lookup(ids) == std::vector<bool>({false, true}));
+    REQUIRE(stack.drain() == UCM_OK);
+}
+
+TEST_CASE("many threads dump, load, cancel and remove at once", "[compress][threads]") {
+    auto memory = std::make_shared<Memory>();
+    memory->threads = 3;
+    memory->max_shards = 40;
+    memory->reorder(true);
+    Stack stack(kOverMemory, {{"compress_concurrency", "3"}},
+                Geometry{3, {6000, 30000}, UCM_DTYPE_BF16}, memory);
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (uint64_t t = 0; t < 6; t++)
+        threads.emplace_back([&, t] {
+            for (uint64_t round = 0; round < 12; round++) {
+                const auto ids = make_ids(8, t * 1000 + round * 8);
+                wrong += !all_ok(stack.dump(ids));
+                wrong += !stack.loads_back(ids);
+                if (round % 3 == 0) wrong += stack.remove(ids) != UCM_OK;
+                if (round % 3 == 1) {
+                    Move move(stack, shards_of(ids, 3));
+                    wrong += move.load_patiently() != UCM_OK;
+                    ucm_cancel(stack.top(), move.task, nullptr);
+                    move.wait();
+                    for (size_t i = 0; i < move.n(); i++)
+                        wrong += move.result(i).status == UCM_OK
+                                     ? !move.same(i)
+                                     : move.result(i).status != UCM_CANCELLED;
+                }
+                wrong += stack.drain() != UCM_OK;
+            }
+        });
+    for (auto &thread : threads) thread.join();
+    REQUIRE(wrong == 0);
+    REQUIRE(stack.close().status == UCM_OK);
+}
+
+TEST_CASE("closing right behind the last shard is safe", "[compress][threads]") {
+    for (int round = 0; round < 100; round++) {
+        Stack stack(kOverMemory, {}, Geometry{2, {3000}, UCM_DTYPE_FP16});
+        const auto ids = make_ids(5);
+        REQUIRE(all_ok(stack.dump(ids)));
+        Move load(stack, shards_of(ids, 2));
+        REQUIRE(load.load() == UCM_OK);
+        REQUIRE(stack.close().status == UCM_OK);
+        REQUIRE(load.wait() == UCM_OK);
+    }
+}
