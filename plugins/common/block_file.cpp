@@ -73,7 +73,9 @@ bool entry_sound(const ShardEntry &entry, uint64_t header_bytes, uint64_t file_b
     return entry.length <= file_bytes && round_up(entry.length) <= file_bytes - entry.offset;
 }
 
-std::string format_path(const std::string &directory) { return directory + "/.ucm/format"; }
+std::string format_path(const std::string &directory) {
+    return directory + "/.ucm/format";
+}
 
 std::string uuid_text(const DirectoryId &id) {
     char text[37];
@@ -208,14 +210,18 @@ uint64_t payload_checksum(const BlockId &id, uint32_t shard, uint64_t length, co
     return XXH3_64bits_digest(&state);
 }
 
-std::string block_folder(const BlockId &id) { return id.hex().substr(0, 3); }
+std::string block_folder(const BlockId &id) {
+    return id.hex().substr(0, 3);
+}
 
 std::string block_name(const BlockId &id) {
     const std::string hex = id.hex();
     return hex.substr(0, 3) + "/" + hex;
 }
 
-std::string errno_text(int error) { return std::system_category().message(error); }
+std::string errno_text(int error) {
+    return std::system_category().message(error);
+}
 
 ucm_status status_of_errno(int error, ucm_status absent) {
     switch (error) {
@@ -253,9 +259,10 @@ bool read_directory_id(const std::string &directory, DirectoryId &out) {
     const size_t line = sizeof kFormatLine - 1;
     if (all.compare(0, line, kFormatLine) != 0 || all.size() != line + 37 || all.back() != '\n' ||
         !parse_uuid(all.substr(line, 36), out))
-        throw Error(UCM_INCOMPATIBLE, path +
-                                          " is not the mark of a storage directory that this version "
-                                          "reads; use another directory");
+        throw Error(UCM_INCOMPATIBLE,
+                    path +
+                        " is not the mark of a storage directory that this version "
+                        "reads; use another directory");
     return true;
 }
 

@@ -63,11 +63,13 @@ std::string machine_prefix() {
     return prefix;
 }
 
-std::string writers_path(const std::string &directory) { return directory + "/.ucm/writers"; }
+std::string writers_path(const std::string &directory) {
+    return directory + "/.ucm/writers";
+}
 
 // 0, EAGAIN when another holds it, or why locks do not work here.
 int lock_file(int fd) {
-    struct flock lock {};
+    struct flock lock{};
     lock.l_type = F_WRLCK;
     lock.l_whence = SEEK_SET;
     if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
@@ -75,7 +77,7 @@ int lock_file(int fd) {
 }
 
 bool leads_to(const std::string &path, int fd) {
-    struct stat by_path {}, by_fd {};
+    struct stat by_path{}, by_fd{};
     return ::stat(path.c_str(), &by_path) == 0 && ::fstat(fd, &by_fd) == 0 &&
            by_path.st_ino == by_fd.st_ino && by_path.st_dev == by_fd.st_dev;
 }
@@ -100,7 +102,7 @@ void remove_folder(const std::string &path) {
 }
 
 int64_t changed_ns(const std::string &path) {
-    struct stat st {};
+    struct stat st{};
     if (::stat(path.c_str(), &st) != 0) return clock_ns(CLOCK_REALTIME);
     return int64_t(st.st_mtim.tv_sec) * 1000000000 + st.st_mtim.tv_nsec;
 }
@@ -183,8 +185,8 @@ void WriterFolder::renew() {
 
 void WriterFolder::create() {
     static std::atomic<uint64_t> number{0};
-    const std::string stem = writers_path(directory_) + "/" + machine_prefix() +
-                             std::to_string(::getpid()) + "-";
+    const std::string stem =
+        writers_path(directory_) + "/" + machine_prefix() + std::to_string(::getpid()) + "-";
     // A name may be taken by a dead process of the same number, or be swept before it is locked.
     for (int tries = 0; tries < 10000; tries++) {
         const std::string path = stem + std::to_string(number++);

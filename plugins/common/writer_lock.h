@@ -12,8 +12,8 @@
 
 namespace ucm {
 
-// A descriptor that a forked child closes: a child that kept it would keep the lock of a dead parent,
-// or the space of a deleted file. -1: none.
+// A descriptor that a forked child closes: a child that kept it would keep the lock of a dead
+// parent, or the space of a deleted file. -1: none.
 class ForkClosed {
   public:
     ForkClosed();

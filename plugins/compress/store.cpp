@@ -273,7 +273,8 @@ ucm_status CompressStore::close(const ucm_wait_args &args, ucm_report &report, u
     ucm_report mine{};
     ledger_.drain(0, mine);
     report.stored = report.lost = report.unfinished = 0;
-    report.pending = mine.pending;
+    // When idle, a thread may still be about to end in the ledger what the store below has answered.
+    report.pending = idle ? 0 : mine.pending;
     return idle ? UCM_OK : UCM_PENDING;  // the destructor joins the threads
 }
 

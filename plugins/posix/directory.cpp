@@ -25,9 +25,10 @@ std::string absolute(const std::string &path) {
     }
     std::string text = found;
     free(found);
-    struct stat st {};
+    struct stat st{};
     if (::stat(text.c_str(), &st) != 0 || !S_ISDIR(st.st_mode))
-        throw Error(UCM_UNAVAILABLE, "storage_backends: '" + path + "' is not a directory", ENOTDIR);
+        throw Error(UCM_UNAVAILABLE, "storage_backends: '" + path + "' is not a directory",
+                    ENOTDIR);
     if (::access(text.c_str(), R_OK | X_OK) != 0) {
         const int error = errno;
         throw Error(UCM_UNAVAILABLE,
@@ -76,9 +77,10 @@ void Directory::renew_writer() {
     DirectoryId now{};
     // An empty mount point in place of the mount must not be filled.
     if (!read_directory_id(path_, now) || now != id_)
-        throw Error(UCM_UNAVAILABLE,
-                    path_ + " is not the directory that was opened; mount it, or open the store again",
-                    ENOENT);
+        throw Error(
+            UCM_UNAVAILABLE,
+            path_ + " is not the directory that was opened; mount it, or open the store again",
+            ENOENT);
     writer_->renew();
 }
 
@@ -90,7 +92,7 @@ int Directory::make_block_folder(const BlockId &id) const {
 bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
     const std::string name = block_path(id), folder = path_ + "/.ucm/quarantine";
     std::lock_guard<std::mutex> hold(mutex_);
-    struct stat st {};
+    struct stat st{};
     if (::stat(name.c_str(), &st) != 0 || st.st_ino != inode || st.st_dev != device) return false;
     if (::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST) {
         const std::string kept = folder + "/" + id.hex();
@@ -104,8 +106,8 @@ bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
         log_.write(UCM_LOG_WARN, "block %s is corrupt: deleted %s", id.hex().c_str(), name.c_str());
         return true;
     }
-    log_.write(UCM_LOG_ERROR, "block %s is corrupt, and %s cannot be deleted: %s",
-               id.hex().c_str(), name.c_str(), errno_text(errno).c_str());
+    log_.write(UCM_LOG_ERROR, "block %s is corrupt, and %s cannot be deleted: %s", id.hex().c_str(),
+               name.c_str(), errno_text(errno).c_str());
     return false;
 }
 
@@ -149,7 +151,7 @@ Directory *Directories::of(const BlockId &id) {
 uint64_t Directories::total_bytes() const {
     uint64_t total = 0;
     for (auto &directory : all_) {
-        struct statvfs st {};
+        struct statvfs st{};
         if (::statvfs(directory->path().c_str(), &st) == 0)
             total += uint64_t(st.f_blocks) * st.f_frsize;
     }

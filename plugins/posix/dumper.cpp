@@ -205,8 +205,8 @@ std::vector<Placed> Dumper::next_run(Run &run, const File &file, size_t from,
             break;
         bounces = mode;
         shard.entry.offset = empty ? 0 : end;
-        shard.entry.checksum = context_.rows.checksum(
-            run.scratch.pieces, run.id, task.shard(index), shard.addresses, shard.entry.length);
+        shard.entry.checksum = context_.rows.checksum(run.scratch.pieces, run.id, task.shard(index),
+                                                      shard.addresses, shard.entry.length);
         end += shard.bytes();
         bytes += shard.bytes();
         placed.push_back(shard);
@@ -221,14 +221,12 @@ void Dumper::write_fresh(Run &run, File &file) {
     std::vector<size_t> which;
     for (size_t from = 0; from < run.fresh.size();) {
         if (const ucm_status status = refused(run); status != UCM_OK) {
-            for (; from < run.fresh.size(); from++)
-                run.results[run.fresh[from]] = result(status);
+            for (; from < run.fresh.size(); from++) run.results[run.fresh[from]] = result(status);
             break;
         }
         std::vector<Placed> placed = next_run(run, file, from, which);
         uint64_t moved = 0;
-        const int error =
-            placed[0].bytes() > 0 ? file.write_run(context_.rows, placed, &moved) : 0;
+        const int error = placed[0].bytes() > 0 ? file.write_run(context_.rows, placed, &moved) : 0;
         context_.metrics.add(kDumpOutBytes, moved);
         for (size_t k = 0; k < placed.size(); k++) {
             if (error != 0 && moved < placed[k].bytes()) {
@@ -303,7 +301,7 @@ int Dumper::publish(Run &run, File &file) {
     header.table = draft.table;
     const uint64_t bytes = block_header_bytes(context_.shape.shard_count);
     encode_block_header(header, run.scratch.header.base());
-    struct stat mine {};
+    struct stat mine{};
     int error = file.write(run.scratch.header.base(), bytes, 0);
     if (error == 0 && draft.ragged) error = file.cut(draft.end);
     if (error == 0) error = file.stat(mine);
@@ -323,7 +321,7 @@ int Dumper::put_in_place(Run &run, const struct stat &mine) {
         const int failed = draft.replace ? ::rename(draft.temporary.c_str(), name.c_str())
                                          : ::link(draft.temporary.c_str(), name.c_str());
         int error = failed ? errno : 0;
-        struct stat there {};
+        struct stat there{};
         // A network file system may repeat a request that has succeeded.
         if (error != 0 && ::stat(name.c_str(), &there) == 0 && there.st_ino == mine.st_ino &&
             there.st_dev == mine.st_dev)

@@ -92,7 +92,8 @@ class Dumper {
     int open_temporary(Run &run, File &file);
     int make_temporary(Run &run, File &file);
     void write_fresh(Run &run, File &file);
-    std::vector<Placed> next_run(Run &run, const File &file, size_t from, std::vector<size_t> &which);
+    std::vector<Placed> next_run(Run &run, const File &file, size_t from,
+                                 std::vector<size_t> &which);
     void settle(Run &run, File &file);
     void finish(Run &run, File &file);
     int publish(Run &run, File &file);
@@ -112,7 +113,7 @@ class Dumper {
     const DraftLimits limits_;
     Queue<BlockId> ready_;
     std::atomic<uint64_t> unfinished_{0};  // shards answered in all drafts
-    std::mutex mutex_;  // guards all below, and Block as said there
+    std::mutex mutex_;                     // guards all below, and Block as said there
     std::condition_variable ended_;
     std::unordered_map<BlockId, Block, BlockIdHash> blocks_;
     std::list<BlockId> resting_;  // longest first

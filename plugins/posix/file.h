@@ -14,14 +14,16 @@
 
 namespace ucm::posix {
 
-constexpr uint64_t kRunBytes = 4u << 20;  // what one system call moves, about
-constexpr size_t kRunShards = 256;        // pages in Scratch
+constexpr uint64_t kRunBytes = 4u << 20;                     // what one system call moves, about
+constexpr size_t kRunShards = 256;                           // pages in Scratch
 constexpr int kEndOfFile = std::numeric_limits<int>::max();  // no errno
 
 // What a thread needs for its work; made at open.
 struct Scratch {
     explicit Scratch(bool direct)
-        : header(kMaxHeaderBytes), pages(kRunShards * UCM_ALIGNMENT), bounce(direct ? kRunBytes : 0) {}
+        : header(kMaxHeaderBytes),
+          pages(kRunShards * UCM_ALIGNMENT),
+          bounce(direct ? kRunBytes : 0) {}
 
     uint8_t *page(size_t i) const { return pages.base() + i * UCM_ALIGNMENT; }
 

@@ -38,8 +38,8 @@ struct Context {
 // A task in its jobs.
 struct Batch {
     std::shared_ptr<Task> task;
-    std::vector<uint32_t> order;  // indexes of the task, block by block
-    std::vector<uint32_t> starts; // of each job in order, and its end
+    std::vector<uint32_t> order;   // indexes of the task, block by block
+    std::vector<uint32_t> starts;  // of each job in order, and its end
     std::atomic<size_t> jobs_left{0};
     uint64_t epoch = 0;  // of the ledger; dump
     int64_t start_ns = 0;
@@ -74,7 +74,7 @@ struct OpenBlock {
 
     File file;
     BlockHeader header;
-    struct stat st {};
+    struct stat st{};
     int error = 0;  // kFailed
 };
 BlockState open_block(const Context &context, Directory &directory, const BlockId &id,

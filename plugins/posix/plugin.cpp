@@ -30,8 +30,7 @@ const ucm_metric kMetrics[] = {
      "Blocks that were made whole and visible."},
     {"abandoned_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",
      "Unfinished blocks that were given up."},
-    {"unfinished_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",
-     "Blocks that miss shards."},
+    {"unfinished_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks", "Blocks that miss shards."},
 };
 static_assert(sizeof kMetrics / sizeof *kMetrics == ucm::posix::kMetrics);
 

@@ -26,7 +26,9 @@ DraftLimits draft_limits(const Directories &directories) {
     return limits;
 }
 
-bool past(int64_t deadline_ns) { return deadline_ns && monotonic_ns() > deadline_ns; }
+bool past(int64_t deadline_ns) {
+    return deadline_ns && monotonic_ns() > deadline_ns;
+}
 
 ucm_status closed(ucm_error *err) {
     return ucm_fail(err, UCM_CLOSED, 0, "the store is closing");
@@ -50,7 +52,9 @@ PosixStore::PosixStore(const ucm_open_args &args)
     }
 }
 
-PosixStore::~PosixStore() { stop(); }
+PosixStore::~PosixStore() {
+    stop();
+}
 
 uint64_t PosixStore::capabilities() const {
     return UCM_CAP_KEEPS | UCM_CAP_LOADS | UCM_CAP_PERSISTENT | UCM_CAP_VERIFIES | UCM_CAP_REMOVE |
@@ -103,10 +107,11 @@ void PosixStore::stop() {
 bool PosixStore::present(const BlockId &id) {
     const Directory *directory = context_.directories.of(id);
     if (!directory) return false;
-    struct stat st {};
+    struct stat st{};
     const std::string path = directory->block_path(id);
     if (::stat(path.c_str(), &st) == 0)
-        return S_ISREG(st.st_mode) && st.st_size >= UCM_ALIGNMENT && st.st_size % UCM_ALIGNMENT == 0;
+        return S_ISREG(st.st_mode) && st.st_size >= UCM_ALIGNMENT &&
+               st.st_size % UCM_ALIGNMENT == 0;
     const int error = errno;
     if (status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND) return false;
     throw Error(status_of_errno(error), "cannot look up " + path + ": " + errno_text(error), error);
@@ -167,7 +172,9 @@ ucm_status PosixStore::dump(const ucm_transfer &given, ucm_task *number, ucm_err
     return UCM_OK;
 }
 
-ucm_status PosixStore::cancel(ucm_task number, ucm_error *err) { return tasks_.cancel(number, err); }
+ucm_status PosixStore::cancel(ucm_task number, ucm_error *err) {
+    return tasks_.cancel(number, err);
+}
 
 int PosixStore::unlink_block(const BlockId &id) {
     const Directory *directory = context_.directories.of(id);

@@ -20,6 +20,8 @@ class Sleeper(ucm.StoreBase):
 registry().register("Sleeper", Sleeper)
 store = ucm.open_pipeline("Sleeper", block_size=64)
 task = store.dump([bytes(16)], [0], [[bytes(64)]])
+# A shell that runs its jobs in the background hands SIGINT down ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     {call}

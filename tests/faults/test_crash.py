@@ -27,9 +27,9 @@ order = random.Random(first)
 for number in range(first, first + 1000):
     block = block_of(number)
     pieces = order.sample(block.pieces(), len(block.shards))
-    tasks = [kit.start_dump(store, part).task for part in (pieces[:2], pieces[2:4], pieces[4:])]
-    for task in tasks:
-        store.wait(task)
+    dumps = [kit.start_dump(store, part) for part in (pieces[:2], pieces[2:4], pieces[4:])]
+    for dump in dumps:
+        store.wait(dump.task)
     print(number, flush=True)
 """
 

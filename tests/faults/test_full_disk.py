@@ -108,24 +108,6 @@ def test_a_disk_that_turns_read_only_still_serves(open_small, storage, pipeline,
         kit.expect_published(store, *blocks)
 
 
-def test_a_disk_that_turns_read_only_under_an_open_store(open_small, storage, rng):
-    with open_small() as store:
-        old, new = kit.new_blocks(store, rng, 2)
-        kit.dump(store, old)
-        store.drain(kit.WAIT_MS)
-        mount("-o", "remount,ro,force", str(storage.folder))
-        kit.expect_published(store, old)
-        transfer = kit.start_dump(store, new.pieces())
-        kit.finish(store, transfer)
-        report = store.drain(kit.WAIT_MS)
-        assert report.lost == 4 or transfer.task.error() is not None
-        mount("-o", "remount,rw", str(storage.folder))
-        kit.dump(store, new)
-        assert store.drain(kit.WAIT_MS).lost == 0
-    with open_small() as store:
-        kit.expect_published(store, old, new)
-
-
 def test_a_directory_that_vanishes_is_a_miss(open_small, storage, rng):
     with open_small() as store:
         block = kit.new_block(store, rng)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Posix, with a file system that can be made to misbehave: the functions below stand in front of the
-// C library's, for the plugin too.
+// Posix, with a file system that can be made to misbehave: the functions below stand in front of
+// the C library's, for the plugin too.
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -134,8 +134,8 @@ ssize_t preadv64(int fd, const iovec *pieces, int n, off64_t offset) {
 }
 
 int link(const char *from, const char *to) noexcept {
-    static const auto next = reinterpret_cast<int (*)(const char *, const char *)>(
-        dlsym(RTLD_NEXT, "link"));
+    static const auto next =
+        reinterpret_cast<int (*)(const char *, const char *)>(dlsym(RTLD_NEXT, "link"));
     return faults.links.strikes() ? -1 : next(from, to);
 }
 
@@ -253,22 +253,22 @@ TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
         uint32_t shards;
         std::vector<uint64_t> segments;
     };
-    const auto shape = GENERATE(
-        Shape{1, {1}}, Shape{1, {4096}}, Shape{4, {5000}}, Shape{3, {8192, 4096}},
-        Shape{2, {8192, 4096, 5001}}, Shape{64, {4095}}, Shape{64, {300, 1, 7000}},
-        Shape{5, {3, 4096}}, Shape{2, {5u << 20}}, Shape{3, std::vector<uint64_t>(1500, 11)});
+    const auto shape = GENERATE(Shape{1, {1}}, Shape{1, {4096}}, Shape{4, {5000}},
+                                Shape{3, {8192, 4096}}, Shape{2, {8192, 4096, 5001}},
+                                Shape{64, {4095}}, Shape{64, {300, 1, 7000}}, Shape{5, {3, 4096}},
+                                Shape{2, {5u << 20}}, Shape{3, std::vector<uint64_t>(1500, 11)});
     const std::string direct = GENERATE("false", "true");
     const size_t misalign = GENERATE(0, 1, 4096);
     TempDir directory;
     Geometry geometry{shape.shards, shape.segments};
     geometry.misalign = misalign;
     Stack stack({"Posix"}, in(directory, {{"io_direct", direct}}), geometry);
-    const auto ids = make_ids(3);
+    const auto ids = make_ids(geometry.capacity() > (1 << 20) ? 1 : 3);
     for (const ucm_result &result : stack.dump(ids)) {
         REQUIRE(result.status == UCM_OK);
         REQUIRE(published(result));
     }
-    REQUIRE(stack.lookup(ids) == std::vector<bool>(3, true));
+    REQUIRE(stack.hits(ids, UCM_LOOKUP_ALL) == ids.size());
     REQUIRE(stack.loads_back(ids));
     REQUIRE(temporaries(directory) == 0);
 }
@@ -496,7 +496,8 @@ TEST_CASE("Posix begins a block again whose temporary file was deleted", "[posix
     dump_one(stack, id, 0);
     dump_one(stack, id, 1);
     for (const std::string &path : directory.files())
-        if (path.find(id.hex()) != std::string::npos || (whole_folder && path.find("/lock") != std::string::npos))
+        if (path.find(id.hex()) != std::string::npos ||
+            (whole_folder && path.find("/lock") != std::string::npos))
             unlink(path.c_str());
     REQUIRE_FALSE(published(dump_one(stack, id, 2)));
     const ucm_report report = drained(stack);
@@ -559,10 +560,10 @@ TEST_CASE("truncated, emptied, garbage and foreign files are never served", "[po
     crossed.replace(kPage, 2 * kPage, sound, 3 * kPage, 2 * kPage);
     crossed.replace(3 * kPage, 2 * kPage, sound, kPage, 2 * kPage);
     const std::vector<ucm_status> all(3, UCM_CORRUPT);
-    const auto damaged = GENERATE_COPY(values<std::string>({
-        "", "x", sound.substr(0, 100), sound.substr(0, kPage), sound.substr(0, sound.size() - 1),
-        sound.substr(0, sound.size() - kPage), sound + std::string(kPage, '\0'), sound + "x",
-        std::string(sound.size(), '\0'), std::string(sound.size(), '\xff'), other, inner}));
+    const auto damaged = GENERATE_COPY(values<std::string>(
+        {"", "x", sound.substr(0, 100), sound.substr(0, kPage), sound.substr(0, sound.size() - 1),
+         sound.substr(0, sound.size() - kPage), sound + std::string(kPage, '\0'), sound + "x",
+         std::string(sound.size(), '\0'), std::string(sound.size(), '\xff'), other, inner}));
     write_all(path, damaged);
     REQUIRE(statuses(stack.load({ids[0]})) == all);
     REQUIRE_FALSE(stack.lookup({ids[0]})[0]);
@@ -590,8 +591,7 @@ TEST_CASE("a deleted block is NOT_FOUND and its neighbours load", "[posix]") {
     const auto ids = make_ids(3);
     REQUIRE(all_ok(stack.dump(ids)));
     unlink(block_path(directory, ids[1]).c_str());
-    REQUIRE(statuses(stack.load(ids)) ==
-            std::vector<ucm_status>({UCM_OK, UCM_NOT_FOUND, UCM_OK}));
+    REQUIRE(statuses(stack.load(ids)) == std::vector<ucm_status>({UCM_OK, UCM_NOT_FOUND, UCM_OK}));
     REQUIRE(stack.lookup(ids) == std::vector<bool>({true, false, true}));
 }
 
@@ -688,7 +688,7 @@ TEST_CASE("REPLACE makes a new copy that takes the place of the old one when who
     Stack stack({"Posix"}, in(directory), Geometry{2, {5000}});
     const BlockId id = make_id(1);
     REQUIRE(all_ok(stack.dump({id})));
-    struct stat before {}, after {};
+    struct stat before{}, after{};
     REQUIRE(stat(block_path(directory, id).c_str(), &before) == 0);
     REQUIRE_FALSE(published(dump_one(stack, id, 1, UCM_TRANSFER_REPLACE)));
     REQUIRE(stack.loads_back({id}));
@@ -970,8 +970,12 @@ TEST_CASE("a directory that cannot be used is one clear error", "[posix]") {
 
 TEST_CASE("a copy of a directory is not taken for a second one", "[posix]") {
     TempDir one, two;
-    { Stack stack({"Posix"}, in(one)); }
-    { Stack stack({"Posix"}, in(two)); }
+    {
+        Stack stack({"Posix"}, in(one));
+    }
+    {
+        Stack stack({"Posix"}, in(two));
+    }
     write_all(two.path() + "/.ucm/format", read_all(one.path() + "/.ucm/format"));
     REQUIRE(refusal({{"storage_backends", one.path() + ":" + two.path()}}).find("copies") !=
             std::string::npos);
