@@ -93,7 +93,7 @@ bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
     const std::string name = block_path(id), folder = path_ + "/.ucm/quarantine";
     std::lock_guard<std::mutex> hold(mutex_);
     struct stat st{};
-    if (::stat(name.c_str(), &st) != 0 || st.st_ino != inode || st.st_dev != device) return false;
+    if (::lstat(name.c_str(), &st) != 0 || st.st_ino != inode || st.st_dev != device) return false;
     if (::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST) {
         const std::string kept = folder + "/" + id.hex();
         if (count_files(folder) < kQuarantineFiles && ::rename(name.c_str(), kept.c_str()) == 0) {

@@ -30,7 +30,9 @@ static ucm_status pass_within(const int *open, int64_t timeout_ms) {
     return UCM_TIMEOUT;
 }
 
-static ucm_status pass(ucm_store *store) { return pass_within(((struct gate *)store)->open, 10000); }
+static ucm_status pass(ucm_store *store) {
+    return pass_within(((struct gate *)store)->open, 10000);
+}
 
 static ucm_status gate_lookup(ucm_store *store, const ucm_lookup_args *a, ucm_error *err) {
     (void)err;
@@ -125,7 +127,8 @@ static ucm_status gate_open(const ucm_open_args *args, ucm_store **out, ucm_erro
     gate->base.capabilities = UCM_CAP_REMOVE;
     gate->base.capacity = gate->base.raw_capacity = args->layout->capacity;
     gate->base.shards_per_block = args->layout->shards_per_block;
-    gate->open = (const int *)(intptr_t)UCM_AT(ucm_value, args->values, args->value_stride, ADDRESS)->i;
+    gate->open =
+        (const int *)(intptr_t)UCM_AT(ucm_value, args->values, args->value_stride, ADDRESS)->i;
     gate->busy = UCM_AT(ucm_value, args->values, args->value_stride, BUSY)->i;
     *out = &gate->base;
     return pass(&gate->base);
@@ -149,4 +152,6 @@ static const ucm_plugin plugin = {
 };
 
 UCM_EXPORT const ucm_plugin *ucm_store_plugin_v1(void);
-const ucm_plugin *ucm_store_plugin_v1(void) { return &plugin; }
+const ucm_plugin *ucm_store_plugin_v1(void) {
+    return &plugin;
+}

@@ -128,7 +128,7 @@ def test_the_default_timeout_is_the_option(open_gate, gate):
     task = store.dump([bytes(16)], [0], ROWS)
     with pytest.raises(ucm.StoreTimeout, match="within 20 ms"):
         store.wait(task)
-    with pytest.raises(ucm.StoreTimeout, match="drain: .* after 20 ms"):
+    with pytest.raises(ucm.StoreTimeout, match=r"drain: .* after 20 ms"):
         store.drain()
     gate.open()
     store.wait(task)
@@ -154,7 +154,7 @@ def test_a_close_that_times_out_may_be_called_again(open_gate, gate):
     store = open_gate()
     gate.shut()
     task = store.dump([bytes(16)], [0], ROWS)
-    with pytest.raises(ucm.StoreTimeout, match="close: .* after 10 ms; close again"):
+    with pytest.raises(ucm.StoreTimeout, match=r"close: .* after 10 ms; close again"):
         store.close(10)
     with pytest.raises(ucm.ClosedError):
         store.lookup([bytes(16)])

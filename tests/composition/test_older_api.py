@@ -183,7 +183,7 @@ def test_a_registered_connector_is_imported_when_it_is_created(factory, module):
     factory.register_connector("Mine", "seed_2", "Memory")
     factory.register_connector("Broken", module("seed_3", "import no_such_module"), "Memory")
     assert factory.create_connector("Mine", {}).lookup(IDS) == [False] * 3
-    with pytest.raises(ucm.ConfigError, match="'Broken'.*no_such_module"):
+    with pytest.raises(ucm.ConfigError, match=r"'Broken'.*no_such_module"):
         factory.create_connector("Broken", {})
     with pytest.raises(ucm.ConfigError, match=r"'Mine' is already registered as seed_2\.Memory"):
         factory.register_connector("Mine", "elsewhere", "Memory")

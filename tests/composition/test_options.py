@@ -93,7 +93,7 @@ def test_a_value_out_of_range_is_told_the_range(kind, allowed, good, bad, words)
     for value in good:
         assert options.check_value(limited, value) == value
     for value in bad:
-        with pytest.raises(ucm.ConfigError, match="key: .* is not allowed") as raised:
+        with pytest.raises(ucm.ConfigError, match=r"key: .* is not allowed") as raised:
             options.check_value(limited, value)
         assert words in str(raised.value)
         assert "threads" in str(raised.value)

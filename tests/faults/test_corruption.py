@@ -83,9 +83,7 @@ PAYLOAD = {
 
 
 @pytest.mark.parametrize("place", PAYLOAD.values(), ids=PAYLOAD.keys())
-def test_a_bit_flipped_in_a_shard_fails_that_shard_alone(
-    open_store, stored, storage, bits, place
-):
+def test_a_bit_flipped_in_a_shard_fails_that_shard_alone(open_store, stored, storage, bits, place):
     blocks = stored(10)
     damaged = {block: bits.randrange(4) for block in blocks[1::2]}
     for block, index in damaged.items():

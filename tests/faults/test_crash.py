@@ -1,60 +1,30 @@
 """A process that is killed while it dumps: never half a block, and nothing left behind."""
 
-import hashlib
 import json
-import random
 import subprocess
 import sys
 
 import pytest
+import writer
+from writer import SIZES, block_of
 
 from ucm.conformance import kit
 
 ROUNDS = 20
-SHARDS = 6
-SIZES = {"block_size": SHARDS * 5000, "tensor_size_list": (3000, 2000)}
-
-WRITER = """
-import json, random, sys
-sys.path.insert(0, sys.argv[1])
-from test_crash import block_of
-import ucm
-from ucm.conformance import kit
-
-first, config = int(sys.argv[2]), json.loads(sys.argv[3])
-store = ucm.open_pipeline(config)
-order = random.Random(first)
-for number in range(first, first + 1000):
-    block = block_of(number)
-    pieces = order.sample(block.pieces(), len(block.shards))
-    dumps = [kit.start_dump(store, part) for part in (pieces[:2], pieces[2:4], pieces[4:])]
-    for dump in dumps:
-        store.wait(dump.task)
-    print(number, flush=True)
-"""
 
 
-def block_of(number):
-    """Make the block of a number, the same in every process."""
-    rng = random.Random(number)
-    name = hashlib.md5(str(number).encode()).digest()
-    return kit.Block(name, tuple(rng.randbytes(5000) for _ in range(SHARDS)))
-
-
-def dump_until_killed(store_config, first, count):
+def dump_until_killed(config, first, count):
     """Start a writer, kill it after ``count`` blocks; return how many it said were dumped."""
-    folder = __file__.rpartition("/")[0]
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, folder, str(first), json.dumps(store_config)],
-        cwd=store_config["storage_backends"],
+    process = subprocess.Popen(
+        [sys.executable, writer.__file__, str(first), json.dumps(config)],
         stdout=subprocess.PIPE,
         text=True,
     )
     for _ in range(count):
-        assert writer.stdout.readline()
-    writer.kill()
-    rest = writer.stdout.read().count("\n")
-    writer.wait()
+        assert process.stdout.readline()
+    process.kill()
+    rest = process.stdout.read().count("\n")
+    process.wait()
     return count + rest
 
 

@@ -1,0 +1,81 @@
+"""Compress: lossless, never much longer, and readable whatever it was told."""
+
+import array
+import random
+
+import pytest
+
+from ucm.conformance import kit
+
+SIZE = 1 << 18
+FRAME_HEADER = 64
+
+
+def gaussian(dtype):
+    """Return normal numbers as bytes."""
+    rng = random.Random(1)
+    wide = array.array("f", (rng.gauss(0, 1) for _ in range(SIZE // 2))).tobytes()
+    if dtype == "fp32":
+        return wide[:SIZE]
+    return b"".join(wide[i + 2 : i + 4] for i in range(0, len(wide), 4))
+
+
+def passed_below(store, data):
+    """Dump one block of these bytes; return how many bytes Compress made of them."""
+    block = kit.Block(random.Random(data[:64]).randbytes(16), (data,))
+    before = store.stats()["Compress"]["dump_out_bytes_total"]
+    kit.dump(store, block)
+    kit.expect_published(store, block)
+    return store.stats()["Compress"]["dump_out_bytes_total"] - before
+
+
+@pytest.fixture
+def compress(open_store):
+    return lambda **options: open_store(
+        "Compress|Posix", block_size=SIZE, shard_size=SIZE, **options
+    )
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bf16", 0.8), ("fp32", 0.9)])
+def test_numbers_get_shorter(compress, dtype, most):
+    assert passed_below(compress(dtype=dtype), gaussian(dtype)) < most * SIZE
+
+
+def test_knowing_the_dtype_pays(compress):
+    data = gaussian("bf16")
+    assert passed_below(compress(dtype="bf16"), data) < passed_below(compress(), data)
+
+
+@pytest.mark.parametrize("dtype", ["bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize("codec", ["auto", "split", "raw"])
+def test_random_bytes_grow_by_a_header_at_most(compress, rng, dtype, codec):
+    store = compress(dtype=dtype, compress_codec=codec)
+    assert passed_below(store, rng.randbytes(SIZE)) <= SIZE + FRAME_HEADER
+
+
+@pytest.mark.parametrize("dtype", ["bytes", "bf16", "fp32"])
+def test_a_constant_is_next_to_nothing(compress, dtype):
+    element = {"bytes": b"\x3f", "bf16": b"\x80\x3f", "fp32": b"\x00\x00\x80\x3f"}[dtype]
+    for constant in (b"\0", element):
+        assert passed_below(compress(dtype=dtype), constant * (SIZE // len(constant))) < 1024
+
+
+def test_raw_stays_raw(compress):
+    assert passed_below(compress(compress_codec="raw"), bytes(SIZE)) == SIZE + FRAME_HEADER
+
+
+@pytest.mark.parametrize("reader", ["auto", "split", "raw"])
+@pytest.mark.parametrize("writer", ["auto", "split", "raw"])
+def test_every_codec_reads_what_the_others_wrote(open_store, rng, writer, reader):
+    with open_store("Compress|Posix", compress_codec=writer, dtype="bf16") as store:
+        blocks = [*kit.new_blocks(store, rng, 2), kit.Block(b"z" * 16, (bytes(8192),) * 4)]
+        kit.dump(store, *blocks)
+    with open_store("Compress|Posix", compress_codec=reader, dtype="fp32") as store:
+        kit.expect_published(store, *blocks)
+
+
+def test_one_thread_is_enough(open_store, rng):
+    store = open_store("Compress|Posix", compress_concurrency=1)
+    blocks = kit.new_blocks(store, rng, 20)
+    kit.dump(store, *blocks)
+    kit.expect_published(store, *blocks)

@@ -1,0 +1,178 @@
+"""Posix: files in directories."""
+
+import multiprocessing
+import os
+import random
+
+import pytest
+
+import ucm
+from ucm.conformance import kit
+
+
+def files(folder):
+    return sorted(path for path in folder.glob("[0-9a-f]*/*"))
+
+
+def test_a_block_is_one_file_named_by_its_id(open_store, folder, rng):
+    store = open_store("Posix")
+    block = kit.new_block(store, rng)
+    kit.dump(store, block)
+    (path,) = files(folder)
+    assert path.relative_to(folder).as_posix() == f"{block.id.hex()[:3]}/{block.id.hex()}"
+    assert path.stat().st_size == 4096 + 4 * 8192
+    assert path.read_bytes()[:8] == b"UCMBLOCK"
+    assert (folder / ".ucm" / "format").read_text().startswith("ucm blocks 1\n")
+
+
+def test_an_unfinished_block_leaves_no_file(open_store, folder, rng):
+    store = open_store("Posix")
+    kit.dump_pieces(store, kit.new_block(store, rng).pieces()[1:])
+    assert files(folder) == []
+    store.close()
+    assert files(folder) == []
+    assert [path for path in folder.glob(".ucm/writers/*/*") if path.name != "lock"] == []
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["buffered", "direct"])
+def test_buffered_and_direct_read_the_same_files(open_store, rng, written):
+    with open_store("Posix", io_direct=written) as store:
+        blocks = kit.new_blocks(store, rng, 5)
+        kit.dump(store, *blocks)
+    with open_store("Posix", io_direct=not written) as store:
+        kit.expect_published(store, *blocks)
+
+
+def test_one_thread_is_enough(open_store, rng):
+    store = open_store("Posix", posix_data_trans_concurrency=1)
+    blocks = kit.new_blocks(store, rng, 5)
+    kit.dump(store, *blocks)
+    kit.expect_published(store, *blocks)
+
+
+@pytest.fixture
+def several(tmp_path):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def backends(folders):
+    return ":".join(map(str, folders))
+
+
+def test_blocks_spread_over_directories_in_any_order(open_store, several, rng):
+    with open_store("Posix", storage_backends=backends(several)) as store:
+        blocks = kit.new_blocks(store, rng, 60)
+        kit.dump(store, *blocks)
+    counts = [len(files(folder)) for folder in several]
+    assert sum(counts) == 60
+    assert min(counts) > 0
+    with open_store("Posix", storage_backends=backends(reversed(several))) as store:
+        kit.expect_published(store, *blocks)
+
+
+def test_a_new_directory_takes_only_its_share(open_store, several, rng):
+    with open_store("Posix", storage_backends=backends(several[:2])) as store:
+        blocks = kit.new_blocks(store, rng, 60)
+        kit.dump(store, *blocks)
+    with open_store("Posix", storage_backends=backends(several)) as store:
+        found = store.lookup(kit.ids_of(blocks))
+        assert 0 < sum(found) < 60
+        kit.dump(store, *blocks)
+        assert len(files(several[2])) == 60 - sum(found)
+        kit.expect_published(store, *blocks)
+
+
+def test_without_a_directory_only_its_blocks_are_missed(open_store, several, rng):
+    with open_store("Posix", storage_backends=backends(several)) as store:
+        blocks = kit.new_blocks(store, rng, 60)
+        kit.dump(store, *blocks)
+    kept = {path.name for folder in several[1:] for path in files(folder)}
+    with open_store("Posix", storage_backends=backends(several[1:])) as store:
+        assert store.lookup(kit.ids_of(blocks)) == [block.id.hex() in kept for block in blocks]
+        kit.dump(store, *blocks)
+        kit.expect_published(store, *blocks)
+
+
+def test_one_directory_named_twice_is_refused(open_store, folder):
+    with pytest.raises(ucm.InvalidError, match="one directory or copies of one") as raised:
+        open_store("Posix", storage_backends=f"{folder}:{folder}/.")
+    assert str(folder) in str(raised.value)
+
+
+def test_foreign_files_are_left_alone(open_store, folder, rng):
+    (folder / "README").write_text("mine")
+    (folder / "0ab").mkdir()
+    (folder / "0ab" / "notes.txt").write_text("mine too")
+    with open_store("Posix") as store:
+        kit.dump(store, *kit.new_blocks(store, rng, 3))
+    assert (folder / "README").read_text() == "mine"
+    assert (folder / "0ab" / "notes.txt").read_text() == "mine too"
+
+
+def dump_in_process(folder, seed):
+    options = {"storage_backends": folder, "block_size": 4 << 13, "shard_size": 1 << 13}
+    with ucm.open_pipeline("Posix", **options) as store:
+        for block in twins(store, seed):
+            kit.dump(store, block)
+            assert store.lookup([block.id]) == [True]
+    os._exit(0)
+
+
+def twins(store, seed):
+    """Make 30 blocks whose names are everywhere the same and whose bytes are not."""
+    rng = random.Random(seed)
+    names = [bytes([i]) * 16 for i in range(30)]
+    return [kit.Block(name, kit.new_block(store, rng).shards) for name in names]
+
+
+def test_processes_that_dump_the_same_blocks_make_one_copy_of_each(open_store, folder):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=dump_in_process, args=(str(folder), i)) for i in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    store = open_store("Posix")
+    copies = zip(*(twins(store, seed) for seed in range(3)), strict=True)
+    for candidates in copies:
+        assert tuple(kit.load_pieces(store, candidates[0].pieces())) in [
+            block.shards for block in candidates
+        ]
+
+
+def test_stats_tell_what_was_written_and_read(open_store, folder, rng):
+    store = open_store("Posix")
+    blocks = kit.new_blocks(store, rng, 3)
+    kit.dump(store, *blocks)
+    kit.dump(store, *blocks)
+    kit.expect_served(store, kit.pieces_of(blocks))
+    stats = store.stats()["Posix"]
+    assert stats["published_blocks_total"] == 3
+    assert stats["dump_out_bytes_total"] == sum(path.stat().st_size for path in files(folder))
+    assert stats["load_in_bytes_total"] >= stats["load_bytes_total"] == 3 * 4 * 8192
+    assert stats["unfinished_blocks"] == 0
+    files(folder)[0].write_bytes(b"")
+    kit.load_pieces(store, kit.pieces_of(blocks))
+    stats = store.stats()["Posix"]
+    assert stats["corrupt_shards_total"] == 4
+    assert stats["quarantined_blocks_total"] == 1
+
+
+def test_shards_that_waited_past_their_time_say_so(open_store, rng):
+    sizes = {"block_size": 1 << 26, "shard_size": 1 << 20, "posix_data_trans_concurrency": 1}
+    store = open_store("Posix", **sizes, **{"Posix.timeout_ms": 1})
+    blocks = kit.new_blocks(store, rng, 2)
+    transfer = kit.start_dump(store, kit.pieces_of(blocks))
+    kit.finish(store, transfer)
+    statuses = {result.status for result in transfer.task.results}
+    assert statuses <= {ucm.Status.OK, ucm.Status.TIMEOUT}
+    late = {
+        piece.block.id
+        for piece, result in zip(transfer.pieces, transfer.task.results, strict=True)
+        if result.status == ucm.Status.TIMEOUT
+    }
+    assert store.lookup(kit.ids_of(blocks)) == [block.id not in late for block in blocks]
