@@ -41,10 +41,10 @@ static int64_t now_ns(void) {
 }
 
 ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *block_ids,
-                       const uint32_t *shard_index, const uint64_t *addresses, const uint64_t *lengths,
-                       const uint32_t *depths, uint64_t flags, uint64_t event, uint64_t tag,
-                       int32_t priority, int64_t deadline_ms, int64_t busy_ms,
-                       ucmh_submitted *out) {
+                       const uint32_t *shard_index, const uint64_t *addresses,
+                       const uint64_t *lengths, const uint32_t *depths, uint64_t flags,
+                       uint64_t event, uint64_t tag, int32_t priority, int64_t deadline_ms,
+                       int64_t busy_ms, ucmh_submitted *out) {
     const int64_t start = now_ns();
     int64_t pause_ns = 20000;
     ucm_status status;
@@ -85,10 +85,13 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
 }
 
 ucm_status ucmh_task_wait(ucmh_task *task, int64_t timeout_ms) {
-    return timeout_ms == 0 ? ucm_waiter_check(task->waiter) : ucm_waiter_wait(task->waiter, timeout_ms);
+    return timeout_ms == 0 ? ucm_waiter_check(task->waiter)
+                           : ucm_waiter_wait(task->waiter, timeout_ms);
 }
 
-const ucm_result *ucmh_task_results(ucmh_task *task) { return task->waiter->results; }
+const ucm_result *ucmh_task_results(ucmh_task *task) {
+    return task->waiter->results;
+}
 
 size_t ucmh_task_failures(ucmh_task *task, size_t *indexes, size_t cap) {
     size_t found = 0;
@@ -111,7 +114,8 @@ void ucmh_task_free(ucmh_task *task) {
     free(task);
 }
 
-/* A ring: native threads write, one Python thread reads. When it is full the newest line is dropped. */
+/* A ring: native threads write, one Python thread reads. When it is full the newest line is
+ * dropped. */
 enum { LOG_LINES = 512 };
 static struct {
     pthread_mutex_t mutex; /* guards all below */
@@ -153,7 +157,9 @@ const ucm_host *ucmh_host(void) {
     return &host;
 }
 
-void ucmh_log_level(int32_t level) { __atomic_store_n(&log_level, level, __ATOMIC_RELAXED); }
+void ucmh_log_level(int32_t level) {
+    __atomic_store_n(&log_level, level, __ATOMIC_RELAXED);
+}
 
 int ucmh_log_next(ucmh_log_line *line, int64_t timeout_ms) {
     struct timespec until;
@@ -215,7 +221,8 @@ ucm_status ucmh_lookup(ucm_store *store, int32_t mode, size_t n, const uint8_t *
     return ucm_lookup(store, &args, err);
 }
 
-ucm_status ucmh_ids(ucm_store *store, int what, size_t n, const uint8_t *block_ids, ucm_error *err) {
+ucm_status ucmh_ids(ucm_store *store, int what, size_t n, const uint8_t *block_ids,
+                    ucm_error *err) {
     ucm_ids_args args = {0};
     args.struct_size = sizeof args;
     args.n = n;

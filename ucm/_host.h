@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the Python package needs in C besides ucm/store_v1.h: opening libraries, submitting transfers
- * without the GIL, and a log that native threads can write without ever entering Python.
+ * What the Python package needs in C besides ucm/store_v1.h: opening libraries, submitting
+ * transfers without the GIL, and a log that native threads can write without ever entering Python.
  */
 #ifndef UCM_HOST_H
 #define UCM_HOST_H
@@ -20,14 +20,14 @@ typedef struct ucmh_submitted {
     ucm_error error;
 } ucmh_submitted;
 
-/* Load (dump = 0) or dump; while the store is BUSY tries again for up to busy_ms. deadline_ms counts
- * from now, 0: none. On UCM_OK out->task is to be freed with ucmh_task_free; the arrays may go, the memory
- * at the addresses may not before the task has finished. */
+/* Load (dump = 0) or dump; while the store is BUSY tries again for up to busy_ms. deadline_ms
+ * counts from now, 0: none. On UCM_OK out->task is to be freed with ucmh_task_free; the arrays may
+ * go, the memory at the addresses may not before the task has finished. */
 ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *block_ids,
-                       const uint32_t *shard_index, const uint64_t *addresses, const uint64_t *lengths,
-                       const uint32_t *depths, uint64_t flags, uint64_t event, uint64_t tag,
-                       int32_t priority, int64_t deadline_ms, int64_t busy_ms,
-                       ucmh_submitted *out);
+                       const uint32_t *shard_index, const uint64_t *addresses,
+                       const uint64_t *lengths, const uint32_t *depths, uint64_t flags,
+                       uint64_t event, uint64_t tag, int32_t priority, int64_t deadline_ms,
+                       int64_t busy_ms, ucmh_submitted *out);
 /* UCM_PENDING, UCM_OK, or the first status by index that is neither. */
 ucm_status ucmh_task_wait(ucmh_task *task, int64_t timeout_ms);
 /* Valid once finished. */

@@ -9,32 +9,36 @@
  * Posix, hands it to Compress as `lower`, and hands that to Cache.
  *
  * This file is the whole contract. It needs <stddef.h> and <stdint.h> only and compiles as C11 and
- * as C++17. ABI 1.0 is a draft: until it is frozen, a plugin loads only where UCM_ABI_DRAFT is equal.
+ * as C++17. ABI 1.0 is a draft: until it is frozen, a plugin loads only where UCM_ABI_DRAFT is
+ * equal.
  *
  * Rules for every declaration below
  *
- * Versions   A struct that crosses the line starts with `struct_size`, set by whoever provides its memory.
- *            The other side never writes it, never assigns such a struct whole (ucm_copy does it right),
- *            and touches no byte at or past it. Members of 1.0 are always there. Members are only ever
- *            appended, and zero means the old behaviour; an appended member is read or written only
- *            after UCM_HAS(). Arrays of structs travel with their stride and are read with UCM_AT().
- *            Reserved members are zero. A member that changes which bytes move, or when, comes with a
- *            bit in `flags`; a store answers UCM_UNSUPPORTED to a bit that it does not know. Members that
- *            are only hints (depths, tag, priority, deadline_ns) have no bit.
+ * Versions   A struct that crosses the line starts with `struct_size`, set by whoever provides its
+ *            memory. The other side never writes it, never assigns such a struct whole (ucm_copy
+ *            does it right), and touches no byte at or past it. Members of 1.0 are always there.
+ *            Members are only ever appended, and zero means the old behaviour; an appended member
+ *            is read or written only after UCM_HAS(). Arrays of structs travel with their stride
+ *            and are read with UCM_AT(). Reserved members are zero. A member that changes which
+ *            bytes move, or when, comes with a bit in `flags`; a store answers UCM_UNSUPPORTED to
+ *            a bit that it does not know. Members that are only hints (depths, tag, priority,
+ *            deadline_ns) have no bit.
  * Memory     Nobody frees what the other side allocated. Arguments, and the arrays that they point
- *            to, are borrowed for the call; whoever needs one later copies it. The memory at transfer
- *            addresses is borrowed until `done` for that shard. Strings are UTF-8 and NUL-terminated.
- *            What a call was to fill in is undefined when it fails, unless said otherwise.
- * Errors     Functions return a ucm_status; UCM_OK is 0. `err` may be NULL; otherwise the callee fills
- *            it in on failure and leaves it alone on success. Nothing is thrown across the line. Out of
- *            memory is UCM_UNAVAILABLE with os_errno ENOMEM.
- * Threads    [any-thread] may be called from many threads at once. [callback] runs on any thread of the
- *            callee, or of a store below it. Whoever calls into a store holds no lock that its own done
- *            or finished takes; whoever calls done or finished holds no lock at all. Threads of a
- *            plugin block all signals. A store does not survive fork(): a host answers UCM_INVALID in
- *            the child, without calling; a store only sees to it that the child holds nothing of its own.
- * Symbols    A plugin exports ucm_store_plugin_v1 and nothing else. It is opened with
- *            RTLD_NOW | RTLD_LOCAL and never closed.
+ *            to, are borrowed for the call; whoever needs one later copies it. The memory at
+ *            transfer addresses is borrowed until `done` for that shard. Strings are UTF-8 and
+ *            NUL-terminated. What a call was to fill in is undefined when it fails, unless said
+ *            otherwise.
+ * Errors     Functions return a ucm_status; UCM_OK is 0. `err` may be NULL; otherwise the callee
+ *            fills it in on failure and leaves it alone on success. Nothing is thrown across the
+ *            line. Out of memory is UCM_UNAVAILABLE with os_errno ENOMEM.
+ * Threads    [any-thread] may be called from many threads at once. [callback] runs on any thread
+ *            of the callee, or of a store below it. Whoever calls into a store holds no lock that
+ *            its own done or finished takes; whoever calls done or finished holds no lock at all.
+ *            Threads of a plugin block all signals. A store does not survive fork(): a host
+ *            answers UCM_INVALID in the child, without calling; a store only sees to it that the
+ *            child holds nothing of its own.
+ * Symbols    A plugin exports ucm_store_plugin_v1 and nothing else. It is opened with RTLD_NOW |
+ *            RTLD_LOCAL and never closed.
  */
 #ifndef UCM_STORE_V1_H
 #define UCM_STORE_V1_H
@@ -69,25 +73,25 @@ enum {
     UCM_HISTOGRAM_VALUES = 66 /* see ucm_metric */
 };
 
-/* ---- Status ---------------------------------------------------------------------------------- */
+/* Status */
 
 typedef int32_t ucm_status;
 enum {
     UCM_OK = 0,
-    UCM_PENDING = 1,       /* not finished yet; from drain and close only */
-    UCM_NOT_FOUND = 2,     /* the block or shard is not stored here */
-    UCM_INVALID = 3,       /* the caller's argument is wrong */
-    UCM_UNSUPPORTED = 4,   /* this store cannot do that, ever */
-    UCM_UNAVAILABLE = 5,   /* a library, device, directory, mount or memory is not to be had */
-    UCM_NO_SPACE = 6,      /* disk full or quota reached */
-    UCM_IO = 7,            /* os_errno says which */
-    UCM_CORRUPT = 8,       /* stored bytes fail their check */
+    UCM_PENDING = 1,     /* not finished yet; from drain and close only */
+    UCM_NOT_FOUND = 2,   /* the block or shard is not stored here */
+    UCM_INVALID = 3,     /* the caller's argument is wrong */
+    UCM_UNSUPPORTED = 4, /* this store cannot do that, ever */
+    UCM_UNAVAILABLE = 5, /* a library, device, directory, mount or memory is not to be had */
+    UCM_NO_SPACE = 6,    /* disk full or quota reached */
+    UCM_IO = 7,          /* os_errno says which */
+    UCM_CORRUPT = 8,     /* stored bytes fail their check */
     UCM_CANCELLED = 9,
-    UCM_INTERNAL = 10,     /* a bug in the store */
-    UCM_BUSY = 11,         /* the queue is full; nothing was accepted; see load */
-    UCM_TIMEOUT = 12,      /* deadline passed before the bytes moved */
-    UCM_CLOSED = 13,       /* close has begun */
-    UCM_INCOMPATIBLE = 14  /* stored, but with another geometry or encoding than this layout's */
+    UCM_INTERNAL = 10,    /* a bug in the store */
+    UCM_BUSY = 11,        /* the queue is full; nothing was accepted; see load */
+    UCM_TIMEOUT = 12,     /* deadline passed before the bytes moved */
+    UCM_CLOSED = 13,      /* close has begun */
+    UCM_INCOMPATIBLE = 14 /* stored, but with another geometry or encoding than this layout's */
 };
 
 typedef struct ucm_error {
@@ -97,7 +101,7 @@ typedef struct ucm_error {
     char message[496]; /* names the option, file or id and what to do; cut to fit, never NULL */
 } ucm_error;
 
-/* ---- Options: how a plugin describes its configuration ---------------------------------------- */
+/* Options: how a plugin describes its configuration */
 
 enum {
     UCM_TYPE_BOOL = 1,    /* ucm_value.i, 0 or 1 */
@@ -111,8 +115,8 @@ enum {
 };
 
 typedef struct ucm_option {
-    const char *name;    /* "posix_io_engine"; lower case, digits and _ */
-    int32_t type;        /* UCM_TYPE_* */
+    const char *name; /* "posix_io_engine"; lower case, digits and _ */
+    int32_t type;     /* UCM_TYPE_* */
     uint32_t reserved;
     const char *initial; /* default as text ("" is empty); NULL: required */
     const char *allowed; /* "a|b|c", or a closed range "1..1024", "0.." ; NULL: anything */
@@ -132,7 +136,7 @@ typedef struct ucm_value {
     const int64_t *ints;
 } ucm_value;
 
-/* ---- Metrics: a table in the descriptor, values pulled by ops->metrics ------------------------ */
+/* Metrics: a table in the descriptor, values pulled by ops->metrics */
 
 enum { UCM_METRIC_COUNTER = 1, UCM_METRIC_GAUGE = 2, UCM_METRIC_HISTOGRAM = 3 };
 enum { UCM_SCOPE_STORE = 0, UCM_SCOPE_SHARED = 1 }; /* of this handle | of all who share the data */
@@ -147,7 +151,7 @@ typedef struct ucm_metric {
     const char *help;
 } ucm_metric;
 
-/* ---- What the host gives every store ------------------------------------------------------------ */
+/* What the host gives every store */
 
 enum { UCM_LOG_DEBUG = 0, UCM_LOG_INFO = 1, UCM_LOG_WARN = 2, UCM_LOG_ERROR = 3 };
 
@@ -161,7 +165,7 @@ typedef struct ucm_host {
     void (*log)(void *ctx, int32_t level, const char *plugin, const char *message);
 } ucm_host;
 
-/* ---- Layout: the shape of every transfer of one store, fixed at open --------------------------- */
+/* Layout: the shape of every transfer of one store, fixed at open */
 
 enum {
     UCM_DTYPE_BYTES = 0, /* unknown: any bytes */
@@ -192,33 +196,34 @@ enum {
 
 typedef struct ucm_layout {
     size_t struct_size;
-    uint64_t flags;             /* UCM_LAYOUT_*; unknown bits: UCM_UNSUPPORTED */
-    uint32_t shards_per_block;  /* 1..UCM_MAX_SHARDS */
-    uint32_t n_segments;        /* addresses per shard, 1..UCM_MAX_SEGMENTS */
+    uint64_t flags;                /* UCM_LAYOUT_*; unknown bits: UCM_UNSUPPORTED */
+    uint32_t shards_per_block;     /* 1..UCM_MAX_SHARDS */
+    uint32_t n_segments;           /* addresses per shard, 1..UCM_MAX_SEGMENTS */
     const uint64_t *segment_bytes; /* n_segments, each at least 1 */
-    uint64_t capacity;          /* the sum of segment_bytes: the longest shard */
-    uint64_t raw_capacity;      /* capacity of the top layer: what a shard is before any encoding */
-    /* How the bytes are encoded: "" is as the caller gave them, else [a-z0-9.+-], NUL-padded. A layer
-     * that encodes appends its own name and version after a "+" ("acme.1-9f3c+ucmz.1"), and with it
-     * whatever makes the bytes unreadable to another configuration, such as a key's fingerprint.
-     * No room: UCM_UNSUPPORTED, never cut. Stores that persist keep it with the block. */
+    uint64_t capacity;             /* the sum of segment_bytes: the longest shard */
+    uint64_t raw_capacity; /* capacity of the top layer: what a shard is before any encoding */
+    /* How the bytes are encoded: "" is as the caller gave them, else [a-z0-9.+-], NUL-padded. A
+     * layer that encodes appends its own name and version after a "+" ("acme.1-9f3c+ucmz.1"), and
+     * with it whatever makes the bytes unreadable to another configuration, such as a key's
+     * fingerprint. No room: UCM_UNSUPPORTED, never cut. Stores that persist keep it with the block.
+     */
     char encoding[UCM_ENCODING_BYTES];
-    uint32_t n_planes;          /* 0: nothing is known about the numbers */
+    uint32_t n_planes; /* 0: nothing is known about the numbers */
     uint32_t reserved;
     size_t plane_stride;
     const ucm_plane *planes;
-    int32_t memory;             /* UCM_MEMORY_*: where the addresses point */
-    int32_t device;             /* device number for memory that is not the host's, else -1 */
-    uint32_t group;             /* KV group of a hybrid model; 0 in 1.0 */
+    int32_t memory; /* UCM_MEMORY_*: where the addresses point */
+    int32_t device; /* device number for memory that is not the host's, else -1 */
+    uint32_t group; /* KV group of a hybrid model; 0 in 1.0 */
     uint32_t reserved2;
 } ucm_layout;
 
-/* ---- Transfers ----------------------------------------------------------------------------------- */
+/* Transfers */
 
 enum {
-    /* dump: the whole block is published as `done` is called. Every UCM_OK result of a published block
-     * carries it, ignored duplicates too. Whoever dumped all shards and saw it on none dumps them
-     * again: the block was abandoned between. */
+    /* dump: the whole block is published as `done` is called. Every UCM_OK result of a published
+     * block carries it, ignored duplicates too. Whoever dumped all shards and saw it on none dumps
+     * them again: the block was abandoned between. */
     UCM_RESULT_PUBLISHED = 1u << 0
 };
 
@@ -243,9 +248,10 @@ enum {
  *
  * When load or dump returned UCM_OK, `done` is called exactly once for each i < n, then `finished`
  * once, after every done has returned. When it returned anything else neither is ever called.
- * done may run inside load or dump, and at the same time for different i. It ends the borrow of that
- * shard's memory. finished ends the use of ctx. With callbacks there is nothing to wait for and no
- * handle to release: who wants wait, check or forget builds them over the two (ucm/task_v1.h does).
+ * done may run inside load or dump, and at the same time for different i. It ends the borrow of
+ * that shard's memory. finished ends the use of ctx. With callbacks there is nothing to wait for
+ * and no handle to release: who wants wait, check or forget builds them over the two (ucm/task_v1.h
+ * does).
  * `*result` is valid during the call.
  *
  * Inside done and finished a layer may copy the result and hand it on: no call into any store, no
@@ -253,19 +259,19 @@ enum {
  * is that a layer may call the done or finished of its own upper layer.
  * n = 0 is UCM_OK: finished is called, done never.
  *
- * Lengths count across the segments in order. Bytes between a loaded shard's length and its capacity
- * are undefined, and so is all of a shard that failed. Addresses that overlap in one load: undefined
- * bytes there. The same shard twice in one dump: the first wins, both get its result.
+ * Lengths count across the segments in order. Bytes between a loaded shard's length and its
+ * capacity are undefined, and so is all of a shard that failed. Addresses that overlap in one load:
+ * undefined bytes there. The same shard twice in one dump: the first wins, both get its result.
  *
  * load and dump may copy and encode on the caller's thread, but do not wait for a device there. */
 typedef struct ucm_transfer {
     size_t struct_size;
-    uint64_t flags;               /* UCM_TRANSFER_* */
+    uint64_t flags; /* UCM_TRANSFER_* */
     size_t n;
-    const uint8_t *block_ids;     /* n * UCM_BLOCK_ID_BYTES */
-    const uint32_t *shard_index;  /* n, each < shards_per_block */
-    void *const *addresses;       /* n * n_segments, row by row; device addresses where memory says so */
-    const uint64_t *lengths;      /* dump: n, each <= capacity; NULL: all are capacity. load: NULL */
+    const uint8_t *block_ids;    /* n * UCM_BLOCK_ID_BYTES */
+    const uint32_t *shard_index; /* n, each < shards_per_block */
+    void *const *addresses;  /* n * n_segments, row by row; device addresses where memory says so */
+    const uint64_t *lengths; /* dump: n, each <= capacity; NULL: all are capacity. load: NULL */
     /* dump: n, lengths before any encoding, each <= raw_capacity; NULL only where nothing encodes
      * (capacity equals raw_capacity): same as lengths. load: NULL */
     const uint64_t *raw_lengths;
@@ -276,20 +282,20 @@ typedef struct ucm_transfer {
      * before the call, neither recorded again nor destroyed before finished. */
     uint64_t event;
     /* Hints. */
-    const uint32_t *depths;       /* n or NULL: how many blocks of its prefix come before this one */
-    uint64_t tag;                 /* trace id, passed on to lower transfers and logs; 0: none */
-    int32_t priority;             /* higher is more urgent; 0 is normal, below 0 is background */
+    const uint32_t *depths; /* n or NULL: how many blocks of its prefix come before this one */
+    uint64_t tag;           /* trace id, passed on to lower transfers and logs; 0: none */
+    int32_t priority;       /* higher is more urgent; 0 is normal, below 0 is background */
     uint32_t reserved;
     /* CLOCK_MONOTONIC nanoseconds, 0: none. A shard whose bytes have not started to move by then is
-     * UCM_TIMEOUT. Once I/O runs into or out of the caller's memory the store must let it end; only a
-     * store that moves through memory of its own may give up later. */
+     * UCM_TIMEOUT. Once I/O runs into or out of the caller's memory the store must let it end; only
+     * a store that moves through memory of its own may give up later. */
     int64_t deadline_ns;
 } ucm_transfer;
 
 /* Names a running transfer for cancel, never reused by a store. 0: this store cannot cancel. */
 typedef uint64_t ucm_task;
 
-/* ---- Other operations ------------------------------------------------------------------------------ */
+/* Other operations */
 
 enum {
     UCM_LOOKUP_ALL = 0,    /* *hits = how many of the n are present */
@@ -306,12 +312,13 @@ typedef struct ucm_lookup_args {
     const uint8_t *block_ids;
     const uint32_t *depths; /* hint, as in ucm_transfer; may be NULL */
     size_t *hits;           /* out, may be NULL */
-    /* out, n, may be NULL: 0 absent, 1 held by this store, k + 1 first held k layers further down. A
-     * layer adds 1 to what is not 0 in its lower store's answer. In the modes PREFIX and LAST only
-     * the entries that decide the answer need to be right. */
+    /* out, n, may be NULL: 0 absent, 1 held by this store, k + 1 first held k layers further down.
+     * A layer adds 1 to what is not 0 in its lower store's answer. In the modes PREFIX and LAST
+     * only the entries that decide the answer need to be right. */
     uint8_t *tiers;
-    uint64_t tag;        /* hint */
-    int64_t deadline_ns; /* hint; CLOCK_MONOTONIC, 0: none. UCM_TIMEOUT if there is no answer by then */
+    uint64_t tag; /* hint */
+    int64_t
+        deadline_ns; /* hint; CLOCK_MONOTONIC, 0: none. UCM_TIMEOUT if there is no answer by then */
 } ucm_lookup_args;
 
 typedef struct ucm_ids_args { /* prefetch, touch, remove */
@@ -341,28 +348,29 @@ typedef struct ucm_wait_args { /* drain, close */
     int64_t timeout_ms; /* -1: no limit, 0: do not wait */
 } ucm_wait_args;
 
-/* Shards of dumps that this handle accepted and whose `done` said, or will say, UCM_OK: what failed in
- * done is the caller's to count. `stored` and `unfinished` are counted by the bottom store alone, an
- * ignored duplicate among them; every layer counts its own lost and pending. */
+/* Shards of dumps that this handle accepted and whose `done` said, or will say, UCM_OK: what failed
+ * in done is the caller's to count. `stored` and `unfinished` are counted by the bottom store
+ * alone, an ignored duplicate among them; every layer counts its own lost and pending. */
 typedef struct ucm_report {
     size_t struct_size;
-    uint64_t stored;     /* since the previous report */
-    uint64_t lost;       /* since the previous report: done said UCM_OK, then given up; why is in the log */
+    uint64_t stored; /* since the previous report */
+    uint64_t
+        lost; /* since the previous report: done said UCM_OK, then given up; why is in the log */
     uint64_t pending;    /* still on their way */
     uint64_t unfinished; /* now, in blocks that miss other shards: not published yet */
 } ucm_report;
 
 typedef struct ucm_metrics_args {
     size_t struct_size;
-    uint64_t flags; /* none yet */
-    size_t n;       /* entries in values; entries past it are not written */
+    uint64_t flags;   /* none yet */
+    size_t n;         /* entries in values; entries past it are not written */
     uint64_t *values; /* in the order of the plugin's table; see ucm_metric */
 } ucm_metrics_args;
 
-/* ---- The store --------------------------------------------------------------------------------------- */
+/* The store */
 
-/* What this store can do, as opened, including what is below it. Published at open and never changed,
- * so that a layer above checks here, in its own open, and not at the first call. */
+/* What this store can do, as opened, including what is below it. Published at open and never
+ * changed, so that a layer above checks here, in its own open, and not at the first call. */
 enum {
     UCM_CAP_KEEPS = 1u << 0,      /* a published block is present in later lookups */
     UCM_CAP_LOADS = 1u << 1,      /* the bytes can be loaded again (Fake: KEEPS without LOADS) */
@@ -372,36 +380,35 @@ enum {
     UCM_CAP_REMOVE = 1u << 5,     /* remove is there and works all the way down */
     UCM_CAP_CANCEL = 1u << 6,     /* cancel is there */
     UCM_CAP_EVENTS = 1u << 7,     /* UCM_TRANSFER_EVENT */
-    /* What a layer may take over from its lower store. Any other bit, known or not, it sets only for
-     * what it does itself. */
+    /* What a layer may take over from its lower store. Any other bit, known or not, it sets only
+     * for what it does itself. */
     UCM_CAPS_OF_DATA = UCM_CAP_KEEPS | UCM_CAP_LOADS | UCM_CAP_PERSISTENT | UCM_CAP_VERIFIES |
-                       UCM_CAP_WRITE_BACK
+        UCM_CAP_WRITE_BACK
 };
 
 typedef struct ucm_store ucm_store;
 
-/* Slots marked optional may be NULL; the wrappers below then answer UCM_UNSUPPORTED, or UCM_OK for a
- * hint.
+/* Slots marked optional may be NULL; the wrappers below then answer UCM_UNSUPPORTED, or UCM_OK for
+ * a hint.
  *
  * Blocks. Dump stores shards; the block is published when all of its shards are stored, in whatever
- * order, number of tasks and threads they came: completeness is a set of indexes, never the highest.
- * Before that lookup does not see it, and load answers NOT_FOUND. Published means visible to lookup
- * of this store: at once in this process, within 100 ms on this host, on other hosts within the
- * attribute-cache time of their mount. With UCM_CAP_WRITE_BACK the store below may lag: see drain. If
- * publishing fails, the shard that completes the block gets the error and the block is abandoned;
- * its other shards are lost. All shards of a block come through one handle, or through handles that
- * share one memory segment. A store bounds its unfinished blocks by count, bytes and time since the
- * last shard, and counts those that it abandons.
- * The first complete copy wins: a shard dumped again, of an unfinished block or of a published one
- * whose header fits this layout, is UCM_OK and ignored, even if its length differs. Where the header
- * does not fit (shard count, raw_capacity, encoding), a load has found the block corrupt, or
- * UCM_TRANSFER_REPLACE says so, the dump makes a new copy, which replaces the old one atomically.
- * A layer that answers CORRUPT or INCOMPATIBLE by its own judgement remembers the id and sets REPLACE
- * on the next dump of that block.
- * A lookup is a hint as good as eviction allows, and as far as the store can tell without reading the
- * block: load may still answer NOT_FOUND, CORRUPT or INCOMPATIBLE. Callers put what decides the
- * geometry into the ids. A layer whose lower lookup fails answers with what it holds itself.
- * A shard that fails fails alone: its neighbours in the same transfer are served. */
+ * order, number of tasks and threads they came: completeness is a set of indexes, never the
+ * highest. Before that lookup does not see it, and load answers NOT_FOUND. Published means visible
+ * to lookup of this store: at once in this process, within 100 ms on this host, on other hosts
+ * within the attribute-cache time of their mount. With UCM_CAP_WRITE_BACK the store below may lag:
+ * see drain. If publishing fails, the shard that completes the block gets the error and the block
+ * is abandoned; its other shards are lost. All shards of a block come through one handle, or
+ * through handles that share one memory segment. A store bounds its unfinished blocks by count,
+ * bytes and time since the last shard, and counts those that it abandons. The first complete copy
+ * wins: a shard dumped again, of an unfinished block or of a published one whose header fits this
+ * layout, is UCM_OK and ignored, even if its length differs. Where the header does not fit (shard
+ * count, raw_capacity, encoding), a load has found the block corrupt, or UCM_TRANSFER_REPLACE says
+ * so, the dump makes a new copy, which replaces the old one atomically. A layer that answers
+ * CORRUPT or INCOMPATIBLE by its own judgement remembers the id and sets REPLACE on the next dump
+ * of that block. A lookup is a hint as good as eviction allows, and as far as the store can tell
+ * without reading the block: load may still answer NOT_FOUND, CORRUPT or INCOMPATIBLE. Callers put
+ * what decides the geometry into the ids. A layer whose lower lookup fails answers with what it
+ * holds itself. A shard that fails fails alone: its neighbours in the same transfer are served. */
 typedef struct ucm_store_ops {
     size_t struct_size;
 
@@ -409,28 +416,30 @@ typedef struct ucm_store_ops {
     ucm_status (*lookup)(ucm_store *, const ucm_lookup_args *, ucm_error *);
 
     /* [any-thread] Start moving shards. Never waits for room: UCM_BUSY accepts nothing, UCM_OK all.
-     * BUSY only while the queue is at its limit with transfers accepted from this handle; their room
-     * is free before their finished is called. One transfer may overshoot the limit, and runs piece
-     * by piece. A layer that has accepted a transfer never makes lower BUSY a shard's result: it
-     * tries again after its own next lower finished, and every few ms.
-     * *task (may be NULL) is set before the first done.
-     * UCM_INVALID: an index out of range, a length above capacity, lengths given to load. */
+     * BUSY only while the queue is at its limit with transfers accepted from this handle; their
+     * room is free before their finished is called. One transfer may overshoot the limit, and runs
+     * piece by piece. A layer that has accepted a transfer never makes lower BUSY a shard's result:
+     * it tries again after its own next lower finished, and every few ms. *task (may be NULL) is
+     * set before the first done. UCM_INVALID: an index out of range, a length above capacity,
+     * lengths given to load. */
     ucm_status (*load)(ucm_store *, const ucm_transfer *, ucm_task *task, ucm_error *);
     ucm_status (*dump)(ucm_store *, const ucm_transfer *, ucm_task *task, ucm_error *);
 
     /* [any-thread] Optional. Best effort: shards that have not started are done with UCM_CANCELLED,
-     * the rest end as they would have. Returns at once. A task that has finished is UCM_NOT_FOUND. */
+     * the rest end as they would have. Returns at once. A task that has finished is UCM_NOT_FOUND.
+     */
     ucm_status (*cancel)(ucm_store *, ucm_task task, ucm_error *);
 
-    /* [any-thread] Optional hints: bring these blocks up; these blocks were used. Return at once. */
+    /* [any-thread] Optional hints: bring these blocks up; these blocks were used. Return at once.
+     */
     ucm_status (*prefetch)(ucm_store *, const ucm_ids_args *, ucm_error *);
     ucm_status (*touch)(ucm_store *, const ucm_ids_args *, ucm_error *);
 
-    /* [any-thread] Optional. When it returns the blocks are absent for this handle, those that share
-     * its segment, and below, finished or not; absent ones are fine. A layer first ends or cancels
-     * its own accepted dumps of these ids (UCM_CANCELLED), then calls its lower store. A load that runs
-     * meanwhile ends whole or NOT_FOUND; a write-back or fill that began earlier does not bring the
-     * block back. An unfinished dump of another process may still publish. */
+    /* [any-thread] Optional. When it returns the blocks are absent for this handle, those that
+     * share its segment, and below, finished or not; absent ones are fine. A layer first ends or
+     * cancels its own accepted dumps of these ids (UCM_CANCELLED), then calls its lower store. A
+     * load that runs meanwhile ends whole or NOT_FOUND; a write-back or fill that began earlier
+     * does not bring the block back. An unfinished dump of another process may still publish. */
     ucm_status (*remove)(ucm_store *, const ucm_ids_args *, ucm_error *);
 
     /* [any-thread] Wait until what this handle accepted before the call is stored at the bottom or
@@ -445,15 +454,14 @@ typedef struct ucm_store_ops {
     /* [any-thread] Optional. Memory that transfers will often use, so that a store may pin it. */
     ucm_status (*register_memory)(ucm_store *, const ucm_memory_args *, ucm_error *);
 
-    /* [one thread at a time] Refuse new work, finish what was accepted, release everything. It neither
-     * drains nor closes `lower`: the host closes from the top down and adds up the reports. The caller
-     * makes sure that no other call on this handle runs or comes; callbacks do. A layer returns after
-     * the finished of all its own lower transfers.
-     * UCM_OK: the store is gone and none of its threads will call anything again.
-     * UCM_PENDING: time is over, work goes on, the store stays allocated; only close may be called
-     * now (a store answers UCM_CLOSED to the rest). A host that gives up leaves it, and everything
-     * below it, in place for ever.
-     * Anything else: gone as with UCM_OK; err says what was not finished. */
+    /* [one thread at a time] Refuse new work, finish what was accepted, release everything. It
+     * neither drains nor closes `lower`: the host closes from the top down and adds up the reports.
+     * The caller makes sure that no other call on this handle runs or comes; callbacks do. A layer
+     * returns after the finished of all its own lower transfers. UCM_OK: the store is gone and none
+     * of its threads will call anything again. UCM_PENDING: time is over, work goes on, the store
+     * stays allocated; only close may be called now (a store answers UCM_CLOSED to the rest). A
+     * host that gives up leaves it, and everything below it, in place for ever. Anything else: gone
+     * as with UCM_OK; err says what was not finished. */
     ucm_status (*close)(ucm_store *, const ucm_wait_args *, ucm_report *, ucm_error *);
 } ucm_store_ops;
 
@@ -461,14 +469,14 @@ typedef struct ucm_store_ops {
 struct ucm_store {
     size_t struct_size;
     const ucm_store_ops *ops;
-    uint64_t capabilities;     /* UCM_CAP_* */
-    uint64_t capacity;         /* of its layout; 0 if opened for lookup only, as the next two */
+    uint64_t capabilities; /* UCM_CAP_* */
+    uint64_t capacity;     /* of its layout; 0 if opened for lookup only, as the next two */
     uint64_t raw_capacity;
     uint32_t shards_per_block;
     uint32_t reserved;
 };
 
-/* ---- The plugin ---------------------------------------------------------------------------------------- */
+/* The plugin */
 
 enum {
     UCM_PLUGIN_NEEDS_LOWER = 1u << 0, /* a layer; without the bit it stands at the bottom */
@@ -476,23 +484,24 @@ enum {
 };
 
 enum {
-    /* No transfers will come: lookup, prefetch, touch, remove, metrics, drain and close only. layout
-     * may be NULL, and lower_layout is not called then. load and dump answer UCM_UNSUPPORTED. What others have yet to create (a segment) is
-     * not an error: it is tried again at use. */
+    /* No transfers will come: lookup, prefetch, touch, remove, metrics, drain and close only.
+     * layout may be NULL, and lower_layout is not called then. load and dump answer
+     * UCM_UNSUPPORTED. What others have yet to create (a segment) is not an error: it is tried
+     * again at use. */
     UCM_OPEN_LOOKUP_ONLY = 1u << 0
 };
 
 typedef struct ucm_open_args {
     size_t struct_size;
     uint64_t flags;
-    const ucm_host *host;     /* outlives the store */
-    const ucm_layout *layout; /* borrowed for the call */
+    const ucm_host *host;           /* outlives the store */
+    const ucm_layout *layout;       /* borrowed for the call */
     const ucm_layout *lower_layout; /* what lower was opened with; NULL at the bottom */
-    size_t n_values;          /* the plugin's n_options */
+    size_t n_values;                /* the plugin's n_options */
     size_t value_stride;
-    const ucm_value *values;  /* borrowed for the call, strings included */
-    ucm_store *lower;         /* outlives the store; NULL at the bottom */
-    const char *unique_id;    /* names what processes of one engine share; "" if none */
+    const ucm_value *values; /* borrowed for the call, strings included */
+    ucm_store *lower;        /* outlives the store; NULL at the bottom */
+    const char *unique_id;   /* names what processes of one engine share; "" if none */
 } ucm_open_args;
 
 typedef struct ucm_layout_args {
@@ -514,10 +523,10 @@ typedef struct ucm_plugin {
     size_t struct_size;
     uint32_t abi_major, abi_minor, abi_draft; /* UCM_ABI_*, as compiled in */
     uint32_t reserved;
-    uint64_t flags;       /* UCM_PLUGIN_*; unknown bits: the host refuses the plugin */
-    const char *name;     /* the word in "Cache|Compress|Posix": a letter, then letters and digits */
-    const char *version;  /* of the plugin: "0.1.0" */
-    const char *summary;  /* one line */
+    uint64_t flags;      /* UCM_PLUGIN_*; unknown bits: the host refuses the plugin */
+    const char *name;    /* the word in "Cache|Compress|Posix": a letter, then letters and digits */
+    const char *version; /* of the plugin: "0.1.0" */
+    const char *summary; /* one line */
     size_t n_options;
     size_t option_stride;
     const ucm_option *options;
@@ -525,10 +534,10 @@ typedef struct ucm_plugin {
     size_t metric_stride;
     const ucm_metric *metrics;
 
-    /* [any-thread] Pure. The layout this layer will use towards its lower store, for the host to open
-     * that first. `out` comes as a copy of `layout`, but with flags 0, no planes, UCM_MEMORY_HOST and
-     * device -1: a layer that keeps those says so again. The host checks the answer. NULL: `layout`
-     * as it is. */
+    /* [any-thread] Pure. The layout this layer will use towards its lower store, for the host to
+     * open that first. `out` comes as a copy of `layout`, but with flags 0, no planes,
+     * UCM_MEMORY_HOST and device -1: a layer that keeps those says so again. The host checks the
+     * answer. NULL: `layout` as it is. */
     ucm_status (*lower_layout)(const ucm_layout_args *, ucm_layout *out, ucm_error *);
 
     /* [any-thread] On UCM_OK *out is open. Lower stores are open already. */
@@ -539,7 +548,7 @@ typedef struct ucm_plugin {
 /* The one symbol that a plugin exports. Cheap, no side effects; the answer is static. */
 UCM_EXPORT const ucm_plugin *ucm_store_plugin_v1(void);
 
-/* ---- Helpers ------------------------------------------------------------------------------------------- */
+/* Helpers */
 
 /* Copy a struct that may have been made by another version: what both know, zero for the rest. */
 static inline void ucm_copy(void *to, size_t to_size, const void *from) {
@@ -551,7 +560,8 @@ static inline void ucm_copy(void *to, size_t to_size, const void *from) {
 }
 
 /* Fills err (may be NULL) and returns code. */
-static inline ucm_status ucm_fail(ucm_error *err, ucm_status code, int os_errno, const char *message) {
+static inline ucm_status ucm_fail(ucm_error *err, ucm_status code, int os_errno,
+                                  const char *message) {
     if (err) {
         size_t i = 0;
         err->code = code;
@@ -562,24 +572,27 @@ static inline ucm_status ucm_fail(ucm_error *err, ucm_status code, int os_errno,
     return code;
 }
 
-/* ---- Calls between layers, and from the host: always through these ------------------------------------- */
+/* Calls between layers, and from the host: always through these */
 
 #define UCM_OPS_HAVE(store, slot) \
     (UCM_HAS(ucm_store_ops, (store)->ops, slot) && (store)->ops->slot != NULL)
 /* 1.0 ends at this member. */
 #define UCM_ARGS_CHECK(type, args, last, err) \
-    if (!UCM_HAS(type, args, last)) return ucm_fail(err, UCM_INVALID, 0, #type ".struct_size is too small")
+    if (!UCM_HAS(type, args, last))           \
+    return ucm_fail(err, UCM_INVALID, 0, #type ".struct_size is too small")
 
 static inline ucm_status ucm_lookup(ucm_store *s, const ucm_lookup_args *a, ucm_error *err) {
     UCM_ARGS_CHECK(ucm_lookup_args, a, deadline_ns, err);
     return s->ops->lookup(s, a, err);
 }
 
-static inline ucm_status ucm_transfer_check(const ucm_store *s, const ucm_transfer *t, ucm_error *err) {
+static inline ucm_status ucm_transfer_check(const ucm_store *s, const ucm_transfer *t,
+                                            ucm_error *err) {
     UCM_ARGS_CHECK(ucm_transfer, t, deadline_ns, err);
     if (s->shards_per_block == 0)
         return ucm_fail(err, UCM_UNSUPPORTED, 0, "this store was opened for lookup only");
-    if (!t->done || !t->finished) return ucm_fail(err, UCM_INVALID, 0, "done and finished must be set");
+    if (!t->done || !t->finished)
+        return ucm_fail(err, UCM_INVALID, 0, "done and finished must be set");
     if ((t->flags & UCM_TRANSFER_EVENT) && !(s->capabilities & UCM_CAP_EVENTS))
         return ucm_fail(err, UCM_UNSUPPORTED, 0, "this store cannot wait for a device event");
     for (size_t i = 0; i < t->n; i++)
@@ -588,7 +601,8 @@ static inline ucm_status ucm_transfer_check(const ucm_store *s, const ucm_transf
     return UCM_OK;
 }
 
-static inline ucm_status ucm_load(ucm_store *s, const ucm_transfer *t, ucm_task *task, ucm_error *err) {
+static inline ucm_status ucm_load(ucm_store *s, const ucm_transfer *t, ucm_task *task,
+                                  ucm_error *err) {
     const ucm_status status = ucm_transfer_check(s, t, err);
     if (status != UCM_OK) return status;
     if (t->lengths || t->raw_lengths)
@@ -596,7 +610,8 @@ static inline ucm_status ucm_load(ucm_store *s, const ucm_transfer *t, ucm_task 
     return s->ops->load(s, t, task, err);
 }
 
-static inline ucm_status ucm_dump(ucm_store *s, const ucm_transfer *t, ucm_task *task, ucm_error *err) {
+static inline ucm_status ucm_dump(ucm_store *s, const ucm_transfer *t, ucm_task *task,
+                                  ucm_error *err) {
     const ucm_status status = ucm_transfer_check(s, t, err);
     if (status != UCM_OK) return status;
     if (!t->raw_lengths && s->capacity != s->raw_capacity)
@@ -611,7 +626,8 @@ static inline ucm_status ucm_dump(ucm_store *s, const ucm_transfer *t, ucm_task 
 }
 
 static inline ucm_status ucm_cancel(ucm_store *s, ucm_task task, ucm_error *err) {
-    if (!UCM_OPS_HAVE(s, cancel)) return ucm_fail(err, UCM_UNSUPPORTED, 0, "this store cannot cancel");
+    if (!UCM_OPS_HAVE(s, cancel))
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "this store cannot cancel");
     return s->ops->cancel(s, task, err);
 }
 
@@ -627,11 +643,13 @@ static inline ucm_status ucm_touch(ucm_store *s, const ucm_ids_args *a, ucm_erro
 
 static inline ucm_status ucm_remove(ucm_store *s, const ucm_ids_args *a, ucm_error *err) {
     UCM_ARGS_CHECK(ucm_ids_args, a, deadline_ns, err);
-    if (!UCM_OPS_HAVE(s, remove)) return ucm_fail(err, UCM_UNSUPPORTED, 0, "this store cannot remove");
+    if (!UCM_OPS_HAVE(s, remove))
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "this store cannot remove");
     return s->ops->remove(s, a, err);
 }
 
-static inline ucm_status ucm_drain(ucm_store *s, const ucm_wait_args *a, ucm_report *r, ucm_error *err) {
+static inline ucm_status ucm_drain(ucm_store *s, const ucm_wait_args *a, ucm_report *r,
+                                   ucm_error *err) {
     UCM_ARGS_CHECK(ucm_wait_args, a, timeout_ms, err);
     return s->ops->drain(s, a, r, err);
 }
@@ -641,12 +659,14 @@ static inline ucm_status ucm_metrics(ucm_store *s, const ucm_metrics_args *a, uc
     return UCM_OPS_HAVE(s, metrics) ? s->ops->metrics(s, a, err) : UCM_OK;
 }
 
-static inline ucm_status ucm_register_memory(ucm_store *s, const ucm_memory_args *a, ucm_error *err) {
+static inline ucm_status ucm_register_memory(ucm_store *s, const ucm_memory_args *a,
+                                             ucm_error *err) {
     UCM_ARGS_CHECK(ucm_memory_args, a, bytes, err);
     return UCM_OPS_HAVE(s, register_memory) ? s->ops->register_memory(s, a, err) : UCM_OK;
 }
 
-static inline ucm_status ucm_close(ucm_store *s, const ucm_wait_args *a, ucm_report *r, ucm_error *err) {
+static inline ucm_status ucm_close(ucm_store *s, const ucm_wait_args *a, ucm_report *r,
+                                   ucm_error *err) {
     UCM_ARGS_CHECK(ucm_wait_args, a, timeout_ms, err);
     return s->ops->close(s, a, r, err);
 }

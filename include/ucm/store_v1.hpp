@@ -2,8 +2,9 @@
 //
 // ucm/store_v1.hpp - write a StoreV1 plugin as one C++17 class and one macro.
 //
-// Header only and optional: the contract is ucm/store_v1.h, whose comments hold here too. The try/catch
-// of the library lives here: methods may throw, nothing leaves the plugin. See examples/ for a whole one.
+// Header only and optional: the contract is ucm/store_v1.h, whose comments hold here too. The
+// try/catch of the library lives here: methods may throw, nothing leaves the plugin. See examples/
+// for a whole one.
 //
 //     class Null final : public ucm::Store {
 //       public:
@@ -47,7 +48,8 @@ class Error : public std::exception {
 // The option values of one open, in the order of the plugin's table.
 class Values {
   public:
-    Values(const ucm_value *values, size_t n, size_t stride) : first_(values), n_(n), stride_(stride) {}
+    Values(const ucm_value *values, size_t n, size_t stride)
+        : first_(values), n_(n), stride_(stride) {}
     explicit Values(const ucm_open_args &a) : Values(a.values, a.n_values, a.value_stride) {}
     explicit Values(const ucm_layout_args &a) : Values(a.values, a.n_values, a.value_stride) {}
     const ucm_value &operator[](size_t i) const {
@@ -60,7 +62,8 @@ class Values {
     size_t n_, stride_;
 };
 
-inline ucm_result result(ucm_status status, uint64_t length = 0, int os_errno = 0, uint32_t flags = 0) {
+inline ucm_result result(ucm_status status, uint64_t length = 0, int os_errno = 0,
+                         uint32_t flags = 0) {
     return ucm_result{sizeof(ucm_result), status, os_errno, flags, 0, length};
 }
 
@@ -85,7 +88,9 @@ class Store {
     virtual ucm_status cancel(ucm_task, ucm_error *err) { return unsupported(err, "cancel"); }
     virtual ucm_status prefetch(const ucm_ids_args &, ucm_error *) { return UCM_OK; }
     virtual ucm_status touch(const ucm_ids_args &, ucm_error *) { return UCM_OK; }
-    virtual ucm_status remove(const ucm_ids_args &, ucm_error *err) { return unsupported(err, "remove"); }
+    virtual ucm_status remove(const ucm_ids_args &, ucm_error *err) {
+        return unsupported(err, "remove");
+    }
     virtual ucm_status drain(const ucm_wait_args &, ucm_report &, ucm_error *) = 0;
     virtual ucm_status metrics(const ucm_metrics_args &, ucm_error *) { return UCM_OK; }
     virtual ucm_status register_memory(const ucm_memory_args &, ucm_error *) { return UCM_OK; }
@@ -97,7 +102,8 @@ class Store {
 
   private:
     static ucm_status unsupported(ucm_error *err, const char *what) {
-        return ucm_fail(err, UCM_UNSUPPORTED, 0, (std::string("this store cannot ") + what).c_str());
+        return ucm_fail(err, UCM_UNSUPPORTED, 0,
+                        (std::string("this store cannot ") + what).c_str());
     }
 };
 
@@ -127,7 +133,8 @@ template <typename F>
 ucm_status call(ucm_store *s, ucm_error *err, F body) noexcept {
     auto *handle = reinterpret_cast<Handle *>(s);
     if (handle->forks != forks().load(std::memory_order_relaxed))
-        return ucm_fail(err, UCM_INVALID, 0, "this store was opened by the parent process; open it again");
+        return ucm_fail(err, UCM_INVALID, 0,
+                        "this store was opened by the parent process; open it again");
     try {
         return body(*handle->store);
     } catch (...) {
@@ -137,7 +144,9 @@ ucm_status call(ucm_store *s, ucm_error *err, F body) noexcept {
 
 constexpr uint64_t kTransferFlags = UCM_TRANSFER_EVENT | UCM_TRANSFER_REPLACE;
 
-inline bool knows(uint64_t flags, uint64_t known) { return (flags & ~known) == 0; }
+inline bool knows(uint64_t flags, uint64_t known) {
+    return (flags & ~known) == 0;
+}
 
 inline ucm_status unknown_flags(ucm_error *err) {
     return ucm_fail(err, UCM_UNSUPPORTED, 0, "a flag of this call is not known to this store");
@@ -198,18 +207,9 @@ inline ucm_status close(ucm_store *s, const ucm_wait_args *a, ucm_report *r, ucm
 }
 
 inline const ucm_store_ops *ops() {
-    static const ucm_store_ops table = {sizeof(ucm_store_ops),
-                                        lookup,
-                                        load,
-                                        dump,
-                                        cancel,
-                                        prefetch,
-                                        touch,
-                                        remove,
-                                        drain,
-                                        metrics,
-                                        register_memory,
-                                        close};
+    static const ucm_store_ops table = {
+        sizeof(ucm_store_ops), lookup, load, dump, cancel, prefetch, touch, remove, drain, metrics,
+        register_memory,       close};
     return &table;
 }
 
@@ -251,32 +251,34 @@ template <typename T, size_t N>
 constexpr size_t count(const T (&)[N]) {
     return N;
 }
-constexpr size_t count(std::nullptr_t) { return 0; }
+constexpr size_t count(std::nullptr_t) {
+    return 0;
+}
 
 }  // namespace detail
 }  // namespace ucm
 
 // options and metrics are arrays of ucm_option and ucm_metric with static lifetime, or nullptr.
-#define UCM_STORE_PLUGIN(Class, name, version, summary, flags, options, metrics)               \
-    extern "C" UCM_EXPORT const ucm_plugin *ucm_store_plugin_v1(void) {                        \
-        static const ucm_plugin plugin = {sizeof(ucm_plugin),                                  \
-                                          UCM_ABI_MAJOR,                                       \
-                                          UCM_ABI_MINOR,                                       \
-                                          UCM_ABI_DRAFT,                                       \
-                                          0,                                                   \
-                                          flags,                                               \
-                                          name,                                                \
-                                          version,                                             \
-                                          summary,                                             \
-                                          ucm::detail::count(options),                         \
-                                          sizeof(ucm_option),                                  \
-                                          options,                                             \
-                                          ucm::detail::count(metrics),                         \
-                                          sizeof(ucm_metric),                                  \
-                                          metrics,                                             \
-                                          ucm::detail::lower_layout<Class>,                    \
-                                          ucm::detail::open<Class>};                           \
-        return &plugin;                                                                        \
+#define UCM_STORE_PLUGIN(Class, name, version, summary, flags, options, metrics) \
+    extern "C" UCM_EXPORT const ucm_plugin *ucm_store_plugin_v1(void) {          \
+        static const ucm_plugin plugin = {sizeof(ucm_plugin),                    \
+                                          UCM_ABI_MAJOR,                         \
+                                          UCM_ABI_MINOR,                         \
+                                          UCM_ABI_DRAFT,                         \
+                                          0,                                     \
+                                          flags,                                 \
+                                          name,                                  \
+                                          version,                               \
+                                          summary,                               \
+                                          ucm::detail::count(options),           \
+                                          sizeof(ucm_option),                    \
+                                          options,                               \
+                                          ucm::detail::count(metrics),           \
+                                          sizeof(ucm_metric),                    \
+                                          metrics,                               \
+                                          ucm::detail::lower_layout<Class>,      \
+                                          ucm::detail::open<Class>};             \
+        return &plugin;                                                          \
     }
 
 #endif  // UCM_STORE_V1_HPP

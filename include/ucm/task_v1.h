@@ -39,7 +39,7 @@ typedef struct ucm_waiter {
     int finished;
     int refs; /* the caller's and the running transfer's: whoever drops the last one frees */
     size_t n;
-    ucm_result *results; /* n; entry i may be read once finished */
+    ucm_result *results;         /* n; entry i may be read once finished */
     void (*release)(void *user); /* [callback] rules of `finished`: the transfer has ended */
     void *user;
 } ucm_waiter;
@@ -81,7 +81,9 @@ static inline void ucm_waiter_drop_(ucm_waiter *w) {
 
 /* The caller gives up its handle, before, during or after the transfer; not while another thread is
  * in wait or check. A running transfer runs on and frees the waiter at its end. */
-static inline void ucm_waiter_forget(ucm_waiter *w) { ucm_waiter_drop_(w); }
+static inline void ucm_waiter_forget(ucm_waiter *w) {
+    ucm_waiter_drop_(w);
+}
 
 static inline void ucm_waiter_done(void *ctx, size_t i, const ucm_result *result) {
     ucm_result *mine = &((ucm_waiter *)ctx)->results[i];

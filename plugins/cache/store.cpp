@@ -46,8 +46,6 @@ ucm_status CacheStore::closed(ucm_error *err) const {
     return closing_.load() ? ucm_fail(err, UCM_CLOSED, 0, "the store is closing") : UCM_OK;
 }
 
-// ---- Transfers
-
 JobRef CacheStore::accept(const ucm_transfer &t, bool dump, ucm_task *number, ucm_status *status,
                           ucm_error *err) {
     Core &core = engine_->core;
@@ -84,8 +82,6 @@ ucm_status CacheStore::cancel(ucm_task number, ucm_error *err) {
     engine_->core.wakeups.dumps.notify_all();
     return UCM_OK;
 }
-
-// ---- Lookups and hints
 
 ucm_status CacheStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
     if (const ucm_status status = closed(err)) return status;
@@ -171,8 +167,6 @@ ucm_status CacheStore::touch(const ucm_ids_args &args, ucm_error *err) {
     return ucm_touch(lower_, &args, err);
 }
 
-// ---- Remove
-
 void CacheStore::drop(const IdSet &ids, Outcome &outcome) {
     Core &core = engine_->core;
     engine_->dumps.cancel(ids);
@@ -212,8 +206,6 @@ ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
     outcome.give(lock, core.log);
     return status;
 }
-
-// ---- Drain, metrics, close
 
 ucm_status CacheStore::drain_below(int64_t until_ns, ucm_report &report, ucm_error *err) {
     ucm_wait_args wait{};

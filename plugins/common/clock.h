@@ -13,7 +13,9 @@ inline int64_t clock_ns(clockid_t clock) {
     return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
 }
 
-inline int64_t monotonic_ns() { return clock_ns(CLOCK_MONOTONIC); }
+inline int64_t monotonic_ns() {
+    return clock_ns(CLOCK_MONOTONIC);
+}
 
 // The instant `timeout_ms` from now; -1 is never.
 inline int64_t deadline_after_ms(int64_t timeout_ms) {

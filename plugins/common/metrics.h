@@ -25,19 +25,20 @@ enum StandardMetric {
 
 #define UCM_STANDARD_METRICS                                                                      \
     {"dump_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards", "Shards dumped."},       \
-    {"dump_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes", "Bytes taken from above."}, \
-    {"dump_out_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes",                        \
-     "Bytes passed below, or written."},                                                          \
-    {"dump_busy_ns_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "ns",                             \
-     "Time threads of this layer worked on dumps."},                                              \
-    {"load_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards", "Shards loaded."},       \
-    {"load_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes", "Bytes given above."},     \
-    {"load_in_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes",                         \
-     "Bytes taken from below, or read."},                                                         \
-    {"load_busy_ns_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "ns",                             \
-     "Time threads of this layer worked on loads."},                                              \
-    {"failed_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",                        \
-     "Shards that ended with an error other than NOT_FOUND."}
+        {"dump_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes",                        \
+         "Bytes taken from above."},                                                              \
+        {"dump_out_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes",                    \
+         "Bytes passed below, or written."},                                                      \
+        {"dump_busy_ns_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "ns",                         \
+         "Time threads of this layer worked on dumps."},                                          \
+        {"load_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards", "Shards loaded."},   \
+        {"load_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes", "Bytes given above."}, \
+        {"load_in_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes",                     \
+         "Bytes taken from below, or read."},                                                     \
+        {"load_busy_ns_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "ns",                         \
+         "Time threads of this layer worked on loads."},                                          \
+        {"failed_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",                    \
+         "Shards that ended with an error other than NOT_FOUND."}
 
 // The counters and gauges of one store, N of them, in the order of its table.
 template <size_t N>

@@ -49,8 +49,8 @@ struct BlockIdHash {
 
 constexpr uint32_t kUnknownDepth = 0xffffffff;
 
-// The bound of a queue in shards and bytes. Below it one transfer may overshoot, so that a large one
-// is never starved by small ones.
+// The bound of a queue in shards and bytes. Below it one transfer may overshoot, so that a large
+// one is never starved by small ones.
 class Admission {
   public:
     Admission(uint64_t max_shards, uint64_t max_bytes)

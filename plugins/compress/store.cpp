@@ -113,9 +113,6 @@ uint64_t CompressStore::capabilities() const {
     return mine;
 }
 
-// ---- Calls
-// ---------------------------------------------------------------------------------------
-
 bool CompressStore::closed(ucm_error *err) const {
     if (!closing_.load(std::memory_order_acquire)) return false;
     ucm_fail(err, UCM_CLOSED, 0, "the store is closing");
@@ -273,13 +270,11 @@ ucm_status CompressStore::close(const ucm_wait_args &args, ucm_report &report, u
     ucm_report mine{};
     ledger_.drain(0, mine);
     report.stored = report.lost = report.unfinished = 0;
-    // When idle, a thread may still be about to end in the ledger what the store below has answered.
+    // When idle, a thread may still be about to end in the ledger what the store below has
+    // answered.
     report.pending = idle ? 0 : mine.pending;
     return idle ? UCM_OK : UCM_PENDING;  // the destructor joins the threads
 }
-
-// ---- Blocks whose stored frames are bad
-// --------------------------------------------------------------
 
 bool CompressStore::suspected(const BlockId &id) const {
     if (suspects_count_.load(std::memory_order_relaxed) == 0) return false;
@@ -305,9 +300,6 @@ void CompressStore::clear(const BlockId &id) {
     suspects_order_.erase(std::find(suspects_order_.begin(), suspects_order_.end(), id));
     suspects_count_.store(suspects_.size(), std::memory_order_relaxed);
 }
-
-// ---- Threads
-// ---------------------------------------------------------------------------------------------
 
 void CompressStore::start_threads() {
     try {
@@ -596,9 +588,6 @@ void CompressStore::drop(Piece &piece) {
     // Under the lock: close may delete this store as soon as it is released.
     lane.ended.notify_all();
 }
-
-// ---- Called by the store below
-// -----------------------------------------------------------------------
 
 void CompressStore::on_done(void *ctx, size_t i, const ucm_result *given) {
     Piece &piece = *static_cast<Piece *>(ctx);

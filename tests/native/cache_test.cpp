@@ -64,8 +64,6 @@ void store_below(const std::shared_ptr<Memory> &memory, const std::vector<BlockI
 
 }  // namespace
 
-// ---- Dumps
-
 TEST_CASE("a dump is done when it is copied, and stored below later", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     const auto ids = make_ids(3);
@@ -212,11 +210,11 @@ TEST_CASE("a block that cannot be stored is given up, counted and named", "[cach
     REQUIRE_FALSE(stack.lookup(ids)[0]);
     REQUIRE(stack.metrics()["lost_shards_total"] == 4);
     REQUIRE(stack.metrics()["slots_dirty"] == 0);
-    REQUIRE(stack.host().logged(ids[0].hex()));
     stack.memory().fail(Op::kDump, UCM_OK, 0, 0);
     REQUIRE(all_ok(stack.dump(ids)));
     REQUIRE(drained(stack).lost == 0);
     REQUIRE(stack.memory().blocks() == 2);
+    REQUIRE(stack.host().logged(ids[0].hex()));
 }
 
 TEST_CASE("what no slot can be had for waits, and a full queue is BUSY", "[cache]") {
@@ -271,8 +269,6 @@ TEST_CASE("a replacement is gathered whole and replaces the block below too", "[
     REQUIRE(stack.memory().counters().replaced == 4);
     REQUIRE(stack.loads_back(ids));
 }
-
-// ---- Loads
 
 TEST_CASE("a miss is read below once and then found here", "[cache]") {
     auto memory = std::make_shared<Memory>();
@@ -432,8 +428,6 @@ TEST_CASE("BUSY below is tried again, for loads and for dumps", "[cache]") {
     REQUIRE(memory->counters().busy == 10);
 }
 
-// ---- Lookups and hints
-
 TEST_CASE("lookups ask below once, for what is not here", "[cache]") {
     auto memory = std::make_shared<Memory>();
     const auto ids = make_ids(8);
@@ -513,8 +507,6 @@ TEST_CASE("blocks that are used survive a scan of others", "[cache]") {
     REQUIRE(stack.tiers(hot) == std::vector<uint8_t>(6, 1));
 }
 
-// ---- Remove
-
 TEST_CASE("what is removed is absent here and below, whatever its state", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     const auto ids = make_ids(3);
@@ -570,8 +562,6 @@ TEST_CASE("a remove cancels dumps of the block that wait for room", "[cache]") {
     REQUIRE_FALSE(stack.memory().published(ids[1]));
     REQUIRE(stack.memory().published(ids[2]));
 }
-
-// ---- Over stores that keep nothing, or only ids
 
 TEST_CASE("over Empty it is a tier of memory", "[cache]") {
     if (!has_plugin("Empty")) return;
@@ -629,8 +619,6 @@ TEST_CASE("over Fake a miss is not asked for below, a lookup is", "[cache]") {
     }
 }
 
-// ---- Opening and closing
-
 TEST_CASE("a lookup-only Cache passes on, and adds a tier", "[cache]") {
     auto memory = std::make_shared<Memory>();
     const auto ids = make_ids(2);
@@ -686,8 +674,6 @@ TEST_CASE("a task is logged when it begins and when it ends", "[cache]") {
     REQUIRE(stack.host().logged("Cache task(1,DUMP,4,20000) finished, cost "));
     REQUIRE(stack.host().logged("Cache task(2,LOAD,4,20000) finished, cost "));
 }
-
-// ---- All at once
 
 namespace {
 

@@ -406,9 +406,6 @@ TEST_CASE("any bytes are refused as a tile or fill exactly its room", "[compress
     }
 }
 
-// ---- The layer
-// ---------------------------------------------------------------------------------------
-
 namespace {
 
 const std::vector<std::string> kOverMemory = {"Compress", "Memory"};

@@ -246,8 +246,6 @@ std::string refusal(const Options &options, const Geometry &geometry = {}) {
 
 }  // namespace
 
-// ---- Round trips ------------------------------------------------------------------------------
-
 TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
     struct Shape {
         uint32_t shards;
@@ -413,8 +411,6 @@ TEST_CASE("Posix answers the three kinds of lookup", "[posix]") {
     REQUIRE(stack.tiers(ids) == std::vector<uint8_t>({1, 1, 0, 0, 1, 0}));
 }
 
-// ---- Whole or not at all ------------------------------------------------------------------------
-
 TEST_CASE("Posix shows a block only when its last shard is there, in whatever order", "[posix]") {
     TempDir directory;
     Stack stack({"Posix"}, in(directory), Geometry{4, {5000}});
@@ -507,8 +503,6 @@ TEST_CASE("Posix begins a block again whose temporary file was deleted", "[posix
     REQUIRE(all_ok(stack.dump({id})));
     REQUIRE(stack.loads_back({id}));
 }
-
-// ---- Damage -------------------------------------------------------------------------------------
 
 TEST_CASE("a flipped bit anywhere in a file is found, and hurts one shard at most", "[posix]") {
     const std::string direct = GENERATE("false", "true");
@@ -699,8 +693,6 @@ TEST_CASE("REPLACE makes a new copy that takes the place of the old one when who
     REQUIRE(temporaries(directory) == 0);
 }
 
-// ---- Failing file systems -----------------------------------------------------------------------
-
 TEST_CASE("a full disk fails the shards that do not fit, and them alone", "[posix]") {
     const std::string direct = GENERATE("false", "true");
     Calm calm;
@@ -815,8 +807,6 @@ TEST_CASE("without O_DIRECT in the file system Posix goes on, and warns once", "
             }) == 1);
 }
 
-// ---- Time ---------------------------------------------------------------------------------------
-
 TEST_CASE("shards that wait too long or are cancelled do not start", "[posix]") {
     Calm calm;
     TempDir directory;
@@ -884,8 +874,6 @@ TEST_CASE("a full queue is BUSY, and closing with work in flight is PENDING, the
     REQUIRE(large.wait() == UCM_OK);
 }
 
-// ---- remove -------------------------------------------------------------------------------------
-
 TEST_CASE("removed blocks are absent, finished or not", "[posix]") {
     TempDir directory;
     Stack stack({"Posix"}, in(directory), Geometry{2, {5000}});
@@ -924,8 +912,6 @@ TEST_CASE("remove cancels dumps that run or wait, and they do not come back", "[
     REQUIRE(temporaries(directory) == 0);
     REQUIRE(all_ok(stack.dump(make_ids(2, 1))));
 }
-
-// ---- Directories --------------------------------------------------------------------------------
 
 TEST_CASE("blocks spread over several directories", "[posix]") {
     TempDir one, two, three;
@@ -998,8 +984,6 @@ TEST_CASE("who looks only writes nothing, and may come first", "[posix]") {
     REQUIRE(stack.hits(ids, UCM_LOOKUP_ALL) == 1);
     REQUIRE(looker.close().status == UCM_OK);
 }
-
-// ---- Processes ----------------------------------------------------------------------------------
 
 TEST_CASE("a writer that is to be killed", "[.posix-writer]") {
     const char *path = getenv("UCM_TEST_DIRECTORY");
@@ -1074,8 +1058,6 @@ TEST_CASE("a forked child holds nothing of the store", "[posix]") {
     faults.write_gate.open();
     REQUIRE(move.wait() == UCM_OK);
 }
-
-// ---- Told to the host ---------------------------------------------------------------------------
 
 TEST_CASE("Posix logs its tasks and counts bytes", "[posix]") {
     TempDir directory;
