@@ -104,7 +104,7 @@ pytest: dev package
 	fi
 	$(BIN)/pytest $(ARGS)
 
-bench: package
+bench: dev package
 	$(IN_VENV) $(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:

@@ -101,7 +101,7 @@ class Registry:
         near = difflib.get_close_matches(name.capitalize(), known, 1, 0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise errors.ConfigError(
-            f"store_pipeline: there is no store {word!r}{hint} Known: {', '.join(known)}. "
+            f"store_pipeline: there is no store {word!r}{hint}; known: {', '.join(known)}. "
             "'ucm plugins' says where each comes from"
         )
 

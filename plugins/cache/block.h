@@ -55,16 +55,16 @@ struct Block {
     bool held = false;   // its slots count as held by dumps
 
     // Of dumps.
-    bool replace = false;  // goes below with UCM_TRANSFER_REPLACE
-    bool queued = false;   // waits for its write-back
-    bool writing = false;  // a lower dump of it runs
-    bool unsaved = false;  // is in the index's list of those
+    bool replace = false;                 // goes below with UCM_TRANSFER_REPLACE
+    bool queued = false;                  // waits for its write-back
+    bool writing = false;                 // a lower dump of it runs
+    bool unsaved = false, saved = false;  // is in the index's list of those
     uint32_t tries = 0;
     uint32_t depth = kUnknownDepth;
     uint64_t tag = 0;
     uint64_t number = 0;     // in order of their beginning
     int64_t touched_ns = 0;  // its last shard
-    std::list<std::shared_ptr<Block>>::iterator age, unsaved_at;
+    std::list<std::shared_ptr<Block>>::iterator age, unsaved_at, saved_at;
     // The shard that completed a block which is partly below only: answered once it is published.
     std::shared_ptr<Job> last_job;
     size_t last_row = 0;

@@ -16,7 +16,6 @@ void Eviction::put(Block &block, Queue queue) {
 }
 
 void Eviction::insert(Block &block) {
-    block.uses = 0;
     put(block, ghost_numbers_.erase(block.id) ? kMain : kSmall);
 }
 

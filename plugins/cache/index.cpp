@@ -38,8 +38,8 @@ uint32_t BlockIndex::slot_for_dump() {
 
 bool BlockIndex::free_saved() {
     while (!saved_.empty()) {
-        const BlockRef block = std::move(saved_.front());
-        saved_.pop_front();
+        const BlockRef block = saved_.front();
+        not_saved(*block);
         if (block->phase != Phase::kGathering || block->complete() || block->pins) continue;
         bool freed = false;
         for (uint32_t shard = 0; shard < block->shards.size(); shard++) {
@@ -117,8 +117,21 @@ void BlockIndex::not_unsaved(Block &block) {
     unsaved_.erase(block.unsaved_at);
 }
 
+void BlockIndex::saved(const BlockRef &block) {
+    not_saved(*block);
+    block->saved = true;
+    block->saved_at = saved_.insert(saved_.end(), block);
+}
+
+void BlockIndex::not_saved(Block &block) {
+    if (!block.saved) return;
+    block.saved = false;
+    saved_.erase(block.saved_at);
+}
+
 void BlockIndex::forget_gathering(Block &block) {
     not_unsaved(block);
+    not_saved(block);
     age_.erase(block.age);
     gathering_.erase(block.id);
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <condition_variable>
-#include <deque>
 #include <list>
 #include <unordered_map>
 #include <vector>
@@ -59,7 +58,7 @@ class BlockIndex {
     BlockRef oldest_unsaved() const { return unsaved_.empty() ? nullptr : unsaved_.front(); }
     void not_unsaved(Block &block);
     // Gathering: some shards lie below as well; their slots may be taken.
-    void saved(const BlockRef &block) { saved_.push_back(block); }
+    void saved(const BlockRef &block);
 
     // Gathering and whole: from now on it is what is seen; dirty.
     void publish(const BlockRef &block);
@@ -85,6 +84,7 @@ class BlockIndex {
     bool evict(bool patient);
     bool free_saved();
     void show(const BlockRef &block);
+    void not_saved(Block &block);
     void forget_gathering(Block &block);
     void free_slot(Block &block, uint32_t shard);
     void free_slots(Block &block);
@@ -97,7 +97,7 @@ class BlockIndex {
     Map visible_, gathering_;
     std::list<BlockRef> age_;      // all that gather, longest without a new shard first
     std::list<BlockRef> unsaved_;  // those with shards that are here only and not being written
-    std::deque<BlockRef> saved_;   // those that may have shards both here and below
+    std::list<BlockRef> saved_;    // those that may have shards both here and below
     uint32_t held_ = 0;            // slots of blocks with held
     uint64_t evicted_ = 0, room_version_ = 0, next_number_ = 0;
 };

@@ -26,6 +26,7 @@ class LoadPath {
 
     // With Core::mutex held.
     bool idle() const;
+    void forget_prefetches() { prefetches_.clear(); }
 
   private:
     struct Piece {

@@ -113,7 +113,7 @@ ucm_status CacheStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
         below.depths = args.depths ? depths.data() : nullptr;
         below.hits = &hits;
         below.tiers = args.tiers ? tiers.data() : nullptr;
-        const ucm_status status = ucm_lookup(lower_, &below, err);
+        const ucm_status status = ucm_lookup(lower_, &below, engine_ ? nullptr : err);
         // What is here is the answer then, unless there is nothing that could be.
         if (status != UCM_OK && !engine_) return status;
         if (status != UCM_OK) {
@@ -275,6 +275,7 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
     if (idle) {
         Outcome outcome;
         Lock lock(core.mutex);
+        engine_->loads.forget_prefetches();
         core.index.each_gathering([&](const BlockRef &block) {
             engine_->writer.lose(block, UCM_CLOSED, "the store closes before its last shard came",
                                  outcome);

@@ -165,6 +165,7 @@ std::shared_ptr<WriteBack::Batch> WriteBack::build() {
         block->queued = false;
         if (block->phase == Phase::kGone) continue;
         if (older_is_on_its_way(block)) {
+            block->queued = true;
             held_back_[block->id].push_back(block);
             continue;
         }
@@ -281,7 +282,10 @@ void WriteBack::let_newer_go(const BlockId &id) {
     if (found == held_back_.end()) return;
     const auto waiting = std::move(found->second);
     held_back_.erase(found);
-    for (auto &block : waiting) request(block);
+    for (auto &block : waiting) {
+        block->queued = false;
+        request(block);
+    }
 }
 
 void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards,

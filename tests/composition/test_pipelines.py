@@ -16,7 +16,7 @@ import ucm
         ("Cache||Empty", ["'Cache||Empty'", "empty place"]),
         ("|Empty", ["empty place"]),
         ("Empty|", ["empty place"]),
-        ("Emty", ["there is no store 'Emty'", "did you mean 'Empty'", "Known: "]),
+        ("Emty", ["there is no store 'Emty'", "did you mean 'Empty'", "known: "]),
         ("posix", ["there is no store 'posix'", "did you mean 'Posix'"]),
         ("Cache|Whatever", ["there is no store 'Whatever'"]),
         ("Cache", ["Cache needs a store below it", "'Cache|Posix'"]),

@@ -12,9 +12,10 @@ SUITE = ["-q", "-p", "no:cacheprovider", "--pyargs", "ucm.conformance"]
 
 
 @pytest.fixture
-def conformance(run_python):
+def conformance(run_python, tmp_path):
     def run(*args, **options):
-        return run_python(RUN, *SUITE, *args, check=False, **options)
+        own = ["--basetemp", tmp_path / "inner"]
+        return run_python(RUN, *SUITE, *own, *args, check=False, **options)
 
     return run
 
