@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support import compile_library
 
+pytest.register_assert_rewrite("ucm.conformance")
+
 HEAP_SOURCE = Path(__file__).parent.parent / "examples" / "c_store" / "heap.c"
 
 

@@ -8,8 +8,6 @@ from ucm.conformance.fixtures import Target, open_store, rng, store
 
 __all__ = ["open_store", "rng", "store"]
 
-pytest.register_assert_rewrite("ucm.conformance")
-
 UPPER = ["", "Cache|", "Compress|", "Cache|Compress|", "Compress|Cache|"]
 BOTTOM = ["Empty", "Fake", "Posix"]
 OWN = [upper + bottom for bottom in BOTTOM for upper in UPPER]
@@ -30,7 +28,7 @@ def third_party(heap_library):
         patch.setenv("UCM_PLUGINS", str(heap_library))
         registry.registry.cache_clear()
         registry.registry().register("Dict", DictStore)
-        yield
+    yield
     registry.registry.cache_clear()
 
 

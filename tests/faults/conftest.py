@@ -11,8 +11,6 @@ from ucm.conformance.fixtures import rng
 
 __all__ = ["rng"]
 
-pytest.register_assert_rewrite("ucm.conformance")
-
 SEGMENTS = (3000, 2000)
 SHARDS = 4
 

@@ -8,8 +8,6 @@ from ucm.conformance.fixtures import rng
 
 __all__ = ["rng"]
 
-pytest.register_assert_rewrite("ucm.conformance")
-
 
 @pytest.fixture
 def folder(tmp_path):
