@@ -35,7 +35,7 @@ class StoreBase:
 
     def lookup(self, block_ids: list[bytes]) -> Sequence[bool]:
         """Tell for each block whether it is published."""
-        raise NotImplementedError
+        raise errors.UnsupportedError(f"{type(self).__name__} has no lookup")
 
     def dump(
         self, block_ids: list[bytes], shard_index: list[int], shards: list[list[memoryview]]
@@ -45,13 +45,13 @@ class StoreBase:
         Return None if all went well, or for each shard None or its exception. An exception raised
         is the end of every shard. The memory is the caller's again after the return: copy.
         """
-        raise NotImplementedError
+        raise errors.UnsupportedError(f"{type(self).__name__} has no dump")
 
     def load(
         self, block_ids: list[bytes], shard_index: list[int], shards: list[list[memoryview]]
     ) -> Sequence[int | BaseException]:
         """Fill the memory of each shard; return its length in bytes, or its exception."""
-        raise NotImplementedError
+        raise errors.UnsupportedError(f"{type(self).__name__} has no load")
 
     def remove(self, block_ids: list[bytes]) -> None:
         """Forget blocks, finished or not; needed for the capability ``remove``."""
