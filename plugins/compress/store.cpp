@@ -20,6 +20,19 @@ Mode mode_of(const char *codec) {
     return name == "raw" ? Mode::kRaw : name == "split" ? Mode::kSplit : Mode::kAuto;
 }
 
+// Is there a shard that comes twice?
+bool has_twins(const Task &task) {
+    std::vector<std::pair<BlockId, uint32_t>> names;
+    names.reserve(task.n());
+    for (size_t i = 0; i < task.n(); i++) names.emplace_back(task.id(i), task.shard(i));
+    auto less = [](const auto &a, const auto &b) {
+        const int order = std::memcmp(a.first.bytes, b.first.bytes, sizeof a.first.bytes);
+        return order != 0 ? order < 0 : a.second < b.second;
+    };
+    std::sort(names.begin(), names.end(), less);
+    return std::adjacent_find(names.begin(), names.end()) != names.end();
+}
+
 std::unordered_set<BlockId, BlockIdHash> set_of(const ucm_ids_args &args) {
     std::unordered_set<BlockId, BlockIdHash> ids;
     for (size_t i = 0; i < args.n; i++) ids.insert(BlockId::at(args.block_ids, i));
@@ -151,8 +164,9 @@ ucm_status CompressStore::accept(const ucm_transfer &t, Lane &lane, ucm_task *nu
                               &status, err);
     if (!task) return status;
     const uint64_t epoch = lane.dumps ? ledger_.accept(t.n) : 0;
+    const bool in_order = lane.dumps && has_twins(*task);
     std::lock_guard<std::mutex> hold(lane.mutex);
-    lane.queue.push_back({std::move(task), epoch, 0, {}});
+    lane.queue.push_back({std::move(task), epoch, 0, {}, in_order});
     lane.wake.notify_one();
     return UCM_OK;
 }
@@ -402,7 +416,7 @@ bool CompressStore::refuse(Lane &lane, int64_t now, Step &step) {
         }
         if (step.until == work.next) continue;
         step.kind = Step::kRefuse;
-        step.work = {work.task, work.epoch, work.next, {}};
+        step.work = {work.task, work.epoch, work.next, {}, false};
         work.next = step.until;
         if (work.next == n) lane.queue.erase(lane.queue.begin() + ptrdiff_t(k));
         return true;
@@ -415,6 +429,9 @@ bool CompressStore::refuse(Lane &lane, int64_t now, Step &step) {
 bool CompressStore::cut(Lane &lane, Step &step) {
     Lane::Work &work = lane.queue.front();
     const Task &task = *work.task;
+    if (work.in_order)
+        for (const auto &other : lane.pieces)
+            if (other->running && other->task == work.task) return false;
     const size_t left = task.n() - work.next;
     const size_t share = lane.dumps ? (left + lane.threads - 1) / lane.threads : left;
     const size_t most = std::min(lane.piece_most, share);

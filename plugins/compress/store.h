@@ -63,6 +63,7 @@ struct Lane {
         uint64_t epoch;
         size_t next;
         std::vector<bool> removed;  // by shard; empty: none
+        bool in_order = false;      // a shard comes twice: one piece at a time, the first wins
     };
     struct Frame {
         Piece *piece;
