@@ -523,7 +523,7 @@ TEST_CASE("drain without time answers PENDING while work is held below", "[pipel
     ucm_report report;
     REQUIRE(pipeline->drain(&report, 0) == UCM_PENDING);
     REQUIRE(report.pending > 0);
-    REQUIRE(report.pending <= 2 * 6);
+    REQUIRE(report.pending <= layers.size() * 6);  // each layer counts its own
     pipeline.memory().release();
     REQUIRE(pipeline->drain(&report) == UCM_OK);
     REQUIRE(move.wait() == UCM_OK);
