@@ -86,6 +86,9 @@ void check_choice(const ucm_option &option, const std::string &text) {
     refuse(std::string("option ") + option.name + ": " + text + " is not one of " + option.allowed);
 }
 
+// Memory must not grow with the number of tasks.
+constexpr size_t kKeptLines = 4096;
+
 int32_t log_level(void *) {
     return UCM_LOG_DEBUG;
 }
@@ -201,13 +204,14 @@ Host::Host() {
     c_.log = [](void *ctx, int32_t level, const char *plugin, const char *message) {
         auto *self = static_cast<Host *>(ctx);
         std::lock_guard<std::mutex> hold(self->mutex_);
+        if (self->lines_.size() >= kKeptLines) self->lines_.pop_front();
         self->lines_.push_back({level, plugin, message});
     };
 }
 
 std::vector<LogLine> Host::lines() const {
     std::lock_guard<std::mutex> hold(mutex_);
-    return lines_;
+    return {lines_.begin(), lines_.end()};
 }
 
 bool Host::logged(const std::string &part) const {

@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -98,8 +99,8 @@ class Host {
 
   private:
     ucm_host c_{};
-    mutable std::mutex mutex_;  // guards lines_
-    std::vector<LogLine> lines_;
+    mutable std::mutex mutex_;   // guards lines_
+    std::deque<LogLine> lines_;  // the last ones
 };
 
 // The descriptor of a built layer ("Posix" is posix.so in a folder of UCM_TEST_PLUGINS, which are
