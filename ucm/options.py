@@ -308,15 +308,18 @@ def shipped_tables() -> dict[str, tuple[Option, ...]]:
     }
 
 
-def _flatten(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
-    """Turn {'Posix': {'timeout_ms': 5}} into {'Posix.timeout_ms': 5}."""
+def flatten(config: Mapping[str, Any], words: Iterable[str] | None = None) -> dict[str, Any]:
+    """Turn {'Posix': {'timeout_ms': 5}} into {'Posix.timeout_ms': 5}.
+
+    Where ``words`` are given, no others than these and our layers may hold a mapping.
+    """
     flat: dict[str, Any] = {}
-    known = set(words) | set(shipped_tables())
+    known = set(words or ()) | set(shipped_tables())
     for key, value in config.items():
         if not isinstance(key, str):
             raise ConfigError(f"{key!r}: a key must be text")
         if isinstance(value, Mapping) and key not in WITHOUT_EFFECT:
-            if key not in known:
+            if words is not None and key not in known:
                 raise _unknown(key, known)
             flat.update({f"{key}.{name}": part for name, part in value.items()})
         else:
@@ -346,7 +349,7 @@ def resolve(
     A layer whose table is None (a Python store) takes whatever nobody else knows.
     """
     words = [word.rpartition(":")[2] for word, _ in layers]
-    flat = _flatten(config, words)
+    flat = flatten(config, words)
     open_ended = [word for word, table in layers if table is None]
     notes: list[str] = []
     used: set[str] = set()
