@@ -248,12 +248,11 @@ def _check_store(config: Config) -> list[str]:
 def is_pipeline(config: Config) -> bool:
     """Tell whether the store is stacked as its string says, and not wired by code elsewhere."""
     from ucm.store.pipeline.connector import UcmPipelineStoreBuilder
-    from ucm.store_api import open_pipeline
 
     if config.connector_name != PIPELINE_STORE or config.connector_module_path:
         return False
-    string = str(config.connector_config.get("store_pipeline", ""))
-    return UcmPipelineStoreBuilder.get(string) is open_pipeline
+    string = str(config.connector_config.get("store_pipeline"))
+    return string not in UcmPipelineStoreBuilder._builders
 
 
 def _contradictions(config: Config) -> None:

@@ -1,5 +1,6 @@
 """``ucm check`` explains a configuration, tries it, and says what is slow or unsafe here."""
 
+import errno
 import json
 import os
 import resource
@@ -326,6 +327,13 @@ def test_file_systems(path, found, words):
     made = checks.file_system(path, checks.mount_of(path, checks.parse_mounts(MOUNTS)))
     assert [warning.check for warning in made] == found
     assert words in "".join(warning.what + warning.why for warning in made)
+
+
+def test_a_file_system_without_o_direct():
+    assert checks.direct_io("/kv", None) == []
+    (found,) = checks.direct_io("/kv", OSError(errno.EINVAL, "Invalid argument"))
+    assert found.what == "io_direct is true, but /kv refuses O_DIRECT: Invalid argument"
+    assert "io_direct: false" in found.remedy
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import yaml
 
 import ucm
 from ucm import config, options
+from ucm.store.pipeline.connector import UcmPipelineStoreBuilder
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ucm_config_example.yaml"
 INSIDE = "ucm_connectors[0].ucm_connector_config"
@@ -279,6 +280,14 @@ def test_a_class_elsewhere_takes_what_it_likes():
     assert found.connector_config == {"anything": [1]}
 
 
+def test_a_pipeline_with_a_builder_of_its_own_takes_what_it_likes(monkeypatch):
+    monkeypatch.setitem(UcmPipelineStoreBuilder._builders, "Special", lambda *_: None)
+    found = config.load(whole({"store_pipeline": "Special", "anything": 1}))
+    assert found.connector_config["anything"] == 1
+    assert not config.is_pipeline(found)
+    assert config.is_pipeline(config.load(whole()))
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -329,6 +338,7 @@ def test_a_key_at_the_wrong_level_is_told_where_it_belongs(refusal, data, words)
         (whole(metrics_config="x"), "metrics_config: 'x' is not a mapping"),
         (whole({"timeout_ms": 0}), f"{INSIDE}.timeout_ms: 0 is not allowed"),
         (whole({"store_pipeline": "Cache|Posxi"}), f"{INSIDE}.store_pipeline: there is no store"),
+        (whole({"store_pipeline": ["Empty"]}), f"{INSIDE}.store_pipeline: ['Empty'] is not text"),
         (whole({"store_pipeline": "Posix"}), f"{INSIDE}.storage_backends: Posix needs it"),
         (whole({"use_gdr": True}), f"{INSIDE}.use_gdr: True cannot be had"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def run(file: Path, dtype: str, plane: int, codec: str, repeat: int) -> dict[str
         raise ucm.ConfigError(f"--plane: {plane} bytes are no whole number of {dtype} elements")
     measure, runs = _function(), []
     data = mmap.mmap(-1, total)  # memory of our own: no page of the file is read while timed
-    data.write(file.read_bytes())
+    with file.open("rb") as source:
+        shutil.copyfileobj(source, data, 1 << 24)
     address = ctypes.addressof(ctypes.c_char.from_buffer(data))
     for _ in range(repeat):
         figures = _Figures()
