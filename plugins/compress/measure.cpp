@@ -71,7 +71,10 @@ extern "C" ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t
     const size_t width = element_bytes(dtype);
     if (!bytes || !width || !plane_bytes || plane_bytes % width || plane_bytes > UINT32_MAX)
         return UCM_INVALID;
-    const uint64_t planes = std::clamp<uint64_t>(shard_bytes / plane_bytes, 1, kMaxPlanes);
+    // No larger than what is there.
+    plane_bytes = std::min(plane_bytes, ucm::round_up(bytes, width));
+    const uint64_t wanted = std::min(shard_bytes, bytes) / plane_bytes;
+    const uint64_t planes = std::clamp<uint64_t>(wanted, 1, kMaxPlanes);
     *figures = {};
     try {
         return measure(static_cast<const uint8_t *>(data), bytes,

@@ -57,7 +57,7 @@ def test_every_dtype_of_noise_stays_what_it_is(measured, tmp_path, dtype):
     assert result["ratio"] == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("plane", ["64", "1MiB", "16MiB"])
+@pytest.mark.parametrize("plane", ["64", "1MiB", "16MiB", "3GiB"])
 def test_a_plane_may_be_small_or_larger_than_the_file(measured, plane):
     result = measured(SAMPLE, "bf16", plane)
     assert result["verified"] is True
