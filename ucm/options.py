@@ -29,6 +29,65 @@ HOST_OPTIONS = (
     Option("timeout_ms", "int", "30000", "1..", "ms", "Limit of wait, and of a shard's start."),
 )
 
+# Keys at the top level of a configuration file: what an engine's connector does with its store.
+# A default of None: not set, which the help explains.
+ENGINE_OPTIONS = (
+    Option("enable_event_sync", "bool", "true", None, None, "Order device copies by events."),
+    Option("use_layerwise", "bool", "true", None, None, "Move blocks layer by layer."),
+    Option("hit_ratio", "float", None, "0..1", None, "Most of a prompt that may count as a hit."),
+    Option("enable_record_traces", "bool", "false", None, None, "Log every request's block ids."),
+    Option("use_lite", "bool", "false", None, None, "Count hits only; the pipeline is then Fake."),
+    Option(
+        "persist_token_threshold",
+        "int",
+        "0",
+        "0..",
+        "tokens",
+        "Requests with fewer tokens are neither loaded nor dumped.",
+    ),
+    Option("load_tokens_threshold", "int", "2048", "0..", "tokens", "Smaller hits are not loaded."),
+    Option("use_request_async_load", "bool", "false", None, None, "Load outside the batch."),
+    Option("enable_metrics", "bool", None, None, None, "Not set: on if a metrics key is given."),
+    Option("metrics_config_path", "string", None, None, None, "A YAML file that selects metrics."),
+    Option("metrics_config", "mapping", None, None, None, "The same, written in place."),
+    Option(
+        "use_consistency_manager", "bool", None, None, None, "Track blocks that some rank misses."
+    ),
+    Option("wa_dump_block_wise", "bool", "false", None, None, "Window attention: whole blocks."),
+    Option(
+        "hybrid_linear_attention_layerwise",
+        "bool",
+        "false",
+        None,
+        None,
+        "Hybrid models: layer by layer.",
+    ),
+    Option(
+        "use_inference_duration_monitor", "bool", "false", None, None, "Log each step's duration."
+    ),
+    Option("ucm_sparse_config", "mapping", None, None, None, "Sparse attention."),
+)
+
+# Those that nothing reads yet: accepted, and reported when they ask for something.
+ENGINE_WITHOUT_EFFECT = {
+    "enable_event_sync": "KV cache is taken from host memory, where there are no device events",
+    "use_layerwise": "blocks are loaded and dumped whole",
+    "hit_ratio": "no connector reads it",
+    "enable_record_traces": "no connector records traces",
+    "use_lite": "no connector reads it; a pipeline that ends in Fake stores no bytes anyway",
+    "persist_token_threshold": "no connector reads it",
+    "load_tokens_threshold": "no connector reads it",
+    "use_request_async_load": "loads happen inside the batch",
+    "enable_metrics": "only Store.stats() tells metrics",
+    "metrics_config_path": "only Store.stats() tells metrics",
+    "metrics_config": "only Store.stats() tells metrics",
+    "use_consistency_manager": "a hit already needs the blocks of every rank",
+    "wa_dump_block_wise": "window attention has no layout of its own",
+    "hybrid_linear_attention_layerwise": "blocks are loaded and dumped whole",
+    "use_inference_duration_monitor": "no connector reads it",
+    "ucm_sparse_config": "sparse attention is no part of this package",
+}
+
 # Knobs of older deployments that mean nothing here: accepted, and reported with the reason.
 WITHOUT_EFFECT = {
     "local_rank_size": "ranks are found by their unique_id",
@@ -41,7 +100,18 @@ WITHOUT_EFFECT = {
     "posix_commit_concurrency": "blocks are published by the threads that wrote them",
     "data_dir_shard_bytes": "folders are always named by three hex digits",
     "compress_ratio": "Compress is lossless and of variable length; there is no ratio to set",
+    "data_type": "dtype says what the numbers are",
+    "layer_size": "the layout says it (shard_size, tensor_size)",
     "stream_number": "thread counts are set per layer (compress_concurrency)",
+    "cpu_affinity_cores": "threads run where the scheduler puts them; taskset and numactl work",
+    "cache_sdma_direct": "host memory needs no copy engine",
+    "cache_load_backend_only": "Cache looks into itself first",
+    "gpu_kv_buffer_addrs": "memory is given with each load and dump",
+    "gpu_kv_buffer_sizes": "memory is given with each load and dump",
+    "ior_entries": "there is no layer for 3FS in this version",
+    "ior_depth": "there is no layer for 3FS in this version",
+    "numa_id": "there is no layer for 3FS in this version",
+    "store_health": "there is no circuit breaker in this version",
     "posix_gc_enable": "there is no quota in this version, so nothing is collected",
     "posix_gc_trigger_threshold_ratio": "there is no quota in this version",
     "posix_gc_recycle_percent": "there is no quota in this version",
@@ -49,6 +119,12 @@ WITHOUT_EFFECT = {
     "posix_gc_check_interval_sec": "there is no quota in this version",
     "posix_gc_max_recycle_count_per_shard": "there is no quota in this version",
     "posix_gc_shard_sample_ratio": "there is no quota in this version",
+    "posix_gc_precise_mode": "there is no quota in this version",
+    "posix_gc_candidate_extra_percent": "there is no quota in this version",
+    "posix_gc_cross_instance_lock": "there is no quota in this version",
+    "posix_gc_heartbeat_interval_sec": "there is no quota in this version",
+    "posix_gc_stale_threshold_sec": "there is no quota in this version",
+    "posix_gc_task_timeout_ms": "there is no quota in this version",
 }
 
 # Knobs that ask for what is not built: refused unless they say no.
@@ -115,10 +191,22 @@ def _parse_float(value: Any) -> float:
     return number
 
 
+def _parse_gib(value: Any) -> float:
+    if isinstance(value, str) and value.strip()[-1:].isalpha():
+        return parse_size(value) / 2**30
+    return _parse_float(value)
+
+
 def _parse_string(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(value)
     return value
+
+
+def _parse_mapping(value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(value)
+    return dict(value)
 
 
 def _parse_list(value: Any, separator: str) -> list[Any]:
@@ -147,6 +235,7 @@ _PARSERS = {
         lambda v: [_parse_int(part) for part in _parse_list(v, ",")],
         "a list of whole numbers",
     ),
+    "mapping": (_parse_mapping, "a mapping"),
 }
 
 
@@ -155,6 +244,8 @@ def check_value(option: Option, value: Any, key: str | None = None) -> Any:
     key = key or option.name
     shown = "(secret)" if option.type == "secret" else repr(value)
     parse, expected = _PARSERS[option.type]
+    if option.type == "float" and option.unit == "GiB":
+        parse, expected = _parse_gib, "a number of GiB, or text like '64GiB'"
     try:
         parsed = parse(value)
     except (ValueError, OverflowError):
@@ -217,15 +308,18 @@ def shipped_tables() -> dict[str, tuple[Option, ...]]:
     }
 
 
-def _flatten(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
-    """Turn {'Posix': {'timeout_ms': 5}} into {'Posix.timeout_ms': 5}."""
+def flatten(config: Mapping[str, Any], words: Iterable[str] | None = None) -> dict[str, Any]:
+    """Turn {'Posix': {'timeout_ms': 5}} into {'Posix.timeout_ms': 5}.
+
+    Where ``words`` are given, no others than these and our layers may hold a mapping.
+    """
     flat: dict[str, Any] = {}
-    known = set(words) | set(shipped_tables())
+    known = set(words or ()) | set(shipped_tables())
     for key, value in config.items():
         if not isinstance(key, str):
             raise ConfigError(f"{key!r}: a key must be text")
-        if isinstance(value, Mapping):
-            if key not in known:
+        if isinstance(value, Mapping) and key not in WITHOUT_EFFECT:
+            if words is not None and key not in known:
                 raise _unknown(key, known)
             flat.update({f"{key}.{name}": part for name, part in value.items()})
         else:
@@ -233,9 +327,17 @@ def _flatten(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
     return flat
 
 
+ELSEWHERE = "at the top level, beside ucm_connectors"
+
+
 def _unknown(key: str, known: Iterable[str]) -> ConfigError:
-    near = difflib.get_close_matches(key, sorted(set(known)), 1, 0.6)
+    engine = {option.name for option in ENGINE_OPTIONS}
+    if key in engine:
+        return ConfigError(f"{key}: is no option of a store; it belongs {ELSEWHERE}")
+    near = difflib.get_close_matches(key, sorted(engine.union(known)), 1, 0.6)
     hint = f"did you mean {near[0]!r}?" if near else "'ucm plugins NAME' lists a layer's options"
+    if near and near[0] in engine:
+        hint = f"did you mean {near[0]!r}, which belongs {ELSEWHERE}?"
     return ConfigError(f"{key}: unknown option; {hint}")
 
 
@@ -247,7 +349,7 @@ def resolve(
     A layer whose table is None (a Python store) takes whatever nobody else knows.
     """
     words = [word.rpartition(":")[2] for word, _ in layers]
-    flat = _flatten(config, words)
+    flat = flatten(config, words)
     open_ended = [word for word, table in layers if table is None]
     notes: list[str] = []
     used: set[str] = set()
@@ -308,6 +410,10 @@ def _leftover(
         notes.append(f"{key}: not used, {' and '.join(owners)} is not in the pipeline")
         return
     if not open_ended:
-        everything = {o.name for o in HOST_OPTIONS} | taken | set(WITHOUT_EFFECT) | set(NOT_BUILT)
-        everything |= {o.name for table in tables.values() for o in table}
-        raise _unknown(key, everything)
+        raise _unknown(key, known_names() | taken)
+
+
+def known_names() -> set[str]:
+    """Name every key that a store of this package takes, or knows and does without."""
+    names = {o.name for o in HOST_OPTIONS} | set(WITHOUT_EFFECT) | set(NOT_BUILT)
+    return names | {o.name for table in shipped_tables().values() for o in table}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ucm import errors, logs, options
 from ucm._abi import ffi, lib
@@ -43,19 +43,35 @@ def parse(pipeline: str) -> list[str]:
     return words
 
 
-def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
-    """Open the pipeline of ``config``; return the stack, its layout and the checked options."""
+class Checked(NamedTuple):
+    """A configuration that can be opened; ``libraries`` is empty for a store in Python."""
+
+    words: list[str]
+    entries: list[Entry]
+    libraries: list[Library]
+    options: options.Resolved
+
+
+def check(config: Mapping[str, Any]) -> Checked:
+    """Check everything but the sizes of ``config``, without opening a store."""
     pipeline = options.check_value(options.HOST_OPTIONS[0], config.get("store_pipeline") or "")
     words = parse(pipeline)
     entries = [registry().find(word) for word in words]
     _check_python(words, entries)
     if entries[0].python_class is not None:
-        return _open_python(words[0], entries[0].python_class, config)
+        return Checked(words, entries, [], options.resolve(config, [(words[0], None)]))
     libraries = [open_library(entry) for entry in entries]
     _check_order(words, libraries)
     table = [(w, library.options) for w, library in zip(words, libraries, strict=True)]
-    checked = options.resolve(config, table)
+    return Checked(words, entries, libraries, options.resolve(config, table))
+
+
+def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
+    """Open the pipeline of ``config``; return the stack, its layout and the checked options."""
+    words, entries, libraries, checked = check(config)
     layout = layout_of(checked)
+    if entries[0].python_class is not None:
+        return _open_python(words[0], entries[0].python_class, config, layout), layout, checked
     return NativeStack(words, libraries, checked, layout), layout, checked
 
 
@@ -84,10 +100,8 @@ def _check_order(words: Sequence[str], libraries: Sequence[Library]) -> None:
 
 
 def _open_python(
-    word: str, store_class: Any, config: Mapping[str, Any]
-) -> tuple[PythonStack, Layout | None, options.Resolved]:
-    checked = options.resolve(config, [(word, None)])
-    layout = layout_of(checked)
+    word: str, store_class: Any, config: Mapping[str, Any], layout: Layout | None
+) -> PythonStack:
     host = {option.name for option in options.HOST_OPTIONS}
     given = {key.rpartition(".")[2]: v for key, v in config.items() if key not in host}
     if issubclass(store_class, StoreBase):
@@ -96,7 +110,7 @@ def _open_python(
         from ucm.store.adapter import SeedStore
 
         store = SeedStore(store_class, layout, dict(config))
-    return PythonStack(word.rpartition(":")[2], store, layout), layout, checked
+    return PythonStack(word.rpartition(":")[2], store, layout)
 
 
 def _raise(status: int, error: Any, prefix: str = "") -> None:

@@ -356,13 +356,14 @@ def open_pipeline(pipeline: str | os.PathLike[str] | Mapping[str, Any], /, **opt
     """
     if isinstance(pipeline, Mapping):
         base = dict(pipeline)
-    elif isinstance(pipeline, os.PathLike):
-        base = config.read_yaml(os.fspath(pipeline))
-    elif isinstance(pipeline, str):
-        if Path(pipeline).suffix in (".yaml", ".yml"):
-            base = config.read_yaml(pipeline)
-        else:
-            base = {"store_pipeline": pipeline}
+    elif isinstance(pipeline, str) and Path(pipeline).suffix not in (".yaml", ".yml"):
+        base = {"store_pipeline": pipeline}
+    elif isinstance(pipeline, (str, os.PathLike)):
+        base = config.read_yaml(pipeline)
+        try:
+            return Store({**base, **options})
+        except errors.ConfigError as error:
+            raise errors.ConfigError(f"{os.fspath(pipeline)}: {error}") from None
     else:
         raise errors.ConfigError(
             f"a pipeline is a string, a mapping or the path of a YAML file, not {pipeline!r}"

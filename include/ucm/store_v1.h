@@ -37,8 +37,8 @@
  *            Threads of a plugin block all signals. A store does not survive fork(): a host
  *            answers UCM_INVALID in the child, without calling; a store only sees to it that the
  *            child holds nothing of its own.
- * Symbols    A plugin exports ucm_store_plugin_v1 and nothing else. It is opened with RTLD_NOW |
- *            RTLD_LOCAL and never closed.
+ * Symbols    A plugin exports ucm_store_plugin_v1; the host looks at no other. It is opened with
+ *            RTLD_NOW | RTLD_LOCAL and never closed.
  */
 #ifndef UCM_STORE_V1_H
 #define UCM_STORE_V1_H

@@ -15,11 +15,6 @@ constexpr uint64_t kQueueShards = 65536, kQueueBytes = 1ull << 30;
 constexpr size_t kMaxSuspects = 4096;
 constexpr int64_t kRetryNs = 2000000, kSweepNs = 50000000;
 
-Mode mode_of(const char *codec) {
-    const std::string name = codec;
-    return name == "raw" ? Mode::kRaw : name == "split" ? Mode::kSplit : Mode::kAuto;
-}
-
 // Is there a shard that comes twice?
 bool has_twins(const Task &task) {
     std::vector<std::pair<BlockId, uint32_t>> names;
