@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ucm import errors, logs, options
 from ucm._abi import ffi, lib
@@ -13,7 +13,10 @@ from ucm.layout import MAX_SEGMENTS, Layout, layout_of
 from ucm.loader import TYPES, Library
 from ucm.python_store import PythonStack, StoreBase
 from ucm.registry import Entry, open_library, registry
-from ucm.task import Result
+from ucm.task import Result, new_token
+
+if TYPE_CHECKING:
+    from ucm._ends import Ends
 
 CAPABILITIES = {
     "keeps": 1 << 0,
@@ -214,6 +217,7 @@ class _Outcome:
     def __init__(self, submitted: Any) -> None:
         self._task = submitted.task
         self.number = submitted.number
+        self.token = new_token()
 
     def __del__(self) -> None:
         lib.ucmh_task_free(self._task)
@@ -229,6 +233,12 @@ class _Outcome:
         indexes = ffi.new("size_t[]", limit)
         count = int(lib.ucmh_task_failures(self._task, indexes, limit))
         return count, list(indexes[0 : min(count, limit)])
+
+    def watch(self, ends: Ends) -> bool:
+        code = lib.ucmh_task_watch(self._task, ends.events, self.token)
+        if code < 0:
+            raise errors.UnavailableError("await: out of memory")
+        return int(code) == 0
 
 
 class NativeStack:
