@@ -100,8 +100,10 @@ def test_a_thousand_tasks_are_awaited_at_once(store):
     memory = np.zeros_like(data)
 
     async def main():
-        await asyncio.gather(*(store.dump([i], [0], [[row]]) for i, row in zip(ids(n), data)))
-        loads = (store.load([i], [0], [[row]]) for i, row in zip(ids(n), memory))
+        await asyncio.gather(
+            *(store.dump([i], [0], [[row]]) for i, row in zip(ids(n), data, strict=True))
+        )
+        loads = (store.load([i], [0], [[row]]) for i, row in zip(ids(n), memory, strict=True))
         tasks = await asyncio.gather(*loads)
         assert all(task.done() for task in tasks)
 
@@ -207,20 +209,21 @@ def test_a_loop_that_ends_while_it_awaits_takes_nothing_with_it(gated, gate):
     task = dump_one(gated)
 
     async def leave():
-        asyncio.ensure_future(task)
+        left = asyncio.ensure_future(task)
         await asyncio.sleep(0)
+        assert not left.done()
 
     async def stay():
         return await task
 
     asyncio.run(leave())
     loop = asyncio.new_event_loop()
-    loop.create_task(stay())
+    still = loop.create_task(stay())
     loop.call_soon(loop.stop)
     loop.run_forever()
     gate.value = 1
     assert asyncio.run(stay()) is task
-    loop.run_until_complete(asyncio.sleep(0))
+    assert loop.run_until_complete(still) is task
     loop.close()
 
 
@@ -257,7 +260,7 @@ def test_the_store_is_closed_while_somebody_awaits(gated, gate):
 def test_a_close_in_the_loop_itself_ends_what_is_awaited(store):
     async def main():
         data = np.zeros((64, BLOCK), np.uint8)
-        tasks = [store.dump([i], [0], [[row]]) for i, row in zip(ids(64), data)]
+        tasks = [store.dump([i], [0], [[row]]) for i, row in zip(ids(64), data, strict=True)]
         awaited = asyncio.gather(*tasks)
         await asyncio.sleep(0)
         store.close()
