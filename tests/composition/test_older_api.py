@@ -6,7 +6,7 @@ import pytest
 
 import ucm
 from ucm.store.factory_v1 import UcmConnectorFactoryV1
-from ucm.store.pipeline.connector import UcmPipelineStore, UcmPipelineStoreBuilder
+from ucm.store.pipeline.connector import UcmPipelineStore
 from ucm.store.ucmstore_v1 import Task, UcmKVStoreBaseV1
 
 torch = pytest.importorskip("torch", reason="the older interface moves torch tensors")
@@ -105,25 +105,6 @@ def test_the_scheduler_looks_up_without_sizes(config):
 def test_a_pipeline_is_needed():
     with pytest.raises(ucm.ConfigError, match="store_pipeline: it is needed"):
         UcmPipelineStore({"block_size": 64})
-
-
-def test_a_builder_wires_a_name_in_its_own_way(monkeypatch):
-    monkeypatch.setattr(UcmPipelineStoreBuilder, "_builders", {})
-    asked = []
-
-    def build(config):
-        asked.append(config)
-        return ucm.open_pipeline("Fake", block_size=config["block_size"])
-
-    UcmPipelineStoreBuilder.register("My|Wiring", build)
-    assert UcmPipelineStoreBuilder.get("My|Wiring") is build
-    store = UcmPipelineStore({"store_pipeline": "My|Wiring", "block_size": 64})
-    assert store.lookup(IDS) == [False] * 3
-    assert asked == [store.config]
-    store.close()
-    plain = UcmPipelineStore({"store_pipeline": "Fake", "block_size": 64})
-    assert plain.lookup(IDS) == [False] * 3
-    plain.close()
 
 
 SEED_STORE = """
