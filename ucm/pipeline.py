@@ -47,24 +47,8 @@ def parse(pipeline: str) -> list[str]:
     return words
 
 
-@dataclasses.dataclass(frozen=True)
-class Wired:
-    """A layer wired by hand: its library, or None for the one of that name, and its own options."""
-
-    name: str
-    path: str | None
-    options: Mapping[str, Any]
-
-
-def open_stack(
-    config: Mapping[str, Any], wired: Sequence[Wired] = ()
-) -> tuple[NativeStack | PythonStack, Layout | None, options.Resolved]:
-    """Open the pipeline of ``config``; return the stack, its layout and the checked options.
-
-    With ``wired``, layers from the top, the pipeline string is only a name.
-    """
-    if wired:
-        return _open_wired(config, wired)
+def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
+    """Open the pipeline of ``config``; return the stack, its layout and the checked options."""
     pipeline = options.check_value(options.HOST_OPTIONS[0], config.get("store_pipeline") or "")
     words = parse(pipeline)
     entries = [registry().find(word) for word in words]
@@ -77,29 +61,6 @@ def open_stack(
     checked = options.resolve(config, table)
     layout = layout_of(checked)
     return NativeStack(words, libraries, checked, layout), layout, checked
-
-
-def _open_wired(
-    config: Mapping[str, Any], wired: Sequence[Wired]
-) -> tuple[NativeStack, Layout | None, options.Resolved]:
-    words = [layer.name for layer in wired]
-    if len(words) > _MAX_LAYERS:
-        raise ConfigError(f"Stack: {len(words)} layers; at most {_MAX_LAYERS} can stand")
-    libraries = [_wired_library(layer) for layer in wired]
-    _check_order(words, libraries)
-    checked = options.resolve_each(
-        config,
-        [(w.name, its.options, w.options) for w, its in zip(wired, libraries, strict=True)],
-    )
-    layout = layout_of(checked)
-    return NativeStack(words, libraries, checked, layout), layout, checked
-
-
-def _wired_library(layer: Wired) -> Library:
-    entry = Entry(layer.name, "Stack", layer.path) if layer.path else registry().find(layer.name)
-    if entry.python_class is not None:
-        raise ConfigError(f"Stack: {layer.name} is written in Python and can only stand alone")
-    return open_library(entry)
 
 
 def _check_python(words: Sequence[str], entries: Sequence[Entry]) -> None:
@@ -140,6 +101,39 @@ def _open_python(
 
         store = SeedStore(store_class, layout, dict(config))
     return PythonStack(word.rpartition(":")[2], store, layout), layout, checked
+
+
+@dataclasses.dataclass(frozen=True)
+class Wired:
+    """A layer wired by hand: its library, or None for the one of that name, and its own options."""
+
+    name: str
+    path: str | None
+    options: Mapping[str, Any]
+
+
+def open_wired(
+    config: Mapping[str, Any], wired: Sequence[Wired]
+) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
+    """Open layers, top first; ``config`` has the keys of the host that the top layer lacks."""
+    words = [layer.name for layer in wired]
+    if len(words) > _MAX_LAYERS:
+        raise ConfigError(f"Stack: {len(words)} layers; at most {_MAX_LAYERS} can stand")
+    libraries = [_wired_library(layer) for layer in wired]
+    _check_order(words, libraries)
+    checked = options.resolve_each(
+        config,
+        [(w.name, its.options, w.options) for w, its in zip(wired, libraries, strict=True)],
+    )
+    layout = layout_of(checked)
+    return NativeStack(words, libraries, checked, layout), layout, checked
+
+
+def _wired_library(layer: Wired) -> Library:
+    entry = Entry(layer.name, "Stack", layer.path) if layer.path else registry().find(layer.name)
+    if entry.python_class is not None:
+        raise ConfigError(f"Stack: {layer.name} is written in Python and can only stand alone")
+    return open_library(entry)
 
 
 def _raise(status: int, error: Any, prefix: str = "") -> None:

@@ -49,7 +49,9 @@ class Store:
         self._pid = os.getpid()
         self._closed = False
         self._gate = _Gate(self)
-        self._stack, self._layout, checked = pipeline.open_stack(options, wired)
+        self._stack, self._layout, checked = (
+            pipeline.open_wired(options, wired) if wired else pipeline.open_stack(options)
+        )
         self._timeout_ms: int = checked.get("timeout_ms")
         self.pipeline: str = checked.get("store_pipeline")
         self.notes: list[str] = checked.notes
