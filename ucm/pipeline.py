@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ucm import errors, logs, options
 from ucm._abi import ffi, lib
@@ -13,7 +14,10 @@ from ucm.layout import MAX_SEGMENTS, Layout, layout_of
 from ucm.loader import TYPES, Library
 from ucm.python_store import PythonStack, StoreBase
 from ucm.registry import Entry, open_library, registry
-from ucm.task import Result
+from ucm.task import Result, new_token
+
+if TYPE_CHECKING:
+    from ucm._ends import Ends
 
 CAPABILITIES = {
     "keeps": 1 << 0,
@@ -111,6 +115,39 @@ def _open_python(
 
         store = SeedStore(store_class, layout, dict(config))
     return PythonStack(word.rpartition(":")[2], store, layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wired:
+    """A layer wired by hand: its library, or None for the one of that name, and its own options."""
+
+    name: str
+    path: str | None
+    options: Mapping[str, Any]
+
+
+def open_wired(
+    config: Mapping[str, Any], wired: Sequence[Wired]
+) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
+    """Open layers, top first; ``config`` has the keys of the host that the top layer lacks."""
+    words = [layer.name for layer in wired]
+    if len(words) > _MAX_LAYERS:
+        raise ConfigError(f"Stack: {len(words)} layers; at most {_MAX_LAYERS} can stand")
+    libraries = [_wired_library(layer) for layer in wired]
+    _check_order(words, libraries)
+    checked = options.resolve_each(
+        config,
+        [(w.name, its.options, w.options) for w, its in zip(wired, libraries, strict=True)],
+    )
+    layout = layout_of(checked)
+    return NativeStack(words, libraries, checked, layout), layout, checked
+
+
+def _wired_library(layer: Wired) -> Library:
+    entry = Entry(layer.name, "Stack", layer.path) if layer.path else registry().find(layer.name)
+    if entry.python_class is not None:
+        raise ConfigError(f"Stack: {layer.name} is written in Python and can only stand alone")
+    return open_library(entry)
 
 
 def _raise(status: int, error: Any, prefix: str = "") -> None:
@@ -228,6 +265,7 @@ class _Outcome:
     def __init__(self, submitted: Any) -> None:
         self._task = submitted.task
         self.number = submitted.number
+        self.token = new_token()
 
     def __del__(self) -> None:
         lib.ucmh_task_free(self._task)
@@ -243,6 +281,12 @@ class _Outcome:
         indexes = ffi.new("size_t[]", limit)
         count = int(lib.ucmh_task_failures(self._task, indexes, limit))
         return count, list(indexes[0 : min(count, limit)])
+
+    def watch(self, ends: Ends) -> bool:
+        code = lib.ucmh_task_watch(self._task, ends.events, self.token)
+        if code < 0:
+            raise errors.UnavailableError("await: out of memory")
+        return int(code) == 0
 
 
 class NativeStack:

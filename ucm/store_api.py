@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -45,11 +45,13 @@ class Store:
     or arrays, one per segment, or their addresses.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], wired: Sequence[pipeline.Wired] = ()) -> None:
         self._pid = os.getpid()
         self._closed = False
         self._gate = _Gate(self)
-        self._stack, self._layout, checked = pipeline.open_stack(options)
+        self._stack, self._layout, checked = (
+            pipeline.open_wired(options, wired) if wired else pipeline.open_stack(options)
+        )
         self._timeout_ms: int = checked.get("timeout_ms")
         self.pipeline: str = checked.get("store_pipeline")
         self.notes: list[str] = checked.notes

@@ -14,7 +14,8 @@ inline std::vector<Layers> all_pipelines() {
     std::vector<Layers> pipelines;
     for (const Layers &upper :
          {Layers{}, {"Compress"}, {"Cache"}, {"Cache", "Compress"}, {"Compress", "Cache"}})
-        for (const std::string bottom : {"Posix", "Memory", "Empty", "Fake", "Heap"}) {
+        for (const std::string &bottom :
+             std::vector<std::string>{"Posix", "Memory", "Empty", "Fake", "Heap"}) {
             // Sanitizers are slow; above these bottoms nothing runs that does not run above others.
             if (kSanitizer && !upper.empty() && bottom != "Posix" && bottom != "Memory") continue;
             Layers layers = upper;
