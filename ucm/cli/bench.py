@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from ucm.cli import _common
+from ucm.cli import _common, faults
 
 SAMPLE_BLOCK, SAMPLE_PLANE = 368_640, 6_144
 DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
 
 
-@click.command("bench", short_help="Measure a pipeline.")
+@click.group("bench", invoke_without_command=True, short_help="Measure a pipeline, or a part.")
 @click.option("--pipeline", default="Cache|Compress|Posix", show_default=True, help="Layers.")
 @click.option("--blocks", type=click.IntRange(1), default=256, show_default=True, help="How many.")
 @click.option(
@@ -64,13 +64,16 @@ DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
 @click.option("--io-direct/--no-io-direct", default=False, help="Bypass the page cache.")
 @_common.option_flag
 @_common.json_flag
-def command(**flags: Any) -> None:
+@click.pass_context
+def command(context: click.Context, /, **flags: Any) -> None:
     """Measure dump, lookup, cold load and hot load of a pipeline.
 
     A dump ends when the caller's memory is free; "dump and drain" when everything is stored. A cold
     load reads through a store that was just opened, after the kernel was told to forget the files;
     a hot load is the same load again. GB are 10^9 bytes. What is loaded is compared each time.
     """
+    if context.invoked_subcommand is not None:
+        return
     from ucm import demo
 
     with _directory(flags["directory"]) as place:
@@ -162,3 +165,6 @@ def _show(result: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}; {result['repeat']} repeats"
     )
+
+
+command.add_command(faults.command)
