@@ -103,7 +103,12 @@ bool parse_uuid(const std::string &text, DirectoryId &out) {
 void write_file(const std::string &path, const std::string &text) {
     int error = 0;
     const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0 || ::write(fd, text.data(), text.size()) != ssize_t(text.size())) error = errno;
+    if (fd < 0) error = errno;
+    for (size_t done = 0; error == 0 && done < text.size();) {
+        const ssize_t put = ::write(fd, text.data() + done, text.size() - done);
+        if (put > 0) done += size_t(put);
+        if (put == 0 || (put < 0 && errno != EINTR)) error = put == 0 ? EIO : errno;
+    }
     if (fd >= 0 && ::close(fd) != 0 && error == 0) error = errno;
     if (error != 0)
         throw Error(status_of_errno(error, UCM_UNAVAILABLE),
@@ -250,12 +255,17 @@ bool read_directory_id(const std::string &directory, DirectoryId &out) {
         throw Error(UCM_UNAVAILABLE, "cannot read " + path + ": " + errno_text(error), error);
     }
     char text[128];
-    const ssize_t got = ::read(fd, text, sizeof text);
-    const int error = errno;
+    std::string all;
+    int error = 0;
+    while (error == 0 && all.size() < sizeof text) {
+        const ssize_t got = ::read(fd, text, sizeof text - all.size());
+        if (got == 0) break;
+        if (got > 0) all.append(text, size_t(got));
+        if (got < 0 && errno != EINTR) error = errno;
+    }
     ::close(fd);
-    if (got < 0)
+    if (error != 0)
         throw Error(UCM_UNAVAILABLE, "cannot read " + path + ": " + errno_text(error), error);
-    const std::string all(text, size_t(got));
     const size_t line = sizeof kFormatLine - 1;
     if (all.compare(0, line, kFormatLine) != 0 || all.size() != line + 37 || all.back() != '\n' ||
         !parse_uuid(all.substr(line, 36), out))

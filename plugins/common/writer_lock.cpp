@@ -13,6 +13,7 @@
 
 #include "block_file.h"
 #include "clock.h"
+#include "failpoint.h"
 
 namespace ucm {
 namespace {
@@ -196,6 +197,7 @@ void WriterFolder::create() {
         }
         if (try_lock(path)) {
             path_ = path;
+            UCM_FAILPOINT("posix.writer_made");
             return;
         }
     }

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "failpoint.h"
+
 namespace ucm::compress {
 
 namespace {
@@ -481,6 +483,7 @@ void CompressStore::encode(Piece &piece, FrameCoder &coder) {
         tiles.raw += counts.raw;
         raw_shards += counts.split + counts.constant + counts.raw == 0;
     }
+    UCM_FAILPOINT("compress.framed");
     metrics_.add(kSplitTiles, tiles.split);
     metrics_.add(kConstantTiles, tiles.constant);
     metrics_.add(kRawTiles, tiles.raw);
@@ -539,6 +542,7 @@ void CompressStore::submit(Piece &piece) {
 void CompressStore::decode(Piece &piece, size_t i, FrameCoder &coder) {
     const size_t shard = piece.shards[i];
     Decoded decoded;
+    UCM_FAILPOINT("compress.before_decode");
     {
         Busy<kAllMetrics> busy(metrics_, kLoadBusyNs);
         decoded = coder.decode(static_cast<const uint8_t *>(piece.buffers[i]), piece.frames[i],

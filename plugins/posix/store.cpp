@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "failpoint.h"
+
 namespace ucm::posix {
 namespace {
 
@@ -191,7 +193,9 @@ ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
         return ucm_fail(err, UCM_TIMEOUT, 0, "a dump of these blocks still runs at the deadline");
     ucm_status status = UCM_OK;
     for (const BlockId &id : ids) {
+        UCM_FAILPOINT("posix.before_remove");
         const int error = unlink_block(id);
+        UCM_FAILPOINT("posix.removed");
         if (error == 0 || status != UCM_OK) continue;
         status = ucm_fail(err, status_of_errno(error), error,
                           ("cannot remove block " + id.hex() + ": " + errno_text(error)).c_str());

@@ -24,6 +24,10 @@ inline std::vector<Layers> all_pipelines() {
             for (const std::string &name : layers) built &= name == "Memory" || has_plugin(name);
             if (built) pipelines.push_back(layers);
         }
+    if (has_plugin("Fault")) {
+        pipelines.push_back({"Fault", "Memory"});
+        if (has_plugin("Cache")) pipelines.push_back({"Cache", "Fault", "Memory"});
+    }
     return pipelines;
 }
 

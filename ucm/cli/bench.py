@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ucm.cli import _common
+from ucm.cli import _common, faults
 
 SAMPLE_BLOCK, SAMPLE_PLANE = 368_640, 6_144
 DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
@@ -209,3 +209,6 @@ def _show(result: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}; {result['repeat']} repeats"
     )
+
+
+command.add_command(faults.command)
