@@ -390,20 +390,20 @@ def resolve_each(
 ) -> Resolved:
     """Check layers (word, option table, own options), top first, that share no options.
 
-    Host keys are those of the top layer, else of ``config``. A layer's own options may be a whole
+    Host keys are those of the top layer, else of ``config``; what a layer takes of those it has
+    itself or gets from ``config``. A layer's own options may be a whole
     configuration: what belongs to the others is not looked at.
     """
     host_keys = {option.name for option in HOST_OPTIONS}
     words = {word.rpartition(":")[2] for word, _, _ in layers}
     taken = {option.name for _, table, _ in layers for option in table}
-    given = {key: config[key] for key in host_keys if key in config}
     parts: list[Resolved] = []
     for word, table, own in layers:
         mine = {option.name for option in table}
         others = (taken - mine) | (words - {word.rpartition(":")[2]})
         if parts:
             others |= host_keys - mine
-            given = {}
+        given = {key: config[key] for key in host_keys - others if key in config}
         given.update({k: v for k, v in own.items() if k.partition(".")[0] not in others})
         parts.append(resolve(given, [(word, table)]))
     notes = dict.fromkeys(note for part in parts for note in part.notes)

@@ -15,7 +15,7 @@ class Memory(UcmKVStoreBaseV1):
 
     def lookup_on_prefix(self, block_ids):
         found = self.lookup(block_ids)
-        return (found + [False]).index(False) - 1
+        return [*found, False].index(False) - 1
 
     def prefetch(self, block_ids):
         pass

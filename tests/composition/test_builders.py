@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import ucm
+from ucm import options
+from ucm.loader import Option
 from ucm.store.factory_v1 import UcmConnectorFactoryV1
 from ucm.store.pipeline.connector import UcmPipelineStore, UcmPipelineStoreBuilder
 
@@ -112,6 +114,14 @@ def test_a_layer_may_be_given_the_keys_of_the_others(wired, tmp_path):
         "compress_codec",
         "share_buffer_enable",
     ]
+
+
+def test_a_key_of_the_host_that_a_layer_takes_too_is_its_own_or_the_hosts():
+    table = (Option("timeout_ms", "int", "30000", "1..", "ms", "What it is."),)
+    layers = [("Top", table, {}), ("Mid", table, {"timeout_ms": 7}), ("Low", (), {"dtype": "x"})]
+    checked = options.resolve_each({"timeout_ms": 5}, layers)
+    assert checked.get("timeout_ms") == 5
+    assert [[value.value for value in layer] for layer in checked.layers] == [[5], [7], []]
 
 
 def test_a_name_without_a_builder_is_stacked_as_it_is_written(builders, tmp_path):

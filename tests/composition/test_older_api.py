@@ -228,5 +228,7 @@ Mine = type("Mine", (UcmKVStoreBase,), body)
         UcmConnectorFactory.create_connector("Broken", {})
     with pytest.raises(ucm.ConfigError, match="is not derived from UcmKVStoreBase"):
         UcmConnectorFactory.create_connector("UcmPipelineStore", {}, "ucm.store.pipeline.connector")
-    with pytest.raises(ucm.ConfigError, match="'UcmPipelineStore' is unknown; known: UcmNfsStore"):
+    with pytest.raises(
+        ucm.ConfigError, match="'UcmPipelineStore' is unknown; known: Broken, Own, UcmN"
+    ):
         UcmConnectorFactory.create_connector("UcmPipelineStore", {})

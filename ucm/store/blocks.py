@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import enum
 import hashlib
+import logging
 import re
 import threading
 from collections.abc import Sequence
@@ -343,7 +344,8 @@ class BlockStore(UcmKVStoreBase):
                     return error
                 running.end(error)
             except Exception as error:  # of any store: whatever it raises is the outcome
-                logger.warning("%s", error)
+                absent = isinstance(error, errors.NotFoundError)
+                logger.log(logging.INFO if absent else logging.WARNING, "%s", error)
                 running.end(error)
             else:
                 running.end(None)
