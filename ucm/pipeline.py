@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,7 +57,18 @@ def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, La
     table = [(w, library.options) for w, library in zip(words, libraries, strict=True)]
     checked = options.resolve(config, table)
     layout = layout_of(checked)
+    _default_fingerprint(checked, layout)
     return NativeStack(words, libraries, checked, layout), layout, checked
+
+
+def _default_fingerprint(checked: options.Resolved, layout: Layout | None) -> None:
+    """Have the top layout say what the bytes mean, in every layer that asks, unless it is given."""
+    if layout is None:
+        return
+    for values in checked.layers:
+        for i, value in enumerate(values):
+            if value.option.name == "fingerprint" and not value.value:
+                values[i] = dataclasses.replace(value, value=layout.fingerprint)
 
 
 def _check_python(words: Sequence[str], entries: Sequence[Entry]) -> None:
@@ -88,7 +100,7 @@ def _open_python(
 ) -> tuple[PythonStack, Layout | None, options.Resolved]:
     checked = options.resolve(config, [(word, None)])
     layout = layout_of(checked)
-    host = {option.name for option in options.HOST_OPTIONS}
+    host = {o.name for o in options.HOST_OPTIONS if o.name not in options.IDENTITY}
     given = {key.rpartition(".")[2]: v for key, v in config.items() if key not in host}
     if issubclass(store_class, StoreBase):
         store = store_class(layout, given)
@@ -274,7 +286,7 @@ class NativeStack:
         unique_id = ffi.new("char[]", checked.get("unique_id").encode())
         args = ffi.new("ucm_open_args *")
         args.struct_size = ffi.sizeof("ucm_open_args")
-        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if layout == ffi.NULL else 0
+        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if checked.get("device_id") == -1 else 0
         args.host = lib.ucmh_host()
         args.layout, args.lower_layout = layout, lower_layout
         args.n_values, args.value_stride = values.count, ffi.sizeof("ucm_value")

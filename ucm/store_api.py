@@ -51,6 +51,7 @@ class Store:
         self._gate = _Gate(self)
         self._stack, self._layout, checked = pipeline.open_stack(options)
         self._timeout_ms: int = checked.get("timeout_ms")
+        self._lookup_only: bool = checked.get("device_id") == -1
         self.pipeline: str = checked.get("store_pipeline")
         self.notes: list[str] = checked.notes
         self._tasks: collections.deque[Task] = collections.deque()
@@ -95,7 +96,7 @@ class Store:
 
     @property
     def layout(self) -> Layout | None:
-        """The sizes in force, or None when opened for lookup only."""
+        """The sizes in force, or None when opened for lookup only without them."""
         return self._layout
 
     def lookup(self, block_ids: Any) -> list[bool]:
@@ -154,7 +155,7 @@ class Store:
         self, dump: bool, block_ids: Any, shard_index: Any, rows: Any, lengths: Any, objects: bool
     ) -> Task:
         layout = self._layout
-        if layout is None:
+        if layout is None or self._lookup_only:
             raise errors.UnsupportedError(
                 "this store was opened for lookup only; give the block's sizes and device_id 0"
             )
