@@ -76,7 +76,18 @@ def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, La
     layout = layout_of(checked)
     if entries[0].python_class is not None:
         return _open_python(words[0], entries[0].python_class, config, layout), layout, checked
+    _default_fingerprint(checked, layout)
     return NativeStack(words, libraries, checked, layout), layout, checked
+
+
+def _default_fingerprint(checked: options.Resolved, layout: Layout | None) -> None:
+    """Have the top layout say what the bytes mean, in every layer that asks, unless it is given."""
+    if layout is None:
+        return
+    for values in checked.layers:
+        for i, value in enumerate(values):
+            if value.option.name == "fingerprint" and not value.value:
+                values[i] = dataclasses.replace(value, value=layout.fingerprint)
 
 
 def _check_python(words: Sequence[str], entries: Sequence[Entry]) -> None:
@@ -106,7 +117,7 @@ def _check_order(words: Sequence[str], libraries: Sequence[Library]) -> None:
 def _open_python(
     word: str, store_class: Any, config: Mapping[str, Any], layout: Layout | None
 ) -> PythonStack:
-    host = {option.name for option in options.HOST_OPTIONS}
+    host = {o.name for o in options.HOST_OPTIONS if o.name not in options.IDENTITY}
     given = {key.rpartition(".")[2]: v for key, v in config.items() if key not in host}
     if issubclass(store_class, StoreBase):
         store = store_class(layout, given)
@@ -140,6 +151,7 @@ def open_wired(
         [(w.name, its.options, w.options) for w, its in zip(wired, libraries, strict=True)],
     )
     layout = layout_of(checked)
+    _default_fingerprint(checked, layout)
     return NativeStack(words, libraries, checked, layout), layout, checked
 
 
@@ -332,7 +344,7 @@ class NativeStack:
         unique_id = ffi.new("char[]", checked.get("unique_id").encode())
         args = ffi.new("ucm_open_args *")
         args.struct_size = ffi.sizeof("ucm_open_args")
-        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if layout == ffi.NULL else 0
+        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if checked.get("device_id") == -1 else 0
         args.host = lib.ucmh_host()
         args.layout, args.lower_layout = layout, lower_layout
         args.n_values, args.value_stride = values.count, ffi.sizeof("ucm_value")

@@ -53,6 +53,7 @@ class Store:
             pipeline.open_wired(options, wired) if wired else pipeline.open_stack(options)
         )
         self._timeout_ms: int = checked.get("timeout_ms")
+        self._lookup_only: bool = checked.get("device_id") == -1
         self.pipeline: str = checked.get("store_pipeline")
         self.notes: list[str] = checked.notes
         self._tasks: collections.deque[Task] = collections.deque()
@@ -97,7 +98,7 @@ class Store:
 
     @property
     def layout(self) -> Layout | None:
-        """The sizes in force, or None when opened for lookup only."""
+        """The sizes in force, or None when opened for lookup only without them."""
         return self._layout
 
     def lookup(self, block_ids: Any) -> list[bool]:
@@ -156,7 +157,7 @@ class Store:
         self, dump: bool, block_ids: Any, shard_index: Any, rows: Any, lengths: Any, objects: bool
     ) -> Task:
         layout = self._layout
-        if layout is None:
+        if layout is None or self._lookup_only:
             raise errors.UnsupportedError(
                 "this store was opened for lookup only; give the block's sizes and device_id 0"
             )

@@ -170,7 +170,7 @@ int Dumper::make_temporary(Run &run, File &file) {
     Draft &draft = run.block.draft;
     for (int turn = 0;; turn++) {
         const std::string path = draft.directory->temporary(run.id);
-        const int error = file.open(path, O_WRONLY | O_CREAT | O_EXCL);
+        const int error = file.create(path);
         if (error == 0) {
             draft.temporary = path;
             UCM_FAILPOINT("posix.temporary_made");
@@ -302,6 +302,7 @@ int Dumper::publish(Run &run, File &file) {
     header.encoding = context_.shape.encoding;
     header.published_ns = uint64_t(clock_ns(CLOCK_REALTIME));
     header.depth = draft.depth;
+    header.space = context_.shape.space;
     header.table = draft.table;
     const uint64_t bytes = block_header_bytes(context_.shape.shard_count);
     encode_block_header(header, run.scratch.header.base());
