@@ -18,14 +18,15 @@ SOURCES := $(shell find include plugins ucm -name __pycache__ -prune -o -print) 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help deps package dev demo test check style types native native-plain native-asan \
-    native-tsan pytest bench clean
+    native-tsan pytest docs bench clean
 
 help:
 	@echo 'make demo    build, install into $(VENV), move real KV cache through a pipeline'
 	@echo 'make test    everything that is checked: style, types, native tests, Python tests'
+	@echo 'make docs    the documentation, in build/docs'
 	@echo 'make bench   measure this machine'
 	@echo 'make deps    the system packages that these need; they call it themselves'
-	@echo 'Parts of test: check, native (native-plain, native-asan, native-tsan), pytest.'
+	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest.'
 	@echo 'make clean   remove $(VENV) and build/'
 
 deps:
@@ -73,7 +74,7 @@ dev: deps $(VENV)/.dev
 demo: package
 	$(BIN)/ucm demo $(ARGS)
 
-test: dev package check native pytest
+test: dev package check docs native pytest
 
 check: style types
 
@@ -102,6 +103,10 @@ pytest: dev package
 	    echo 'make: $(TORCH) cannot be had here: the tests that need it are left out'; \
 	fi
 	$(BIN)/pytest -n 2 $(ARGS)
+
+docs: dev package
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo 'make: the documentation is build/docs/index.html'
 
 bench: dev package
 	$(IN_VENV) $(BIN)/python benchmarks/run.py $(ARGS)
