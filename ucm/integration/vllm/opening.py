@@ -1,0 +1,91 @@
+"""Opens the configured pipeline for a worker or for the scheduler."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from ucm import config, pipeline
+from ucm.errors import ConfigError
+from ucm.integration.vllm.layout import KvLayout
+from ucm.integration.vllm.namespace import unique_id
+from ucm.logs import logger
+from ucm.store_api import Store
+
+_DTYPES = {
+    "torch.bfloat16": "bf16",
+    "torch.float16": "fp16",
+    "torch.float32": "fp32",
+    "torch.float8_e4m3fn": "fp8_e4m3",
+    "torch.float8_e5m2": "fp8_e5m2",
+}
+
+
+def settings(extra_config: dict[str, Any]) -> config.Config:
+    """Check the connector's configuration."""
+    checked = config.load(extra_config)
+    if checked.connector_name != config.PIPELINE_STORE or checked.connector_module_path:
+        raise ConfigError(
+            f"{checked.source}: ucm_connector_name: {checked.connector_name} cannot be used here; "
+            f"write {config.PIPELINE_STORE}"
+        )
+    return checked
+
+
+def share_logging() -> None:
+    """Show the store's messages beside the engine's, unless UC_LOGGER_LEVEL asks otherwise."""
+    engine = logging.getLogger("vllm")
+    if os.environ.get("UC_LOGGER_LEVEL") or not engine.handlers:
+        return
+    for handler in engine.handlers:
+        if handler not in logger.handlers:
+            logger.addHandler(handler)
+    logger.setLevel(engine.getEffectiveLevel())
+
+
+def open_store(
+    checked: config.Config,
+    namespace: str,
+    model: str,
+    data_parallel_rank: int,
+    role: str,
+    layout: KvLayout | None = None,
+    cache_dtype: str = "auto",
+) -> Store:
+    """Open the pipeline; without a layout for lookup only."""
+    from ucm.store.pipeline.connector import UcmPipelineStoreBuilder
+
+    options = dict(checked.connector_config)
+    taken = _option_names(checked)
+    for name, value in (("namespace", namespace), ("model", model)):
+        if name in taken:
+            options.setdefault(name, value)
+    if not options.get("unique_id"):
+        options["unique_id"] = unique_id(namespace, data_parallel_rank, role, options)
+    for key in ("block_size", "shard_size", "tensor_size", "tensor_size_list"):
+        options.pop(key, None)
+    if layout is None:
+        options["device_id"] = -1
+    else:
+        options["device_id"] = 0
+        options["block_size"] = layout.block_size
+        options["shard_size"] = layout.shard_size
+        options["tensor_size"] = layout.segment_size
+        options["dtype"] = _dtype(layout.torch_dtype, cache_dtype)
+    return UcmPipelineStoreBuilder.get(str(options.get("store_pipeline")))(options)
+
+
+def _option_names(checked: config.Config) -> set[str]:
+    """Return the options that the pipeline's layers have."""
+    if not config.is_pipeline(checked):
+        return set()
+    layers = pipeline.check(checked.connector_config).options.layers
+    return {value.option.name for values in layers for value in values}
+
+
+def _dtype(torch_dtype: str, cache_dtype: str) -> str:
+    """Name what the numbers are; vLLM keeps fp8 in tensors of bytes."""
+    if torch_dtype == "torch.uint8" and cache_dtype.startswith("fp8"):
+        return "fp8_e5m2" if cache_dtype.endswith("e5m2") else "fp8_e4m3"
+    return _DTYPES.get(torch_dtype, "bytes")
