@@ -40,12 +40,10 @@ def run(llm, tokens, outputs):
     params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True, logprobs=1)
     (done,) = llm.generate({"prompt_token_ids": tokens}, params, use_tqdm=False)
     output = done.outputs[0]
-    chosen = [
-        step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)
-    ]
+    steps = zip(output.logprobs, output.token_ids, strict=True)
     return {
         "tokens": list(output.token_ids),
-        "logprobs": chosen,
+        "logprobs": [step[token].logprob for step, token in steps],
         "ttft_ms": done.metrics.first_token_latency * 1000,
     }
 

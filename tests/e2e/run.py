@@ -153,9 +153,8 @@ class Scene:
         given.write_text(json.dumps(spec))
         start = time.monotonic()
         call([self.place.python, HERE / "engine.py", given, result], log)
-        say(
-            f"{self.model}: engine {name!r} ran {len(jobs)} prompts, {time.monotonic() - start:.0f} s"
-        )
+        took = time.monotonic() - start
+        say(f"{self.model}: engine {name!r}: {len(jobs)} prompts, {took:.0f} s")
         return json.loads(result.read_text()), log.read_text(errors="replace")
 
     def damage(self, namespace, prompt):

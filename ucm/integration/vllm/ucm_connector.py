@@ -11,6 +11,8 @@ forward's own thread.
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -63,6 +65,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._handshake: UCMHandshake | None = None
+        # An engine inside the caller's process is never told to shut down.
+        atexit.register(_shut_down, weakref.ref(self))
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(
                 self._block_tokens, engine.block_hashes(vllm_config, self._block_tokens)
@@ -225,3 +229,9 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 continue
             if report.lost or report.pending or report.unfinished:
                 logger.warning("the store was closed with losses: %s", report)
+
+
+def _shut_down(connector: weakref.ref[UCMConnector]) -> None:
+    alive = connector()
+    if alive is not None:
+        alive.shutdown()
