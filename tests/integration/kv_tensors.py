@@ -1,11 +1,14 @@
 """Tensors as an engine registers them, over numpy memory."""
 
+from types import SimpleNamespace
+
 
 class Tensor:
     """As much of a torch tensor as a layout looks at, over numpy memory."""
 
-    def __init__(self, array):
+    def __init__(self, array, device="cpu"):
         self.array = array
+        self.device = SimpleNamespace(type=device)
         self.shape = array.shape
         self.dtype = {"float16": "torch.float16", "uint8": "torch.uint8"}[array.dtype.name]
 

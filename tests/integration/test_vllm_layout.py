@@ -84,6 +84,7 @@ def test_ids_and_indexes_name_the_shards_in_the_order_of_the_addresses(layout):
     ("tensors", "message"),
     [
         ({}, "no KV cache"),
+        ({"a": Tensor(np.zeros((6, 8), np.float16), "cuda")}, "a: its KV cache is on .*cuda"),
         ({"a": Tensor(np.zeros((5, 8), np.float16))}, "no dimension of 6 blocks"),
         ({"a": Tensor(np.zeros((5, 6, 8), np.float16))}, "unknown place"),
         ({"a": Tensor(np.zeros((20, 6, 2), np.float16).transpose(1, 0, 2))}, "over 20 places"),

@@ -84,6 +84,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _layer(name: str, tensor: Any, num_blocks: int) -> _Layer:
+    if tensor.device.type != "cpu":
+        raise UnsupportedError(
+            f"{name}: its KV cache is on {tensor.device}; only host memory is supported yet"
+        )
     shape, strides = tuple(tensor.shape), tuple(tensor.stride())
     where = f"{name}: a KV cache of shape {shape} and strides {strides}"
     if num_blocks not in shape:
