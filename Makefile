@@ -109,11 +109,12 @@ bench: dev package
 	$(IN_VENV) $(BIN)/python benchmarks/run.py $(ARGS)
 
 # The package goes into vLLM's own environment as a wheel.
+e2e: E2E :=
+e2e-small: E2E := --small
 e2e e2e-small: package
 	@rm -rf build/dist
 	@$(IN_VENV) $(PIP) wheel -q --no-build-isolation --no-deps -Cbuild-dir=build/wheel -w build/dist .
-	$(BIN)/python tests/e2e/run.py --folder $(VENV)-e2e --wheel build/dist/*.whl \
-	    $(if $(filter e2e-small,$@),--small) $(ARGS)
+	$(BIN)/python tests/e2e/run.py --folder $(VENV)-e2e --wheel build/dist/*.whl $(E2E) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-e2e build
