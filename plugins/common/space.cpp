@@ -24,7 +24,7 @@ namespace {
 constexpr char kVersionLine[] = "ucm space 1\n";
 constexpr size_t kManifestBytes = 16384, kHexDigits = 32;
 constexpr size_t kListedSpaces = 4096, kToldSpaces = 3;
-constexpr int64_t kLookEveryNs = 100000000, kTrashAgeNs = 60ll * 1000000000;
+constexpr int64_t kLookEveryNs = 100000000;
 constexpr size_t kSweptFiles = 10000;  // by one opening
 
 bool is_hex(const std::string &name, size_t digits) {
@@ -358,7 +358,7 @@ int place_folder(const std::string &path, WriterFolder &writer, const Access &ac
     return error;
 }
 
-void sweep_trash(const std::string &directory) {
+void sweep_trash(const std::string &directory, int64_t age_ns) {
     const std::string trash = directory + "/.ucm/trash";
     const int fd = ::open(trash.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) return;
@@ -370,7 +370,7 @@ void sweep_trash(const std::string &directory) {
         if (::fstatat(fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISDIR(st.st_mode))
             return;
         const int64_t changed_ns = int64_t(st.st_ctim.tv_sec) * 1000000000 + st.st_ctim.tv_nsec;
-        if (clock_ns(CLOCK_REALTIME) - changed_ns > kTrashAgeNs) sweeper.sweep(fd, name);
+        if (clock_ns(CLOCK_REALTIME) - changed_ns > age_ns) sweeper.sweep(fd, name);
     });
 }
 
