@@ -63,17 +63,12 @@ struct Manifest {
 
 Manifest read_manifest(const std::string &space) {
     const std::string path = space + "/space";
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    std::string text(kManifestBytes, '\0');
-    const ssize_t got = fd < 0 ? -1 : ::read(fd, &text[0], text.size());
-    const int error = errno;
-    if (fd >= 0) ::close(fd);
-    if (got < 0) {
+    std::string text;
+    if (const int error = read_file(path, kManifestBytes, text); error != 0) {
         if (status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND) return {};
         throw Error(UCM_UNAVAILABLE,
                     "cannot read " + path + ": " + errno_text(error) + who_owns(path), error);
     }
-    text.resize(size_t(got));
     const size_t head = sizeof kVersionLine - 1, line = text.find('\n');
     if (line == std::string::npos || text.compare(0, 10, kVersionLine, 10) != 0) return {};
     if (text.compare(0, head, kVersionLine) != 0)
