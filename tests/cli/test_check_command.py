@@ -137,7 +137,7 @@ def test_the_environment_may_name_the_file(ucm_process, file):
 
 
 def blocks(directory):
-    return [path for path in directory.glob("[0-9a-f]*/*") if path.is_file()]
+    return [path for path in directory.glob("*/*/???/*") if path.is_file()]
 
 
 @pytest.mark.parametrize("pipeline", ["Posix", "Cache|Posix", "Cache|Compress|Posix"])
