@@ -103,7 +103,7 @@ pytest: dev package
 	@if test -f $(VENV)/.no-torch; then \
 	    echo 'make: $(TORCH) cannot be had here: the tests that need it are left out'; \
 	fi
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 $(ARGS)
 
 bench: dev package
 	$(IN_VENV) $(BIN)/python benchmarks/run.py $(ARGS)

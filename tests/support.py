@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import ucm
+
+ROOT = Path(__file__).parent.parent
 
 
 def compile_library(source, library, *flags):
@@ -13,3 +19,23 @@ def compile_library(source, library, *flags):
     command += ["-shared", "-fPIC", "-pthread", f"-I{ucm.get_include()}", *flags]
     subprocess.run([*command, str(source), "-o", str(library)], check=True)
     return library
+
+
+def build_plugins(name, layers, *options):
+    """Build some layers of this checkout in build/NAME, as far as they changed; return their paths.
+
+    ``UCM_PLUGINS`` makes them known beside the shipped ones: as UCM_PLUGINS:Posix and so on.
+    """
+    folder = ROOT / "build" / name
+    # The tools are where this Python is, activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the suite may run in several processes
+        if not (folder / "build.ninja").exists():
+            options = ("-Dpython=false", f"-Dplugins={','.join(layers)}", *options)
+            setup = ["meson", "setup", folder, "-Doptimization=1", "-Ddebug=false", *options]
+            subprocess.run(setup, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["ninja", "-C", folder], env=env, check=True, stdout=subprocess.DEVNULL)
+    return [folder / "plugins" / f"{layer}.so" for layer in layers]

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,9 +31,78 @@ const ucm_plugin *ucmh_open_library(const char *path, char *reason, size_t reaso
     return plugin;
 }
 
+struct ucmh_events {
+    int fd;
+    ucmh_event *told; /* atomic, a stack: native threads push, a reader takes all */
+};
+
 struct ucmh_task {
     ucm_waiter *waiter;
+    int refs;          /* atomic: the owner's and the running transfer's */
+    ucmh_event *watch; /* atomic: NULL, what to tell at the end, or ENDED */
 };
+
+static ucmh_event ended_event;
+#define ENDED (&ended_event)
+
+ucmh_events *ucmh_events_new(void) {
+    ucmh_events *events = calloc(1, sizeof *events);
+    if (!events) return NULL;
+    events->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (events->fd >= 0) return events;
+    free(events);
+    return NULL;
+}
+
+int ucmh_events_fd(const ucmh_events *events) {
+    return events->fd;
+}
+
+static void tell(ucmh_event *event) {
+    ucmh_events *events = event->events;
+    const uint64_t one = 1;
+    ucmh_event *first = __atomic_load_n(&events->told, __ATOMIC_RELAXED);
+    do {
+        event->next = first;
+    } while (!__atomic_compare_exchange_n(&events->told, &first, event, 1, __ATOMIC_ACQ_REL,
+                                          __ATOMIC_RELAXED));
+    /* Where another waits to be taken, its reader has yet to come, and takes both. */
+    if (!first && write(events->fd, &one, sizeof one) < 0) return; /* full, so it is readable */
+}
+
+ucmh_event *ucmh_events_take(ucmh_events *events) {
+    uint64_t count;
+    /* Read first: what is told after it makes the descriptor readable again. */
+    if (read(events->fd, &count, sizeof count) < 0) count = 0;
+    return __atomic_exchange_n(&events->told, NULL, __ATOMIC_ACQ_REL);
+}
+
+void ucmh_event_free(ucmh_event *event) {
+    free(event);
+}
+
+static void drop_task(ucmh_task *task) {
+    if (__atomic_sub_fetch(&task->refs, 1, __ATOMIC_ACQ_REL) == 0) free(task);
+}
+
+static void task_ended(void *user) {
+    ucmh_task *task = user;
+    ucmh_event *watch = __atomic_exchange_n(&task->watch, ENDED, __ATOMIC_ACQ_REL);
+    if (watch) tell(watch);
+    drop_task(task);
+}
+
+int ucmh_task_watch(ucmh_task *task, ucmh_events *events, uint64_t token) {
+    ucmh_event *none = NULL, *event = calloc(1, sizeof *event);
+    if (!event) return -1;
+    event->token = token;
+    event->events = events;
+    if (__atomic_compare_exchange_n(&task->watch, &none, event, 0, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_ACQUIRE))
+        return 0;
+    free(event);
+    return none == ENDED ? 1 : 0;
+}
 
 static int64_t now_ns(void) {
     struct timespec now;
@@ -51,7 +121,10 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
     ucm_transfer transfer = {0};
     ucmh_task *made = calloc(1, sizeof *made);
     out->error.struct_size = sizeof out->error;
-    if (made) made->waiter = ucm_waiter_new(n, NULL, NULL);
+    if (made) {
+        made->refs = 2;
+        made->waiter = ucm_waiter_new(n, task_ended, made);
+    }
     if (!made || !made->waiter) {
         free(made);
         return ucm_fail(&out->error, UCM_UNAVAILABLE, ENOMEM, "out of memory");
@@ -77,6 +150,7 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
         if (pause_ns < 2000000) pause_ns *= 2;
     }
     if (status != UCM_OK) {
+        drop_task(made); /* of the transfer that never ran */
         ucmh_task_free(made);
         made = NULL;
     }
@@ -111,7 +185,7 @@ uint64_t ucmh_task_bytes(ucmh_task *task) {
 
 void ucmh_task_free(ucmh_task *task) {
     ucm_waiter_forget(task->waiter);
-    free(task);
+    drop_task(task);
 }
 
 /* A ring: native threads write, one Python thread reads. When it is full the newest line is
@@ -197,6 +271,13 @@ size_t ucmh_log_pending(void) {
     const size_t pending = log_ring.pending;
     pthread_mutex_unlock(&log_ring.mutex);
     return pending;
+}
+
+void ucmh_log_after_fork(void) {
+    pthread_mutex_init(&log_ring.mutex, NULL);
+    pthread_cond_init(&log_ring.ready, NULL);
+    log_ring.first = log_ring.count = log_ring.pending = 0;
+    log_ring.dropped = 0;
 }
 
 void ucmh_log_stop(void) {

@@ -37,6 +37,26 @@ size_t ucmh_task_failures(ucmh_task *task, size_t *indexes, size_t cap);
 uint64_t ucmh_task_bytes(ucmh_task *task);
 void ucmh_task_free(ucmh_task *task);
 
+/* Ends of tasks, told through one descriptor that an event loop watches. Never freed: a transfer
+ * may end at any time. */
+typedef struct ucmh_events ucmh_events;
+typedef struct ucmh_event {
+    uint64_t token;
+    struct ucmh_event *next;
+    ucmh_events *events;
+} ucmh_event;
+
+/* NULL: errno says why. */
+ucmh_events *ucmh_events_new(void);
+/* Readable while there is something to take. */
+int ucmh_events_fd(const ucmh_events *events);
+/* A list of what was told since the last time, for ucmh_event_free one by one. [any-thread] */
+ucmh_event *ucmh_events_take(ucmh_events *events);
+void ucmh_event_free(ucmh_event *event);
+/* 0: the task's end will be told with the token of its first watch; 1: it has ended and nothing
+ * will be told; -1: out of memory. */
+int ucmh_task_watch(ucmh_task *task, ucmh_events *events, uint64_t token);
+
 typedef struct ucmh_log_line {
     int32_t level;
     int32_t thread_id;
@@ -54,6 +74,8 @@ void ucmh_log_done(void);
 /* Lines not dealt with yet. */
 size_t ucmh_log_pending(void);
 void ucmh_log_stop(void);
+/* In a forked child, before anything else: its ring is empty and its lock free. */
+void ucmh_log_after_fork(void);
 
 ucm_status ucmh_lookup(ucm_store *store, int32_t mode, size_t n, const uint8_t *block_ids,
                        const uint32_t *depths, int64_t deadline_ms, size_t *hits, uint8_t *tiers,

@@ -14,11 +14,12 @@ from ucm.options import ENGINE_OPTIONS, ENGINE_WITHOUT_EFFECT, Value
 
 FILE_KEY = "UCM_CONFIG_FILE"  # a key beside the others, or an environment variable
 PIPELINE_STORE = "UcmPipelineStore"
+SIZES = ("block_size", "shard_size", "tensor_size", "tensor_size_list")
 OLDER_STORES = ("UcmNfsStore", "UcmPCStore", "UcmPcStore")
 
 _CONNECTORS = "ucm_connectors"
 _CONNECTOR_KEYS = ("ucm_connector_name", "ucm_connector_module_path", "ucm_connector_config")
-_INSIDE = f"{_CONNECTORS}[0].ucm_connector_config"
+INSIDE = f"{_CONNECTORS}[0].ucm_connector_config"
 _EXAMPLE = (
     f"write {_CONNECTORS} with one entry: ucm_connector_name: {PIPELINE_STORE}, and "
     "ucm_connector_config: the store's options"
@@ -178,11 +179,11 @@ def _known_at_the_top(data: Mapping[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: {key}: it belongs into the entry of {_CONNECTORS}")
         inside = options.known_names()
         if key in inside or key in options.shipped_tables():
-            raise ConfigError(f"{source}: {key}: it is an option of a store; move it to {_INSIDE}")
+            raise ConfigError(f"{source}: {key}: it is an option of a store; move it to {INSIDE}")
         near = difflib.get_close_matches(str(key), sorted(own | inside), 1, 0.6)
         hint = f"did you mean {near[0]!r}" if near else f"known: {', '.join(sorted(own))}"
         if near:
-            hint += "?" if near[0] in own else f", which belongs into {_INSIDE}?"
+            hint += "?" if near[0] in own else f", which belongs into {INSIDE}?"
         raise ConfigError(f"{source}: {key}: unknown key; {hint}")
 
 
@@ -223,7 +224,7 @@ def _not_in_an_entry(key: str) -> str:
     if any(key == option.name for option in ENGINE_OPTIONS):
         return f"it belongs {options.ELSEWHERE}"
     if key in options.known_names():
-        return f"it is an option of a store; move it to {_INSIDE}"
+        return f"it is an option of a store; move it to {INSIDE}"
     near = difflib.get_close_matches(key, _CONNECTOR_KEYS, 1, 0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_CONNECTOR_KEYS)}"
     return f"unknown key; {hint}"
@@ -237,22 +238,21 @@ def _check_store(config: Config) -> list[str]:
 
     try:
         checked = pipeline.check(config.connector_config).options
-        if any(checked.get(key) for key in ("block_size", "shard_size", "tensor_size")):
+        if any(checked.get(key) for key in SIZES):
             layout.layout_of(checked)
     except ConfigError as error:
-        raise ConfigError(f"{config.source}: {_INSIDE}.{error}") from None
+        raise ConfigError(f"{config.source}: {INSIDE}.{error}") from None
     return checked.notes
 
 
 def is_pipeline(config: Config) -> bool:
     """Tell whether the store is stacked as its string says, and not wired by code elsewhere."""
     from ucm.store.pipeline.connector import UcmPipelineStoreBuilder
-    from ucm.store_api import open_pipeline
 
     if config.connector_name != PIPELINE_STORE or config.connector_module_path:
         return False
-    string = str(config.connector_config.get("store_pipeline", ""))
-    return UcmPipelineStoreBuilder.get(string) is open_pipeline
+    string = str(config.connector_config.get("store_pipeline"))
+    return string not in UcmPipelineStoreBuilder._builders
 
 
 def _contradictions(config: Config) -> None:

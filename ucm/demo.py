@@ -147,7 +147,7 @@ def _stored_bytes(directories: str, ids: list[bytes]) -> int:
         path.stat().st_size
         for directory in directories.split(":")
         for block_id in ids
-        for path in Path(directory).glob(f"[0-9a-f]*/{block_id.hex()}")
+        for path in Path(directory).glob(f"*/*/[0-9a-f]*/{block_id.hex()}")
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 
 from ucm.errors import ConfigError
 from ucm.options import Resolved
 
 MAX_SEGMENTS = 4096
 MAX_SHARDS = 16384
+_FINGERPRINT_BYTES = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +28,22 @@ class Layout:
         """How many shards make a block."""
         return self.block_size // self.shard_size
 
+    @property
+    def fingerprint(self) -> str:
+        """What the layout says about the meaning of the bytes, as short text: 'bf16:4096x2'."""
+        runs = [(size, len(list(run))) for size, run in itertools.groupby(self.segment_sizes)]
+        text = ",".join(f"{size}x{n}" if n > 1 else str(size) for size, n in runs)
+        if len(text) > _FINGERPRINT_BYTES:
+            digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+            text = f"{len(self.segment_sizes)} segments, sha256 {digest}"
+        return f"{self.dtype}:{text}"
+
 
 def layout_of(config: Resolved) -> Layout | None:
-    """Work out the layout from the sizes that were given; None when opened for lookup only."""
+    """Work out the layout from the sizes; None without any, which is enough for lookup only."""
     block, shard = config.get("block_size"), config.get("shard_size")
     tensor, sizes = config.get("tensor_size"), config.get("tensor_size_list")
-    if config.get("device_id") == -1:
+    if config.get("device_id") == -1 and not (block or shard or tensor or sizes):
         return None
     if tensor and sizes:
         raise ConfigError("tensor_size and tensor_size_list are both given; keep one of them")

@@ -151,6 +151,14 @@ def tensors(rows: Any, n: int, sizes: Sequence[int], dtype: str, writable: bool)
 
 
 def _address(tensor: Any, size: int, dtype: str, writable: bool) -> int:
+    address, nbytes = extent(tensor, dtype, writable)
+    if nbytes != size:
+        raise InvalidError(f"tensors: a tensor has {nbytes} bytes, but its segment has {size}")
+    return address
+
+
+def extent(tensor: Any, dtype: str, writable: bool) -> tuple[int, int]:
+    """Return (address, bytes) of a contiguous tensor or array in host memory."""
     address: int
     if hasattr(tensor, "data_ptr"):
         if not tensor.is_contiguous():
@@ -175,9 +183,7 @@ def _address(tensor: Any, size: int, dtype: str, writable: bool) -> int:
         address = int(ffi.cast("uintptr_t", ffi.from_buffer(tensor))) if nbytes else 0
     if known is not None and dtype != "bytes" and known != dtype:
         raise InvalidError(f"tensors: a tensor is {known}, but the pipeline was opened for {dtype}")
-    if nbytes != size:
-        raise InvalidError(f"tensors: a tensor has {nbytes} bytes, but its segment has {size}")
-    return address
+    return address, nbytes
 
 
 def lengths(values: Any, n: int, capacity: int) -> Any:

@@ -7,6 +7,7 @@ import difflib
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,21 @@ HOST_OPTIONS = (
     Option("tensor_size_list", "ints", "", "1..", "bytes", "Bytes of each segment of a shard."),
     Option("dtype", "string", "bytes", "|".join(DTYPES), None, "What the numbers in a shard are."),
     Option("timeout_ms", "int", "30000", "1..", "ms", "Limit of wait, and of a shard's start."),
+    Option("namespace", "string", "default", None, None, "Whose blocks: a tenant, team, purpose."),
+    Option("model", "string", "", None, None, "The model whose KV cache it is."),
+    Option(
+        "fingerprint",
+        "string",
+        "",
+        None,
+        None,
+        "All else that tells what the bytes mean, never the rank; default: dtype and sizes.",
+    ),
 )
+
+# Host keys that name what stored blocks may share; layers that record it declare them too.
+IDENTITY = ("namespace", "model", "fingerprint")
+_IDENTITY_BYTES = {"model": 256, "fingerprint": 1024}
 
 # Keys at the top level of a configuration file: what an engine's connector does with its store.
 # A default of None: not set, which the help explains.
@@ -133,6 +148,7 @@ NOT_BUILT = {
     "posix_capacity_gb": "a quota is not built, so the directory would grow without limit",
 }
 
+_NAMESPACE = re.compile("[A-Za-z0-9._-]")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?\s*", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -249,6 +265,8 @@ def check_value(option: Option, value: Any, key: str | None = None) -> Any:
     try:
         parsed = parse(value)
     except (ValueError, OverflowError):
+        if option.type == "string" and isinstance(value, (int, float)):
+            expected += "; write it in quotes"
         raise ConfigError(f"{key}: {shown} is not {expected}") from None
     for part in parsed if isinstance(parsed, list) else [parsed]:
         if isinstance(part, int) and not -(2**63) <= part < 2**63:
@@ -257,6 +275,25 @@ def check_value(option: Option, value: Any, key: str | None = None) -> Any:
             unit = f" {option.unit}" if option.unit else ""
             raise ConfigError(f"{key}: {shown} is not allowed; it must be {_range(option)}{unit}")
     return parsed
+
+
+def _check_identity(host: Mapping[str, Value]) -> None:
+    name = host["namespace"].value
+    strange = next((c for c in name if not _NAMESPACE.fullmatch(c)), None)
+    if strange is not None or name[:1] in ("", ".", "-") or len(name) > 64:
+        slug = re.sub("[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:64] or "default"
+        problem = "it has 1 to 64 characters and begins with no '.' or '-'"
+        if strange is not None:
+            problem = f"{strange!r} cannot be in it, only letters, digits, '.', '_' and '-'"
+        raise ConfigError(f"namespace: {name!r} is not allowed: {problem}; {slug!r} would do")
+    for key, limit in _IDENTITY_BYTES.items():
+        value = host[key].value
+        size = len(value.encode(errors="replace"))
+        if size > limit:
+            raise ConfigError(f"{key}: {size} bytes of UTF-8 are too long; at most {limit}")
+        for c in value:
+            if unicodedata.category(c) in ("Cc", "Cs"):
+                raise ConfigError(f"{key}: {value!r} is not allowed: {c!r} is no printable text")
 
 
 def _bounds(option: Option) -> tuple[float, float] | None:
@@ -308,15 +345,18 @@ def shipped_tables() -> dict[str, tuple[Option, ...]]:
     }
 
 
-def _flatten(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
-    """Turn {'Posix': {'timeout_ms': 5}} into {'Posix.timeout_ms': 5}."""
+def flatten(config: Mapping[str, Any], words: Iterable[str] | None = None) -> dict[str, Any]:
+    """Turn {'Posix': {'timeout_ms': 5}} into {'Posix.timeout_ms': 5}.
+
+    Where ``words`` are given, no others than these and our layers may hold a mapping.
+    """
     flat: dict[str, Any] = {}
-    known = set(words) | set(shipped_tables())
+    known = set(words or ()) | set(shipped_tables())
     for key, value in config.items():
         if not isinstance(key, str):
             raise ConfigError(f"{key!r}: a key must be text")
         if isinstance(value, Mapping) and key not in WITHOUT_EFFECT:
-            if key not in known:
+            if words is not None and key not in known:
                 raise _unknown(key, known)
             flat.update({f"{key}.{name}": part for name, part in value.items()})
         else:
@@ -346,7 +386,7 @@ def resolve(
     A layer whose table is None (a Python store) takes whatever nobody else knows.
     """
     words = [word.rpartition(":")[2] for word, _ in layers]
-    flat = _flatten(config, words)
+    flat = flatten(config, words)
     open_ended = [word for word, table in layers if table is None]
     notes: list[str] = []
     used: set[str] = set()
@@ -357,6 +397,7 @@ def resolve(
         used.add(option.name)
         value = check_value(option, flat[option.name] if given else option.initial or "")
         host[option.name] = Value(option, value, given)
+    _check_identity(host)
 
     resolved = []
     for word, (_, table) in zip(words, layers, strict=True):
@@ -378,7 +419,35 @@ def resolve(
     for key in flat:
         if key not in used:
             _leftover(key, flat[key], words, taken, bool(open_ended), notes)
+        elif key in IDENTITY and key not in taken and not open_ended and host[key].given:
+            notes.append(f"{key}: no effect, because no layer of {'|'.join(words)} records it")
     return Resolved(host, resolved, notes)
+
+
+def resolve_each(
+    config: Mapping[str, Any],
+    layers: Sequence[tuple[str, tuple[Option, ...], Mapping[str, Any]]],
+) -> Resolved:
+    """Check layers (word, option table, own options), top first, that share no options.
+
+    Host keys are those of the top layer, else of ``config``; what a layer takes of those it has
+    itself or gets from ``config``. A layer's own options may be a whole
+    configuration: what belongs to the others is not looked at.
+    """
+    host_keys = {option.name for option in HOST_OPTIONS}
+    words = {word.rpartition(":")[2] for word, _, _ in layers}
+    taken = {option.name for _, table, _ in layers for option in table}
+    parts: list[Resolved] = []
+    for word, table, own in layers:
+        mine = {option.name for option in table}
+        others = (taken - mine) | (words - {word.rpartition(":")[2]})
+        if parts:
+            others |= host_keys - mine
+        given = {key: config[key] for key in host_keys - others if key in config}
+        given.update({k: v for k, v in own.items() if k.partition(".")[0] not in others})
+        parts.append(resolve(given, [(word, table)]))
+    notes = dict.fromkeys(note for part in parts for note in part.notes)
+    return Resolved(parts[0].host, [part.layers[0] for part in parts], list(notes))
 
 
 def _leftover(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ucm import errors, logs, options
 from ucm._abi import ffi, lib
@@ -13,7 +14,10 @@ from ucm.layout import MAX_SEGMENTS, Layout, layout_of
 from ucm.loader import TYPES, Library
 from ucm.python_store import PythonStack, StoreBase
 from ucm.registry import Entry, open_library, registry
-from ucm.task import Result
+from ucm.task import Result, new_token
+
+if TYPE_CHECKING:
+    from ucm._ends import Ends
 
 CAPABILITIES = {
     "keeps": 1 << 0,
@@ -72,7 +76,18 @@ def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, La
     layout = layout_of(checked)
     if entries[0].python_class is not None:
         return _open_python(words[0], entries[0].python_class, config, layout), layout, checked
+    _default_fingerprint(checked, layout)
     return NativeStack(words, libraries, checked, layout), layout, checked
+
+
+def _default_fingerprint(checked: options.Resolved, layout: Layout | None) -> None:
+    """Have the top layout say what the bytes mean, in every layer that asks, unless it is given."""
+    if layout is None:
+        return
+    for values in checked.layers:
+        for i, value in enumerate(values):
+            if value.option.name == "fingerprint" and not value.value:
+                values[i] = dataclasses.replace(value, value=layout.fingerprint)
 
 
 def _check_python(words: Sequence[str], entries: Sequence[Entry]) -> None:
@@ -102,7 +117,7 @@ def _check_order(words: Sequence[str], libraries: Sequence[Library]) -> None:
 def _open_python(
     word: str, store_class: Any, config: Mapping[str, Any], layout: Layout | None
 ) -> PythonStack:
-    host = {option.name for option in options.HOST_OPTIONS}
+    host = {o.name for o in options.HOST_OPTIONS if o.name not in options.IDENTITY}
     given = {key.rpartition(".")[2]: v for key, v in config.items() if key not in host}
     if issubclass(store_class, StoreBase):
         store = store_class(layout, given)
@@ -111,6 +126,40 @@ def _open_python(
 
         store = SeedStore(store_class, layout, dict(config))
     return PythonStack(word.rpartition(":")[2], store, layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wired:
+    """A layer wired by hand: its library, or None for the one of that name, and its own options."""
+
+    name: str
+    path: str | None
+    options: Mapping[str, Any]
+
+
+def open_wired(
+    config: Mapping[str, Any], wired: Sequence[Wired]
+) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
+    """Open layers, top first; ``config`` has the keys of the host that the top layer lacks."""
+    words = [layer.name for layer in wired]
+    if len(words) > _MAX_LAYERS:
+        raise ConfigError(f"Stack: {len(words)} layers; at most {_MAX_LAYERS} can stand")
+    libraries = [_wired_library(layer) for layer in wired]
+    _check_order(words, libraries)
+    checked = options.resolve_each(
+        config,
+        [(w.name, its.options, w.options) for w, its in zip(wired, libraries, strict=True)],
+    )
+    layout = layout_of(checked)
+    _default_fingerprint(checked, layout)
+    return NativeStack(words, libraries, checked, layout), layout, checked
+
+
+def _wired_library(layer: Wired) -> Library:
+    entry = Entry(layer.name, "Stack", layer.path) if layer.path else registry().find(layer.name)
+    if entry.python_class is not None:
+        raise ConfigError(f"Stack: {layer.name} is written in Python and can only stand alone")
+    return open_library(entry)
 
 
 def _raise(status: int, error: Any, prefix: str = "") -> None:
@@ -228,6 +277,7 @@ class _Outcome:
     def __init__(self, submitted: Any) -> None:
         self._task = submitted.task
         self.number = submitted.number
+        self.token = new_token()
 
     def __del__(self) -> None:
         lib.ucmh_task_free(self._task)
@@ -243,6 +293,12 @@ class _Outcome:
         indexes = ffi.new("size_t[]", limit)
         count = int(lib.ucmh_task_failures(self._task, indexes, limit))
         return count, list(indexes[0 : min(count, limit)])
+
+    def watch(self, ends: Ends) -> bool:
+        code = lib.ucmh_task_watch(self._task, ends.events, self.token)
+        if code < 0:
+            raise errors.UnavailableError("await: out of memory")
+        return int(code) == 0
 
 
 class NativeStack:
@@ -288,7 +344,7 @@ class NativeStack:
         unique_id = ffi.new("char[]", checked.get("unique_id").encode())
         args = ffi.new("ucm_open_args *")
         args.struct_size = ffi.sizeof("ucm_open_args")
-        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if layout == ffi.NULL else 0
+        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if checked.get("device_id") == -1 else 0
         args.host = lib.ucmh_host()
         args.layout, args.lower_layout = layout, lower_layout
         args.n_values, args.value_stride = values.count, ffi.sizeof("ucm_value")

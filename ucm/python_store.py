@@ -7,12 +7,15 @@ import itertools
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ucm import errors, memory
 from ucm._abi import ffi
 from ucm.layout import Layout
-from ucm.task import Result
+from ucm.task import Result, new_token
+
+if TYPE_CHECKING:
+    from ucm._ends import Ends
 
 _THREADS = 4
 
@@ -77,7 +80,9 @@ def _failure(error: BaseException) -> Result:
 class _Outcome:
     def __init__(self, number: int, future: concurrent.futures.Future[list[Result]]) -> None:
         self.number = number
+        self.token = new_token()
         self._future = future
+        self._watched = False
 
     def wait(self, timeout_ms: int) -> int:
         try:
@@ -93,6 +98,12 @@ class _Outcome:
     def failures(self, limit: int) -> tuple[int, list[int]]:
         bad = [i for i, r in enumerate(self._future.result()) if r.status]
         return len(bad), bad[:limit]
+
+    def watch(self, ends: Ends) -> bool:
+        if not self._watched:
+            self._watched = True
+            self._future.add_done_callback(lambda _: ends.told([self.token]))
+        return not self._future.done()
 
 
 class PythonStack:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -45,12 +45,15 @@ class Store:
     or arrays, one per segment, or their addresses.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], wired: Sequence[pipeline.Wired] = ()) -> None:
         self._pid = os.getpid()
         self._closed = False
         self._gate = _Gate(self)
-        self._stack, self._layout, checked = pipeline.open_stack(options)
+        self._stack, self._layout, checked = (
+            pipeline.open_wired(options, wired) if wired else pipeline.open_stack(options)
+        )
         self._timeout_ms: int = checked.get("timeout_ms")
+        self._lookup_only: bool = checked.get("device_id") == -1
         self.pipeline: str = checked.get("store_pipeline")
         self.notes: list[str] = checked.notes
         self._tasks: collections.deque[Task] = collections.deque()
@@ -95,7 +98,7 @@ class Store:
 
     @property
     def layout(self) -> Layout | None:
-        """The sizes in force, or None when opened for lookup only."""
+        """The sizes in force, or None when opened for lookup only without them."""
         return self._layout
 
     def lookup(self, block_ids: Any) -> list[bool]:
@@ -154,7 +157,7 @@ class Store:
         self, dump: bool, block_ids: Any, shard_index: Any, rows: Any, lengths: Any, objects: bool
     ) -> Task:
         layout = self._layout
-        if layout is None:
+        if layout is None or self._lookup_only:
             raise errors.UnsupportedError(
                 "this store was opened for lookup only; give the block's sizes and device_id 0"
             )
@@ -356,13 +359,14 @@ def open_pipeline(pipeline: str | os.PathLike[str] | Mapping[str, Any], /, **opt
     """
     if isinstance(pipeline, Mapping):
         base = dict(pipeline)
-    elif isinstance(pipeline, os.PathLike):
-        base = config.read_yaml(os.fspath(pipeline))
-    elif isinstance(pipeline, str):
-        if Path(pipeline).suffix in (".yaml", ".yml"):
-            base = config.read_yaml(pipeline)
-        else:
-            base = {"store_pipeline": pipeline}
+    elif isinstance(pipeline, str) and Path(pipeline).suffix not in (".yaml", ".yml"):
+        base = {"store_pipeline": pipeline}
+    elif isinstance(pipeline, (str, os.PathLike)):
+        base = config.read_yaml(pipeline)
+        try:
+            return Store({**base, **options})
+        except errors.ConfigError as error:
+            raise errors.ConfigError(f"{os.fspath(pipeline)}: {error}") from None
     else:
         raise errors.ConfigError(
             f"a pipeline is a string, a mapping or the path of a YAML file, not {pipeline!r}"

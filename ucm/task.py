@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+import itertools
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ucm import errors
+
+if TYPE_CHECKING:
+    from ucm._ends import Ends
+
+_numbers = itertools.count(1)
+
+
+def new_token() -> int:
+    """Return a number that no other transfer of the process has."""
+    return next(_numbers)
 
 
 class Result(NamedTuple):
@@ -21,6 +32,7 @@ class Outcome(Protocol):
     """The transfer behind a task, native or Python."""
 
     number: int
+    token: int  # no other transfer of the process has it
 
     def wait(self, timeout_ms: int) -> int:
         """Return PENDING, OK, or the first bad status; never blocks when 0."""
@@ -30,6 +42,9 @@ class Outcome(Protocol):
 
     def failures(self, limit: int) -> tuple[int, list[int]]:
         """Return how many failed, and the first ones."""
+
+    def watch(self, ends: Ends) -> bool:
+        """Let the end be told to ``ends`` under the token; False: it has ended already."""
 
 
 class Results(Sequence[Result]):
@@ -58,7 +73,9 @@ class Task:
     """An asynchronous load or dump of ``n`` shards; ``results[i]`` tells how each one ended.
 
     Memory given to the call stays referenced, and must not be freed or reused by other means,
-    until ``done()``.
+    until ``done()``. ``await task`` in a coroutine returns the task, or raises like ``wait``; it
+    has no time limit of its own, ``asyncio.wait_for`` gives it one. Who stops awaiting leaves the
+    task running, and may await it again.
     """
 
     def __init__(self, operation: str, n: int, outcome: Outcome, shards: Any, keep: Any) -> None:
@@ -73,6 +90,17 @@ class Task:
     def __repr__(self) -> str:
         state = self._status.name if self.done() else "running"
         return f"<Task {self.outcome.number} {self.operation} of {self.n} shards: {state}>"
+
+    def __await__(self) -> Generator[Any, None, Task]:
+        if not self.done():
+            from ucm import _ends
+
+            yield from _ends.ends.wait_for(self.outcome)
+            self.poll(0)
+        error = self.error()
+        if error is not None:
+            raise error
+        return self
 
     @property
     def task_id(self) -> int:

@@ -37,8 +37,8 @@
  *            Threads of a plugin block all signals. A store does not survive fork(): a host
  *            answers UCM_INVALID in the child, without calling; a store only sees to it that the
  *            child holds nothing of its own.
- * Symbols    A plugin exports ucm_store_plugin_v1 and nothing else. It is opened with RTLD_NOW |
- *            RTLD_LOCAL and never closed.
+ * Symbols    A plugin exports ucm_store_plugin_v1; the host looks at no other. It is opened with
+ *            RTLD_NOW | RTLD_LOCAL and never closed.
  */
 #ifndef UCM_STORE_V1_H
 #define UCM_STORE_V1_H
@@ -484,10 +484,11 @@ enum {
 };
 
 enum {
-    /* No transfers will come: lookup, prefetch, touch, remove, metrics, drain and close only.
-     * layout may be NULL, and lower_layout is not called then. load and dump answer
-     * UCM_UNSUPPORTED. What others have yet to create (a segment) is not an error: it is tried
-     * again at use. */
+    /* No transfers will come: lookup, prefetch, touch, remove, metrics, drain and close only. load
+     * and dump answer UCM_UNSUPPORTED. The host gives the layout where it knows it, made by
+     * lower_layout as ever: it tells which blocks are meant, and its memory and device mean
+     * nothing. Otherwise layout and lower_layout are NULL, and lower_layout is not called. What
+     * others have yet to create (a segment) is not an error: it is tried again at use. */
     UCM_OPEN_LOOKUP_ONLY = 1u << 0
 };
 
@@ -495,7 +496,7 @@ typedef struct ucm_open_args {
     size_t struct_size;
     uint64_t flags;
     const ucm_host *host;           /* outlives the store */
-    const ucm_layout *layout;       /* borrowed for the call */
+    const ucm_layout *layout;       /* borrowed for the call; NULL: see UCM_OPEN_LOOKUP_ONLY */
     const ucm_layout *lower_layout; /* what lower was opened with; NULL at the bottom */
     size_t n_values;                /* the plugin's n_options */
     size_t value_stride;

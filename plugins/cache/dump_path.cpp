@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "dump_path.h"
 
+#include "failpoint.h"
+
 namespace ucm::cache {
 namespace {
 
@@ -154,10 +156,12 @@ bool DumpPath::copy(const JobRef &job, size_t row, uint32_t slot, Lock &lock, Ou
     core_.index.put(*block, shard, slot, ShardState::kCopying);
     core_.index.pin(*block);
     lock.unlock();
+    UCM_FAILPOINT("cache.reserved");
     {
         Busy<kMetrics> busy(core_.metrics, kDumpBusyNs);
         core_.copy.gather(core_.index.pool().bytes(slot), task.addresses(row), task.length(row));
     }
+    UCM_FAILPOINT("cache.filled");
     lock.lock();
     if (block->phase == Phase::kGone) {
         answer = result(block->end);
@@ -189,6 +193,7 @@ bool DumpPath::landed(const BlockRef &block, const JobRef &job, size_t row, Outc
     }
     if (const BlockRef old = core_.index.visible(block->id)) writer_.drop(old, outcome);
     core_.index.publish(block);
+    UCM_FAILPOINT("cache.published");
     if (core_.lower_keeps)
         writer_.request(block);
     else

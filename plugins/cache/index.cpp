@@ -3,6 +3,8 @@
 
 #include <cassert>
 
+#include "failpoint.h"
+
 namespace ucm::cache {
 
 void BlockIndex::room() {
@@ -179,6 +181,7 @@ void BlockIndex::detach(const BlockRef &block, ucm_status end) {
 void BlockIndex::free_slot(Block &block, uint32_t shard) {
     ShardEntry &entry = block.shards[shard];
     pool_.give(entry.slot);
+    UCM_FAILPOINT("cache.released");
     entry.slot = kNoSlot;
     entry.state = ShardState::kAbsent;
     block.slots--;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "load_path.h"
 
+#include "failpoint.h"
+
 namespace ucm::cache {
 namespace {
 
@@ -315,6 +317,7 @@ void LoadPath::launch(const std::shared_ptr<Fill> &fill, Lock &lock) {
 void LoadPath::submit(const std::shared_ptr<Fill> &fill, Lock &lock) {
     fills_[fill.get()] = fill;
     lock.unlock();
+    UCM_FAILPOINT("cache.before_fill");
     const ucm_transfer transfer = fill->transfer();
     ucm_error error{};
     error.struct_size = sizeof error;
@@ -361,6 +364,7 @@ void LoadPath::arrive(const std::shared_ptr<Fill> &fill, size_t k, Lock &lock) {
         core_.index.vacate(*each.block, each.shard);
     }
     lock.unlock();
+    UCM_FAILPOINT("cache.arrived");
     if (ok) core_.metrics.add(kLoadInBytes, answer.length);
     for (auto &waiter : waiters) {
         if (ok) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "write_back.h"
 
+#include "failpoint.h"
+
 namespace ucm::cache {
 namespace {
 
@@ -209,7 +211,9 @@ void WriteBack::submit(const std::shared_ptr<Batch> &batch, Lock &lock) {
     lock.unlock();
     ucm_error error{};
     error.struct_size = sizeof error;
+    UCM_FAILPOINT("cache.before_write_back");
     const ucm_status status = ucm_dump(core_.lower, &transfer, nullptr, &error);
+    UCM_FAILPOINT("cache.handed_down");
     if (status != UCM_OK && status != UCM_BUSY)
         core_.log.write(UCM_LOG_WARN, "the store below refuses a dump: %s", error.message);
     lock.lock();
@@ -323,6 +327,7 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
 }
 
 void WriteBack::stored(const BlockRef &block, Outcome &outcome) {
+    UCM_FAILPOINT("cache.stored");
     settle_accounts(*block, false);
     if (block->last_job) {
         outcome.answers.push_back({std::move(block->last_job), block->last_row,

@@ -33,6 +33,7 @@ enum : size_t {
     kAtEncoding = 56,
     kAtPublished = 120,
     kAtDepth = 128,
+    kAtSpace = 136,
     kAtChecksum = 248,
 };
 
@@ -100,28 +101,19 @@ bool parse_uuid(const std::string &text, DirectoryId &out) {
     return uuid_text(out) == text;
 }
 
-void write_file(const std::string &path, const std::string &text) {
-    int error = 0;
-    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0 || ::write(fd, text.data(), text.size()) != ssize_t(text.size())) error = errno;
-    if (fd >= 0 && ::close(fd) != 0 && error == 0) error = errno;
-    if (error != 0)
-        throw Error(status_of_errno(error, UCM_UNAVAILABLE),
-                    "cannot write " + path + ": " + errno_text(error), error);
-}
-
 }  // namespace
 
-BlockShape::BlockShape(const ucm_layout &layout)
+BlockShape::BlockShape(const ucm_layout &layout, const SpaceId &id)
     : shard_count(layout.shards_per_block),
       capacity(layout.capacity),
-      raw_capacity(layout.raw_capacity) {
+      raw_capacity(layout.raw_capacity),
+      space(id) {
     std::memcpy(encoding.data(), layout.encoding, encoding.size());
 }
 
 bool BlockShape::fits(const BlockHeader &header) const {
     if (header.table.size() != shard_count || header.raw_capacity != raw_capacity ||
-        header.encoding != encoding)
+        header.encoding != encoding || header.space != space)
         return false;
     for (const ShardEntry &entry : header.table)
         if (entry.length > capacity) return false;
@@ -145,6 +137,7 @@ void encode_block_header(const BlockHeader &header, uint8_t *out) {
     std::memcpy(out + kAtEncoding, header.encoding.data(), header.encoding.size());
     put64(out + kAtPublished, header.published_ns);
     put32(out + kAtDepth, header.depth);
+    std::memcpy(out + kAtSpace, header.space.data(), header.space.size());
     uint8_t *at = out + kFixedBytes;
     for (const ShardEntry &entry : header.table) {
         put64(at, entry.offset);
@@ -185,6 +178,7 @@ HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t fil
     std::memcpy(out.encoding.data(), data + kAtEncoding, out.encoding.size());
     out.published_ns = get64(data + kAtPublished);
     out.depth = get32(data + kAtDepth);
+    std::memcpy(out.space.data(), data + kAtSpace, out.space.size());
     out.table.resize(shards);
     const uint8_t *at = data + kFixedBytes;
     for (ShardEntry &entry : out.table) {
@@ -243,19 +237,12 @@ ucm_status status_of_errno(int error, ucm_status absent) {
 
 bool read_directory_id(const std::string &directory, DirectoryId &out) {
     const std::string path = format_path(directory);
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        const int error = errno;
+    std::string all;
+    if (const int error = read_file(path, 128, all); error != 0) {
         if (error == ENOENT) return false;
-        throw Error(UCM_UNAVAILABLE, "cannot read " + path + ": " + errno_text(error), error);
+        throw Error(UCM_UNAVAILABLE,
+                    "cannot read " + path + ": " + errno_text(error) + who_owns(path), error);
     }
-    char text[128];
-    const ssize_t got = ::read(fd, text, sizeof text);
-    const int error = errno;
-    ::close(fd);
-    if (got < 0)
-        throw Error(UCM_UNAVAILABLE, "cannot read " + path + ": " + errno_text(error), error);
-    const std::string all(text, size_t(got));
     const size_t line = sizeof kFormatLine - 1;
     if (all.compare(0, line, kFormatLine) != 0 || all.size() != line + 37 || all.back() != '\n' ||
         !parse_uuid(all.substr(line, 36), out))
@@ -266,7 +253,8 @@ bool read_directory_id(const std::string &directory, DirectoryId &out) {
     return true;
 }
 
-DirectoryId make_directory_id(const std::string &directory, const std::string &aside) {
+DirectoryId make_directory_id(const std::string &directory, const std::string &aside,
+                              const Access &access) {
     DirectoryId id{};
     if (read_directory_id(directory, id)) return id;
     if (getrandom(id.data(), id.size(), 0) != ssize_t(id.size()))
@@ -274,7 +262,7 @@ DirectoryId make_directory_id(const std::string &directory, const std::string &a
     id[6] = uint8_t((id[6] & 0x0f) | 0x40);  // a random UUID, version 4
     id[8] = uint8_t((id[8] & 0x3f) | 0x80);
     const std::string mine = aside + "/format", path = format_path(directory);
-    write_file(mine, kFormatLine + uuid_text(id) + "\n");
+    access.write_file(mine, kFormatLine + uuid_text(id) + "\n", false);
     const int error = ::link(mine.c_str(), path.c_str()) == 0 ? 0 : errno;
     ::unlink(mine.c_str());
     if (error != 0 && error != EEXIST)

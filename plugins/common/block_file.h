@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "access.h"
 #include "task.h"
 #include "ucm/store_v1.hpp"
 
@@ -22,6 +23,7 @@ struct ShardEntry {
 };
 
 using Encoding = std::array<char, UCM_ENCODING_BYTES>;
+using SpaceId = std::array<uint8_t, 16>;  // see space.h
 
 struct BlockHeader {
     BlockId id{};
@@ -30,6 +32,7 @@ struct BlockHeader {
     Encoding encoding{};
     uint64_t published_ns = 0;
     uint32_t depth = kUnknownDepth;
+    SpaceId space{};
     std::vector<ShardEntry> table;  // by shard index
 };
 
@@ -39,9 +42,10 @@ struct BlockShape {
     uint64_t capacity = 0;
     uint64_t raw_capacity = 0;
     Encoding encoding{};
+    SpaceId space{};
 
     BlockShape() = default;
-    explicit BlockShape(const ucm_layout &layout);
+    BlockShape(const ucm_layout &layout, const SpaceId &space);
     bool fits(const BlockHeader &header) const;
 };
 
@@ -65,7 +69,7 @@ HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t fil
 uint64_t payload_checksum(const BlockId &id, uint32_t shard, uint64_t length, const iovec *pieces,
                           size_t n);
 
-// "abc/abcdef..." under a storage directory, and its folder "abc".
+// "abc/abcdef..." under a space, and its folder "abc".
 std::string block_name(const BlockId &id);
 std::string block_folder(const BlockId &id);
 
@@ -78,7 +82,8 @@ using DirectoryId = std::array<uint8_t, 16>;
 // False: the directory has none yet. Throws where the file is not understood.
 bool read_directory_id(const std::string &directory, DirectoryId &out);
 // Reads it or makes it. `aside` is a folder in the same file system for a temporary file.
-DirectoryId make_directory_id(const std::string &directory, const std::string &aside);
+DirectoryId make_directory_id(const std::string &directory, const std::string &aside,
+                              const Access &access);
 // The index of the directory where a block lives; ids is not empty.
 size_t place_block(const std::vector<DirectoryId> &ids, const BlockId &block);
 

@@ -13,6 +13,7 @@
 
 #include "block_file.h"
 #include "clock.h"
+#include "failpoint.h"
 
 namespace ucm {
 namespace {
@@ -95,8 +96,13 @@ std::vector<std::string> names_in(const std::string &path) {
 
 // The lock file goes last: until then nobody else may take the folder for a new one.
 void remove_folder(const std::string &path) {
-    for (const std::string &name : names_in(path))
-        if (name != "lock") ::unlink((path + "/" + name).c_str());
+    for (const std::string &name : names_in(path)) {
+        const std::string inner = path + "/" + name;
+        if (name == "lock" || ::unlink(inner.c_str()) == 0) continue;
+        // A folder on its way to its place: files at most are in it.
+        for (const std::string &file : names_in(inner)) ::unlink((inner + "/" + file).c_str());
+        ::rmdir(inner.c_str());
+    }
     ::unlink((path + "/lock").c_str());
     ::rmdir(path.c_str());
 }
@@ -124,13 +130,16 @@ void sweep_writer(const std::string &folder, bool of_this_machine) {
     if (fd >= 0) ::close(fd);
 }
 
-void make_folder(const std::string &path, const std::string &directory) {
-    if (::mkdir(path.c_str(), 0777) == 0 || errno == EEXIST) return;
-    const int error = errno;
+void refuse(const std::string &path, const std::string &directory, int error) {
     throw Error(status_of_errno(error) == UCM_NO_SPACE ? UCM_NO_SPACE : UCM_UNAVAILABLE,
                 "storage_backends: cannot write in " + directory + " (" + errno_text(error) +
-                    " for " + path + "); give this user write permission there",
+                    " for " + path + "); give this user write permission there" + who_owns(path),
                 error);
+}
+
+void make_folder(const std::string &path, const std::string &directory, const Access &access) {
+    const int error = access.make_folder(path);
+    if (error != 0 && error != EEXIST) refuse(path, directory, error);
 }
 
 }  // namespace
@@ -154,9 +163,10 @@ int ForkClosed::close() {
     return fd >= 0 && ::close(fd) != 0 ? errno : 0;
 }
 
-WriterFolder::WriterFolder(std::string directory) : directory_(std::move(directory)) {
-    make_folder(directory_ + "/.ucm", directory_);
-    make_folder(writers_path(directory_), directory_);
+WriterFolder::WriterFolder(std::string directory, const Access &access)
+    : directory_(std::move(directory)), access_(access) {
+    make_folder(directory_ + "/.ucm", directory_, access_);
+    make_folder(writers_path(directory_), directory_, access_);
     sweep_writers(directory_);
     create();
 }
@@ -179,7 +189,7 @@ void WriterFolder::renew() {
     std::lock_guard<std::mutex> hold(mutex_);
     if (leads_to(path_ + "/lock", lock_.get())) return;
     lock_.close();
-    make_folder(writers_path(directory_), directory_);
+    make_folder(writers_path(directory_), directory_, access_);
     create();
 }
 
@@ -190,12 +200,12 @@ void WriterFolder::create() {
     // A name may be taken by a dead process of the same number, or be swept before it is locked.
     for (int tries = 0; tries < 10000; tries++) {
         const std::string path = stem + std::to_string(number++);
-        if (::mkdir(path.c_str(), 0777) != 0) {
-            if (errno == EEXIST) continue;
-            make_folder(path, directory_);
-        }
+        const int error = access_.make_folder(path);
+        if (error == EEXIST) continue;
+        if (error != 0) refuse(path, directory_, error);
         if (try_lock(path)) {
             path_ = path;
+            UCM_FAILPOINT("posix.writer_made");
             return;
         }
     }
@@ -205,9 +215,10 @@ void WriterFolder::create() {
 
 bool WriterFolder::try_lock(const std::string &path) {
     const std::string file = path + "/lock";
-    const int fd = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0) {
-        const int error = errno;
+    const int fd = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    const int error = fd < 0 ? errno : access_.apply(fd);
+    if (error != 0) {
+        if (fd >= 0) ::close(fd);
         if (error == ENOENT) return false;
         throw Error(status_of_errno(error) == UCM_NO_SPACE ? UCM_NO_SPACE : UCM_UNAVAILABLE,
                     "cannot make " + file + ": " + errno_text(error), error);

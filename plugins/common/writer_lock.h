@@ -8,6 +8,7 @@
 #include <mutex>
 #include <string>
 
+#include "access.h"
 #include "ucm/store_v1.hpp"
 
 namespace ucm {
@@ -33,7 +34,7 @@ class ForkClosed {
 class WriterFolder {
   public:
     // Makes .ucm/writers/<name> in the directory, and sweeps up after dead writers.
-    explicit WriterFolder(std::string directory);
+    WriterFolder(std::string directory, const Access &access);
     // Removes the folder and all in it.
     ~WriterFolder();
 
@@ -48,6 +49,7 @@ class WriterFolder {
     bool try_lock(const std::string &path);
 
     const std::string directory_;
+    const Access access_;
     mutable std::mutex mutex_;  // guards path_ and next_, and renew against itself
     std::string path_;
     uint64_t next_ = 0;

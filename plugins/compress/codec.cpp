@@ -132,6 +132,11 @@ void fill(uint8_t *raw, uint32_t bytes, const uint8_t *element, size_t width) {
 
 }  // namespace
 
+Mode mode_of(const char *codec) {
+    const std::string name = codec;
+    return name == "raw" ? Mode::kRaw : name == "split" ? Mode::kSplit : Mode::kAuto;
+}
+
 size_t element_bytes(int32_t dtype) {
     switch (dtype) {
         case UCM_DTYPE_BYTES:

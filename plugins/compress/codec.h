@@ -18,6 +18,7 @@ enum TileCodec : uint8_t { kTileRaw = 0, kTileConstant = 1, kTileSplit = 2 };
 
 // The option compress_codec. Auto estimates first whether coding a tile will pay.
 enum class Mode { kAuto, kSplit, kRaw };
+Mode mode_of(const char *codec);
 
 struct Tile {
     TileCodec codec;

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "failpoint.h"
+
 namespace ucm::compress {
 
 namespace {
@@ -14,11 +16,6 @@ constexpr size_t kMaxBuffers = 1024, kMaxPieces = 128, kMaxPieceShards = 64;
 constexpr uint64_t kQueueShards = 65536, kQueueBytes = 1ull << 30;
 constexpr size_t kMaxSuspects = 4096;
 constexpr int64_t kRetryNs = 2000000, kSweepNs = 50000000;
-
-Mode mode_of(const char *codec) {
-    const std::string name = codec;
-    return name == "raw" ? Mode::kRaw : name == "split" ? Mode::kSplit : Mode::kAuto;
-}
 
 // Is there a shard that comes twice?
 bool has_twins(const Task &task) {
@@ -486,6 +483,7 @@ void CompressStore::encode(Piece &piece, FrameCoder &coder) {
         tiles.raw += counts.raw;
         raw_shards += counts.split + counts.constant + counts.raw == 0;
     }
+    UCM_FAILPOINT("compress.framed");
     metrics_.add(kSplitTiles, tiles.split);
     metrics_.add(kConstantTiles, tiles.constant);
     metrics_.add(kRawTiles, tiles.raw);
@@ -544,6 +542,7 @@ void CompressStore::submit(Piece &piece) {
 void CompressStore::decode(Piece &piece, size_t i, FrameCoder &coder) {
     const size_t shard = piece.shards[i];
     Decoded decoded;
+    UCM_FAILPOINT("compress.before_decode");
     {
         Busy<kAllMetrics> busy(metrics_, kLoadBusyNs);
         decoded = coder.decode(static_cast<const uint8_t *>(piece.buffers[i]), piece.frames[i],

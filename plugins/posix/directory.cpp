@@ -12,6 +12,7 @@ namespace ucm::posix {
 namespace {
 
 constexpr size_t kQuarantineFiles = 64;
+constexpr char kSoftware[] = "Posix 0.1.0";
 
 std::string absolute(const std::string &path) {
     char *found = realpath(path.c_str(), nullptr);
@@ -21,7 +22,8 @@ std::string absolute(const std::string &path) {
         if (error == ENOENT)
             throw Error(UCM_UNAVAILABLE, what + " does not exist; create it with: mkdir -p " + path,
                         error);
-        throw Error(UCM_UNAVAILABLE, what + " cannot be used: " + errno_text(error), error);
+        throw Error(UCM_UNAVAILABLE,
+                    what + " cannot be used: " + errno_text(error) + who_owns(path), error);
     }
     std::string text = found;
     free(found);
@@ -33,7 +35,7 @@ std::string absolute(const std::string &path) {
         const int error = errno;
         throw Error(UCM_UNAVAILABLE,
                     "storage_backends: cannot read directory " + text + ": " + errno_text(error) +
-                        "; give this user read permission there",
+                        "; give this user read permission there" + who_owns(text),
                     error);
     }
     return text;
@@ -49,15 +51,24 @@ size_t count_files(const std::string &path) {
 
 }  // namespace
 
-Directory::Directory(const std::string &path, bool writes, bool direct, const Logger &log)
-    : path_(absolute(path)), log_(log), direct_(direct) {
-    if (writes) {
-        writer_ = std::make_unique<WriterFolder>(path_);
-        id_ = make_directory_id(path_, writer_->path());
+Directory::Directory(const std::string &path, const Wanted &wanted, const Logger &log)
+    : path_(absolute(path)), log_(log), access_(wanted.access), direct_(wanted.direct) {
+    if (wanted.writes) {
+        writer_ = std::make_unique<WriterFolder>(path_, access_);
+        id_ = make_directory_id(path_, writer_->path(), access_);
         identified_ = true;
+        sweep_trash(path_);
     } else {
         identified();
     }
+    if (wanted.layout) open_space(wanted);
+}
+
+void Directory::open_space(const Wanted &wanted) {
+    space_ = std::make_unique<Space>(path_, wanted.space);
+    if (space_->there()) return;
+    space_->tell_neighbours(log_);
+    if (wanted.writes) space_->ensure(*writer_, access_, kSoftware);
 }
 
 bool Directory::identified() {
@@ -74,6 +85,11 @@ void Directory::refuse_direct() {
 }
 
 void Directory::renew_writer() {
+    check_same();
+    writer_->renew();
+}
+
+void Directory::check_same() const {
     DirectoryId now{};
     // An empty mount point in place of the mount must not be filled.
     if (!read_directory_id(path_, now) || now != id_)
@@ -81,12 +97,17 @@ void Directory::renew_writer() {
             UCM_UNAVAILABLE,
             path_ + " is not the directory that was opened; mount it, or open the store again",
             ENOENT);
-    writer_->renew();
 }
 
-int Directory::make_block_folder(const BlockId &id) const {
-    const std::string folder = path_ + "/" + block_folder(id);
-    return ::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST ? 0 : errno;
+int Directory::make_block_folder(const BlockId &id) {
+    try {
+        check_same();
+        space_->ensure(*writer_, access_, kSoftware);
+        return place_folder(space_->path() + "/" + block_folder(id), *writer_, access_);
+    } catch (const Error &error) {
+        log_.write(UCM_LOG_ERROR, "block %s: %s", id.hex().c_str(), error.what());
+        return error.os_errno() ? error.os_errno() : EIO;
+    }
 }
 
 bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
@@ -94,8 +115,8 @@ bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
     std::lock_guard<std::mutex> hold(mutex_);
     struct stat st{};
     if (::lstat(name.c_str(), &st) != 0 || st.st_ino != inode || st.st_dev != device) return false;
-    if (::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST) {
-        const std::string kept = folder + "/" + id.hex();
+    if (const int error = access_.make_folder(folder); error == 0 || error == EEXIST) {
+        const std::string kept = folder + "/" + space_->name() + "." + id.hex();
         if (count_files(folder) < kQuarantineFiles && ::rename(name.c_str(), kept.c_str()) == 0) {
             log_.write(UCM_LOG_WARN, "block %s is corrupt: moved to %s", id.hex().c_str(),
                        kept.c_str());
@@ -111,12 +132,16 @@ bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
     return false;
 }
 
-Directories::Directories(const ucm_value &paths, bool writes, bool direct, const Logger &log) {
+Directories::Directories(const ucm_value &paths, const Wanted &wanted, const Logger &log) {
     if (paths.count == 0)
         throw Error(UCM_INVALID, "storage_backends names no directory; give at least one");
     for (size_t i = 0; i < paths.count; i++)
-        all_.push_back(std::make_unique<Directory>(paths.strings[i], writes, direct, log));
+        all_.push_back(std::make_unique<Directory>(paths.strings[i], wanted, log));
     check_distinct();
+    if (wanted.layout) return;
+    std::vector<std::string> here;
+    for (const auto &directory : all_) here.push_back(directory->path());
+    finder_ = std::make_unique<SpaceFinder>(here, wanted.space, log);
 }
 
 void Directories::check_distinct() {
@@ -146,6 +171,14 @@ Directory *Directories::of(const BlockId &id) {
         }
     }
     return known_[place_block(ids_, id)];
+}
+
+std::string Directories::find(const BlockId &id) {
+    const Directory *directory = of(id);
+    if (!directory) return "";
+    if (!finder_) return directory->block_path(id);
+    const std::string space = finder_->current();
+    return space.empty() ? "" : directory->path() + "/" + space + "/" + block_name(id);
 }
 
 uint64_t Directories::total_bytes() const {

@@ -10,21 +10,34 @@
 
 #include "block_file.h"
 #include "log.h"
+#include "space.h"
 #include "writer_lock.h"
 
 namespace ucm::posix {
+
+// How the directories are to be opened.
+struct Wanted {
+    bool writes, direct;
+    bool layout;  // false: for lookup only, in whichever space fits
+    SpaceIdentity space;
+    Access access;
+};
 
 // One of storage_backends.
 class Directory {
   public:
     // Throws where the directory cannot be used. A reader makes nothing and needs no permission to.
-    Directory(const std::string &path, bool writes, bool direct, const Logger &log);
+    Directory(const std::string &path, const Wanted &wanted, const Logger &log);
 
     const std::string &path() const { return path_; }
     // A directory that nobody has written to has no id yet, and no blocks.
     bool identified();
     const DirectoryId &id() const { return id_; }
-    std::string block_path(const BlockId &id) const { return path_ + "/" + block_name(id); }
+    // Not of a handle without a layout.
+    std::string block_path(const BlockId &id) const {
+        return space_->path() + "/" + block_name(id);
+    }
+    const Access &access() const { return access_; }
 
     bool direct() const { return direct_.load(std::memory_order_relaxed); }
     // The file system cannot do it: from now on as if io_direct were off.
@@ -33,26 +46,36 @@ class Directory {
     std::string temporary(const BlockId &id) { return writer_->temporary(id.hex()); }
     // After a temporary file could not be made: throws where the directory is not what it was.
     void renew_writer();
-    int make_block_folder(const BlockId &id) const;
+    // After a block could not be put into its folder: 0 or an errno.
+    int make_block_folder(const BlockId &id);
     // Takes the block away from its name; false where it is no longer this file.
     bool quarantine(const BlockId &id, dev_t device, ino_t inode);
 
   private:
+    void open_space(const Wanted &wanted);
+    void check_same() const;
+
     std::string path_;
     const Logger &log_;
+    const Access access_;
     std::atomic<bool> direct_;
     std::mutex mutex_;  // guards reading id_ for the first time, and counting the quarantine
     std::atomic<bool> identified_{false};
     DirectoryId id_{};
     std::unique_ptr<WriterFolder> writer_;
+    std::unique_ptr<Space> space_;
 };
 
 class Directories {
   public:
-    Directories(const ucm_value &paths, bool writes, bool direct, const Logger &log);
+    Directories(const ucm_value &paths, const Wanted &wanted, const Logger &log);
 
     // Where the block lives; NULL where nothing was ever written.
     Directory *of(const BlockId &id);
+    // Its file, of a handle without a layout too; "" where it cannot be.
+    std::string find(const BlockId &id);
+    // After a miss: is it worth looking again?
+    bool look_again() { return finder_ && finder_->look_again(); }
     // Bytes of all their file systems.
     uint64_t total_bytes() const;
 
@@ -60,6 +83,7 @@ class Directories {
     void check_distinct();
 
     std::vector<std::unique_ptr<Directory>> all_;
+    std::unique_ptr<SpaceFinder> finder_;  // of a handle without a layout
     std::mutex mutex_;  // guards the two below while not all directories are identified
     std::vector<Directory *> known_;
     std::vector<DirectoryId> ids_;

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "failpoint.h"
+
 namespace ucm::posix {
 
 void Dumper::accept(Job job) {
@@ -168,9 +170,10 @@ int Dumper::make_temporary(Run &run, File &file) {
     Draft &draft = run.block.draft;
     for (int turn = 0;; turn++) {
         const std::string path = draft.directory->temporary(run.id);
-        const int error = file.open(path, O_WRONLY | O_CREAT | O_EXCL);
+        const int error = file.create(path);
         if (error == 0) {
             draft.temporary = path;
+            UCM_FAILPOINT("posix.temporary_made");
             context_.metrics.add(kUnfinishedBlocks, 1);
             return 0;
         }
@@ -227,6 +230,7 @@ void Dumper::write_fresh(Run &run, File &file) {
         std::vector<Placed> placed = next_run(run, file, from, which);
         uint64_t moved = 0;
         const int error = placed[0].bytes() > 0 ? file.write_run(context_.rows, placed, &moved) : 0;
+        UCM_FAILPOINT("posix.payload_written");
         context_.metrics.add(kDumpOutBytes, moved);
         for (size_t k = 0; k < placed.size(); k++) {
             if (error != 0 && moved < placed[k].bytes()) {
@@ -298,11 +302,14 @@ int Dumper::publish(Run &run, File &file) {
     header.encoding = context_.shape.encoding;
     header.published_ns = uint64_t(clock_ns(CLOCK_REALTIME));
     header.depth = draft.depth;
+    header.space = context_.shape.space;
     header.table = draft.table;
     const uint64_t bytes = block_header_bytes(context_.shape.shard_count);
     encode_block_header(header, run.scratch.header.base());
     struct stat mine{};
+    UCM_FAILPOINT("posix.before_header");
     int error = file.write(run.scratch.header.base(), bytes, 0);
+    UCM_FAILPOINT("posix.header_written");
     if (error == 0 && draft.ragged) error = file.cut(draft.end);
     if (error == 0) error = file.stat(mine);
     // A network file system may tell only now that there was no room.
@@ -318,6 +325,7 @@ int Dumper::put_in_place(Run &run, const struct stat &mine) {
     Directory &directory = *draft.directory;
     const std::string name = directory.block_path(run.id);
     for (int turn = 0;; turn++) {
+        UCM_FAILPOINT("posix.before_publish");
         const int failed = draft.replace ? ::rename(draft.temporary.c_str(), name.c_str())
                                          : ::link(draft.temporary.c_str(), name.c_str());
         int error = failed ? errno : 0;
@@ -327,6 +335,7 @@ int Dumper::put_in_place(Run &run, const struct stat &mine) {
             there.st_dev == mine.st_dev)
             error = 0;
         if (error == 0) {
+            UCM_FAILPOINT("posix.published");
             context_.metrics.add(kPublishedBlocks, 1);
             return 0;
         }
@@ -380,6 +389,7 @@ void Dumper::wake(Block &block) {
 // The temporary file goes; a published block stays.
 void Dumper::discard(Draft &draft) {
     if (draft.begun()) {
+        UCM_FAILPOINT("posix.before_discard");
         ::unlink(draft.temporary.c_str());
         unfinished_ -= draft.answered;
         context_.metrics.add(kUnfinishedBlocks, uint64_t(-1));

@@ -70,16 +70,27 @@ int File::open(const std::string &path, int flags) {
     close();
     flags |= O_CLOEXEC;
     direct_ = directory_.direct();
-    int fd = ::open(path.c_str(), flags | (direct_ ? O_DIRECT : 0), 0666);
+    int fd = ::open(path.c_str(), flags | (direct_ ? O_DIRECT : 0), 0600);
     if (fd < 0 && errno == EINVAL && direct_) {
         // Some file systems make the file first and refuse then.
-        fd = ::open(path.c_str(), flags & ~O_EXCL, 0666);
+        fd = ::open(path.c_str(), flags & ~O_EXCL, 0600);
         if (fd >= 0) directory_.refuse_direct();
         direct_ = false;
     }
     if (fd < 0) return errno;
     scratch_.fd.set(fd);
     return 0;
+}
+
+int File::create(const std::string &path) {
+    int error = open(path, O_WRONLY | O_CREAT | O_EXCL);
+    if (error != 0) return error;
+    error = directory_.access().apply(scratch_.fd.get());
+    if (error != 0) {
+        close();
+        ::unlink(path.c_str());
+    }
+    return error;
 }
 
 bool File::went_buffered() {

@@ -73,6 +73,8 @@ class File {
 
     // All of these return 0 or an errno.
     int open(const std::string &path, int flags);
+    // A new one, for writing.
+    int create(const std::string &path);
     int close() { return scratch_.fd.close(); }
     int stat(struct stat &st) const { return ::fstat(scratch_.fd.get(), &st) == 0 ? 0 : errno; }
     int cut(uint64_t bytes) const;

@@ -31,11 +31,11 @@ HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint6
 
 }  // namespace
 
-Context::Context(const ucm_open_args &args, const ucm_value &paths, bool io_direct)
+Context::Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted)
     : lookup_only((args.flags & UCM_OPEN_LOOKUP_ONLY) != 0),
       log(args.host, "Posix"),
-      directories(paths, !lookup_only, io_direct, log),
-      shape(lookup_only ? BlockShape() : BlockShape(*args.layout)),
+      directories(paths, wanted, log),
+      shape(lookup_only ? BlockShape() : BlockShape(*args.layout, wanted.space.id())),
       rows(rows_of(args, lookup_only)) {}
 
 std::shared_ptr<Batch> split(const ucm_transfer &transfer, bool dump) {

@@ -25,7 +25,7 @@ enum Metric {
 
 // What every part of one open store uses.
 struct Context {
-    Context(const ucm_open_args &args, const ucm_value &paths, bool io_direct);
+    Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted);
 
     const bool lookup_only;
     const Logger log;

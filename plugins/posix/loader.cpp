@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "failpoint.h"
+
 namespace ucm::posix {
 namespace {
 
@@ -40,8 +42,10 @@ void Loader::load(Directory &directory) {
             load_shards(block);
     }
     if (state == BlockState::kFits && corrupt_.empty()) return;
+    UCM_FAILPOINT("posix.before_quarantine");
     if (directory.quarantine(id_, block.st.st_dev, block.st.st_ino))
         context_.metrics.add(kQuarantinedBlocks, 1);
+    UCM_FAILPOINT("posix.quarantined");
     const size_t bad = state == BlockState::kCorrupt ? job_.size() : corrupt_.size();
     context_.metrics.add(kCorruptShards, bad);
     context_.log.write(UCM_LOG_WARN, "%zu shards of block %s fail their check", bad,

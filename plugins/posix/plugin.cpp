@@ -17,6 +17,16 @@ const ucm_option kOptions[] = {
      "Threads for loads, and as many for dumps."},
     {"timeout_ms", UCM_TYPE_INT, 0, "30000", "1..86400000", "ms",
      "How long a shard may wait before its I/O starts."},
+    {"namespace", UCM_TYPE_STRING, 0, "default", nullptr, nullptr,
+     "Whose blocks: a folder of this name keeps them."},
+    {"model", UCM_TYPE_STRING, 0, "", nullptr, nullptr,
+     "The model whose KV cache it is; another one's blocks are not seen."},
+    {"fingerprint", UCM_TYPE_STRING, 0, "", nullptr, nullptr,
+     "All else that tells what the bytes mean; with another one blocks are not seen."},
+    {"file_mode", UCM_TYPE_STRING, 0, "0600", "0600|0640|0660", nullptr,
+     "Who may use new files: 0640 lets the group read, 0660 write too. In quotes."},
+    {"file_group", UCM_TYPE_STRING, 0, "", nullptr, nullptr,
+     "Group of new files, by name or number; empty: as it comes."},
 };
 
 // In the order of ucm::StandardMetric and ucm::posix::Metric.

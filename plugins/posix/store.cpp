@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "failpoint.h"
+
 namespace ucm::posix {
 namespace {
 
@@ -18,6 +20,26 @@ const ucm_layout *layout_of(const ucm_open_args &args) {
     if (args.layout->memory != UCM_MEMORY_HOST)
         throw Error(UCM_UNSUPPORTED, "Posix moves host memory only; put Cache above it");
     return args.layout;
+}
+
+Wanted wanted_of(const ucm_open_args &args) {
+    const Values values(args);
+    Wanted wanted{};
+    wanted.writes = !(args.flags & UCM_OPEN_LOOKUP_ONLY);
+    wanted.direct = values[kIoDirect].i != 0;
+    wanted.layout = args.layout != nullptr;
+    wanted.space.label = values[kNamespace].s;
+    wanted.space.model = values[kModel].s;
+    wanted.space.fingerprint = values[kFingerprint].s;
+    if (args.layout) {
+        const char *encoding = args.layout->encoding;
+        wanted.space.shards_per_block = args.layout->shards_per_block;
+        wanted.space.raw_capacity = args.layout->raw_capacity;
+        wanted.space.encoding.assign(encoding, strnlen(encoding, UCM_ENCODING_BYTES));
+    }
+    wanted.space.check();
+    wanted.access = Access(values[kFileMode].s, values[kFileGroup].s);
+    return wanted;
 }
 
 DraftLimits draft_limits(const Directories &directories) {
@@ -38,7 +60,7 @@ ucm_status closed(ucm_error *err) {
 
 PosixStore::PosixStore(const ucm_open_args &args)
     : timeout_ms_(Values(args)[kTimeoutMs].i),
-      context_(args, Values(args)[kStorageBackends], Values(args)[kIoDirect].i != 0),
+      context_(args, Values(args)[kStorageBackends], wanted_of(args)),
       tasks_(layout_of(args)),
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),
@@ -105,16 +127,20 @@ void PosixStore::stop() {
 }
 
 bool PosixStore::present(const BlockId &id) {
-    const Directory *directory = context_.directories.of(id);
-    if (!directory) return false;
-    struct stat st{};
-    const std::string path = directory->block_path(id);
-    if (::stat(path.c_str(), &st) == 0)
-        return S_ISREG(st.st_mode) && st.st_size >= UCM_ALIGNMENT &&
-               st.st_size % UCM_ALIGNMENT == 0;
-    const int error = errno;
-    if (status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND) return false;
-    throw Error(status_of_errno(error), "cannot look up " + path + ": " + errno_text(error), error);
+    do {
+        const std::string path = context_.directories.find(id);
+        if (path.empty()) continue;
+        struct stat st{};
+        if (::stat(path.c_str(), &st) == 0)
+            return S_ISREG(st.st_mode) && st.st_size >= UCM_ALIGNMENT &&
+                   st.st_size % UCM_ALIGNMENT == 0;
+        const int error = errno;
+        if (status_of_errno(error, UCM_NOT_FOUND) != UCM_NOT_FOUND)
+            throw Error(status_of_errno(error),
+                        "cannot look up " + path + ": " + errno_text(error) + who_owns(path),
+                        error);
+    } while (context_.directories.look_again());
+    return false;
 }
 
 ucm_status PosixStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
@@ -177,8 +203,9 @@ ucm_status PosixStore::cancel(ucm_task number, ucm_error *err) {
 }
 
 int PosixStore::unlink_block(const BlockId &id) {
-    const Directory *directory = context_.directories.of(id);
-    if (!directory || ::unlink(directory->block_path(id).c_str()) == 0) return 0;
+    std::string path = context_.directories.find(id);
+    if (path.empty() && context_.directories.look_again()) path = context_.directories.find(id);
+    if (path.empty() || ::unlink(path.c_str()) == 0) return 0;
     const int error = errno;
     return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND ? 0 : error;
 }
@@ -191,7 +218,9 @@ ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
         return ucm_fail(err, UCM_TIMEOUT, 0, "a dump of these blocks still runs at the deadline");
     ucm_status status = UCM_OK;
     for (const BlockId &id : ids) {
+        UCM_FAILPOINT("posix.before_remove");
         const int error = unlink_block(id);
+        UCM_FAILPOINT("posix.removed");
         if (error == 0 || status != UCM_OK) continue;
         status = ucm_fail(err, status_of_errno(error), error,
                           ("cannot remove block " + id.hex() + ": " + errno_text(error)).c_str());

@@ -14,7 +14,18 @@
 
 namespace ucm::posix {
 
-enum Option { kStorageBackends, kIoDirect, kIoEngine, kConcurrency, kTimeoutMs };
+enum Option {
+    kStorageBackends,
+    kIoDirect,
+    kIoEngine,
+    kConcurrency,
+    kTimeoutMs,
+    kNamespace,
+    kModel,
+    kFingerprint,
+    kFileMode,
+    kFileGroup
+};
 
 // Blocks as files in directories.
 class PosixStore final : public Store {

@@ -8,7 +8,7 @@ from ucm.cli import main
 def test_help_names_every_command(ucm_command):
     outcome = ucm_command("--help")
     assert outcome.code == 0
-    for command in ("bench", "config", "demo", "plugins"):
+    for command in ("bench", "check", "config", "demo", "plugins"):
         assert f"  {command} " in outcome.out
 
 

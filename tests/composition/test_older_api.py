@@ -1,17 +1,21 @@
 """The import paths and calls of programs written for the older interface."""
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
 import ucm
+from ucm.store.factory import UcmConnectorFactory
 from ucm.store.factory_v1 import UcmConnectorFactoryV1
-from ucm.store.pipeline.connector import UcmPipelineStore, UcmPipelineStoreBuilder
+from ucm.store.pipeline.connector import UcmPipelineStore
+from ucm.store.ucmstore import UcmKVStoreBase
 from ucm.store.ucmstore_v1 import Task, UcmKVStoreBaseV1
 
 torch = pytest.importorskip("torch", reason="the older interface moves torch tensors")
 
 IDS = [bytes([i] * 16) for i in range(3)]
+SEED_STORE = Path(__file__).with_name("seed_store.py").read_text()
 
 
 @pytest.fixture
@@ -107,69 +111,6 @@ def test_a_pipeline_is_needed():
         UcmPipelineStore({"block_size": 64})
 
 
-def test_a_builder_wires_a_name_in_its_own_way(monkeypatch):
-    monkeypatch.setattr(UcmPipelineStoreBuilder, "_builders", {})
-    asked = []
-
-    def build(config):
-        asked.append(config)
-        return ucm.open_pipeline("Fake", block_size=config["block_size"])
-
-    UcmPipelineStoreBuilder.register("My|Wiring", build)
-    assert UcmPipelineStoreBuilder.get("My|Wiring") is build
-    store = UcmPipelineStore({"store_pipeline": "My|Wiring", "block_size": 64})
-    assert store.lookup(IDS) == [False] * 3
-    assert asked == [store.config]
-    store.close()
-    plain = UcmPipelineStore({"store_pipeline": "Fake", "block_size": 64})
-    assert plain.lookup(IDS) == [False] * 3
-    plain.close()
-
-
-SEED_STORE = """
-import ctypes
-
-from ucm.store.ucmstore_v1 import UcmKVStoreBaseV1
-
-
-class Memory(UcmKVStoreBaseV1):
-    def __init__(self, config):
-        super().__init__(config)
-        self.shards = {}
-
-    def lookup(self, block_ids):
-        return [(block_id, 0) in self.shards for block_id in block_ids]
-
-    def lookup_on_prefix(self, block_ids):
-        found = self.lookup(block_ids)
-        return (found + [False]).index(False) - 1
-
-    def prefetch(self, block_ids):
-        pass
-
-    def dump_data(self, block_ids, shard_index, src_addr, prerequisite_handle=0):
-        for block_id, index, row in zip(block_ids, shard_index, src_addr):
-            self.shards[block_id, index] = [ctypes.string_at(address, 64) for address in row]
-
-    def load_data(self, block_ids, shard_index, dst_addr):
-        for block_id, index, row in zip(block_ids, shard_index, dst_addr):
-            for address, data in zip(row, self.shards[block_id, index]):
-                ctypes.memmove(address, data, 64)
-
-    def dump(self, block_ids, shard_index, src_tensor):
-        self.dump_data(block_ids, shard_index, [[t.data_ptr() for t in row] for row in src_tensor])
-
-    def load(self, block_ids, shard_index, dst_tensor):
-        self.load_data(block_ids, shard_index, [[t.data_ptr() for t in row] for row in dst_tensor])
-
-    def wait(self, task):
-        pass
-
-    def check(self, task):
-        return True
-"""
-
-
 def test_a_connector_is_found_by_module_path(factory, module):
     store = factory.create_connector("Memory", {"a": 1}, module_path=module("seed_1", SEED_STORE))
     assert type(store).__name__ == "Memory"
@@ -192,7 +133,11 @@ def test_a_registered_connector_is_imported_when_it_is_created(factory, module):
 @pytest.mark.parametrize(
     ("name", "module_path", "words"),
     [
-        ("Nobody", None, "'Nobody' is unknown; known: UcmPipelineStore"),
+        (
+            "Nobody",
+            None,
+            "'Nobody' is unknown; known: UcmNfsStore, UcmPCStore, UcmPcStore, UcmPipe",
+        ),
         ("Nobody", "json", r"json\.Nobody cannot be imported"),
         ("Memory", "no_such_module", "no_such_module"),
         ("JSONDecoder", "json", "not derived from UcmKVStoreBaseV1"),
@@ -219,3 +164,71 @@ def test_an_older_store_can_be_named_in_a_pipeline(registered, module):
             store.wait(store.load([IDS[1]], [0], [[memory]]))
         with pytest.raises(ucm.StoreError, match="dump"):
             store.wait(store.dump_data([IDS[2]], [0], [[1]], [8]))
+
+
+NAMES = ["UcmNfsStore", "UcmPCStore", "UcmPcStore"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_older_names_are_pipelines_with_their_keys_translated(name, tmp_path):
+    config = {
+        "storage_backends": str(tmp_path),
+        "device": 0,
+        "kv_block_size": 4096,
+        "io_size": 1024,
+        "transferIoDirect": False,
+        "transferStreamNumber": 8,
+        "buffer_number": 4096,
+        "local_rank_size": 1,
+        "use_scatter_gather": True,
+        "shard_data_dir": True,
+        "cache_buffer_capacity_gb": 0.01,
+    }
+    store = UcmConnectorFactoryV1.create_connector(name, config)
+    assert store.config is config
+    assert store.store.layers == ("Cache", "Posix")
+    assert store.store.layout.block_size == store.store.layout.shard_size == 4096
+    assert store.store.layout.segment_sizes == (1024,) * 4
+    notes = dict(note.split(": ", 1) for note in store.store.notes)
+    assert notes["kv_block_size"] == "read as block_size: 4096"
+    assert notes["transferIoDirect"] == "read as io_direct: False"
+    for key in ("transferStreamNumber", "buffer_number", "local_rank_size", "shard_data_dir"):
+        assert notes[key].startswith("no effect, because ")
+    tensors = [[torch.randint(0, 255, (1024,), dtype=torch.uint8) for _ in range(4)]]
+    store.wait(store.dump([IDS[0]], [0], tensors))
+    assert store.lookup(IDS) == [True, False, False]
+    store.close()
+
+
+def test_both_factories_know_the_older_names_and_import_them_when_created(run_python):
+    code = """
+import sys
+from ucm.store.factory import UcmConnectorFactory as old
+from ucm.store.factory_v1 import UcmConnectorFactoryV1 as new
+print(sorted(set(old._known) & set(new._known)), "ucm._abi" in sys.modules)
+"""
+    assert run_python(code) == f"{NAMES} False\n"
+
+
+def test_an_outside_class_of_the_oldest_interface_is_created(monkeypatch, module):
+    monkeypatch.setattr(UcmConnectorFactory, "_known", dict(UcmConnectorFactory._known))
+    methods = "create lookup prefetch load dump fetch_data dump_data wait commit check"
+    code = f"""
+from ucm.store.ucmstore import Task, UcmKVStoreBase
+body = {{name: lambda self, *args: [name] for name in "{methods}".split()}}
+Mine = type("Mine", (UcmKVStoreBase,), body)
+"""
+    UcmConnectorFactory.register_connector("Own", module("seed_5", code), "Mine")
+    UcmConnectorFactory.register_connector("Broken", module("seed_6", "1 / 0"), "Mine")
+    for name, path in (("Own", None), ("Mine", "seed_5")):
+        store = UcmConnectorFactory.create_connector(name, {"a": 1}, path)
+        assert isinstance(store, UcmKVStoreBase)
+        assert (store.config, store.cc_store()) == ({"a": 1}, 0)
+    with pytest.raises(ucm.ConfigError, match=r"'Broken'.*division by zero"):
+        UcmConnectorFactory.create_connector("Broken", {})
+    with pytest.raises(ucm.ConfigError, match="is not derived from UcmKVStoreBase"):
+        UcmConnectorFactory.create_connector("UcmPipelineStore", {}, "ucm.store.pipeline.connector")
+    with pytest.raises(
+        ucm.ConfigError, match="'UcmPipelineStore' is unknown; known: Broken, Own, UcmN"
+    ):
+        UcmConnectorFactory.create_connector("UcmPipelineStore", {})

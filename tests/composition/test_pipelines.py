@@ -105,10 +105,18 @@ def test_sizes_that_are_left_out_follow_from_the_others(sizes, block, shards, se
         assert store.layout.segment_sizes == segments
 
 
-def test_a_lookup_only_store_ignores_the_sizes():
-    with ucm.open_pipeline("Empty", device_id=-1, block_size=100, shard_size=30) as store:
+def test_a_lookup_only_store_knows_the_sizes_that_it_is_given():
+    with ucm.open_pipeline("Empty", device_id=-1) as store:
         assert store.layout is None
         assert store.lookup([bytes(16)]) == [False]
+    with ucm.open_pipeline("Empty", device_id=-1, block_size=100, shard_size=50) as store:
+        assert store.layout.shards_per_block == 2
+        assert store.lookup([bytes(16)]) == [False]
+        for transfer in (store.dump_data, store.load_data):
+            with pytest.raises(ucm.UnsupportedError, match="lookup only"):
+                transfer([bytes(16)], [0], [[1]])
+    with pytest.raises(ucm.ConfigError, match="block_size: 100"):
+        ucm.open_pipeline("Empty", device_id=-1, block_size=100, shard_size=30)
 
 
 @pytest.mark.parametrize("pipeline", ["Posix", "Cache|Posix", "Cache|Compress|Posix"])

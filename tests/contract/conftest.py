@@ -11,7 +11,7 @@ __all__ = ["open_store", "rng", "store"]
 UPPER = ["", "Cache|", "Compress|", "Cache|Compress|", "Compress|Cache|"]
 BOTTOM = ["Empty", "Fake", "Posix"]
 OWN = [upper + bottom for bottom in BOTTOM for upper in UPPER]
-VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct"]
+VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct", "Fault|Posix", "Cache|Fault|Posix"]
 THEIRS = ["Dict", "Heap", "Compress|Heap"]
 
 OPTIONS = {

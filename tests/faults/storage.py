@@ -22,9 +22,14 @@ class Storage:
     def __init__(self, folder):
         self.folder = folder
 
+    def space(self):
+        """Return the folder of the only space."""
+        (manifest,) = self.folder.glob("*/*/space")
+        return manifest.parent
+
     def path(self, block_id):
         name = block_id.hex()
-        return self.folder / name[:3] / name
+        return self.space() / name[:3] / name
 
     def table(self, block_id):
         """Return where a block's shards are in its file."""
@@ -41,10 +46,10 @@ class Storage:
 
     def published(self):
         """Return the ids of all published files."""
-        return {bytes.fromhex(path.name) for path in self.folder.glob("[0-9a-f]*/*")}
+        return {bytes.fromhex(path.name) for path in self.folder.glob("*/*/???/*")}
 
     def temporaries(self):
         return [path for path in self.folder.glob(".ucm/writers/*/*") if path.name != "lock"]
 
     def quarantined(self):
-        return {bytes.fromhex(p.name[:32]) for p in self.folder.glob(".ucm/quarantine/*")}
+        return {bytes.fromhex(p.name[-32:]) for p in self.folder.glob(".ucm/quarantine/*")}

@@ -53,6 +53,7 @@ HEADER = {
     "time": [120, 127],
     "depth": [128, 131],
     "reserved": [132, 247],
+    "space": [136, 151],
     "header checksum": [248, 255],
     "offset": [256, 257, 263, 352],
     "length": [264, 266, 360],
@@ -252,32 +253,51 @@ def test_one_store_finds_the_damage_and_another_repairs_it(open_store, stored, s
         kit.expect_published(store, *blocks)
 
 
-OTHER_SIZES = {
+OTHERS = {
     "another shard count": {"block_size": 2 * 5000, "shard_size": 5000},
     "another shard size": {"block_size": 4 * 5008, "tensor_size_list": (3000, 2008)},
+    "another model": {"model": "other"},
 }
 
 
-def expect_replaced(store, blocks, rng):
-    """Check that blocks stored for another layout are not served, and that a dump replaces them."""
+def expect_apart(store, storage, blocks, rng, own):
+    """Check that blocks of another space are missed, and those moved by hand never served."""
     twins = [kit.Block(block.id, kit.new_block(store, rng).shards) for block in blocks]
-    assert set(kit.load_pieces(store, kit.pieces_of(twins))) == {Status.INCOMPATIBLE}
+    kit.expect_absent(store, *twins)
+    kit.dump(store, twins[0])
+    store.drain(kit.WAIT_MS)
+    (other,) = set(storage.folder.glob("*/*/")) - {own, storage.folder / ".ucm" / "writers"}
+    for block in blocks[1:]:
+        name = block.id.hex()
+        (other / name[:3]).mkdir(exist_ok=True)
+        (own / name[:3] / name).rename(other / name[:3] / name)
+    assert set(kit.load_pieces(store, kit.pieces_of(twins[1:]))) == {Status.INCOMPATIBLE}
     kit.dump(store, *twins)
     kit.expect_published(store, *twins)
     store.drain(kit.WAIT_MS)
     kit.expect_published(store, *twins)
 
 
-@pytest.mark.parametrize("sizes", OTHER_SIZES.values(), ids=OTHER_SIZES.keys())
-def test_blocks_of_other_sizes_are_replaced(open_store, stored, rng, sizes):
-    expect_replaced(open_store(**sizes), stored(2), rng)
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS.keys())
+def test_blocks_of_another_space_are_never_served(open_store, stored, storage, rng, options):
+    blocks = stored(3)
+    own = storage.space()
+    expect_apart(open_store(**options), storage, blocks, rng, own)
+    (own / blocks[0].id.hex()[:3]).rename(storage.folder / "aside")
+    with open_store() as store:
+        kit.expect_absent(store, *blocks)
 
 
-def test_blocks_of_another_encoding_are_replaced(open_store, stored, pipeline, rng):
+def test_blocks_of_another_encoding_are_never_served(open_store, stored, storage, pipeline, rng):
     other = "Posix" if "Compress" in pipeline else "Compress|Posix"
-    expect_replaced(open_store(store_pipeline=other), stored(2), rng)
+    blocks = stored(3)
+    own = storage.space()
+    expect_apart(open_store(store_pipeline=other), storage, blocks, rng, own)
 
 
-def test_the_same_shards_in_other_segments_are_the_same_bytes(open_store, stored):
-    blocks = stored(2)
-    kit.expect_published(open_store(tensor_size_list=(1, 4999)), *blocks)
+def test_the_same_shards_in_other_segments_are_the_same_bytes(open_store, storage, rng):
+    with open_store(fingerprint="of these bytes") as store:
+        blocks = kit.new_blocks(store, rng, 2)
+        kit.dump(store, *blocks)
+    with open_store(fingerprint="of these bytes", tensor_size_list=(1, 4999)) as store:
+        kit.expect_published(store, *blocks)

@@ -11,7 +11,7 @@ from ucm.conformance import kit
 
 
 def files(folder):
-    return sorted(path for path in folder.glob("[0-9a-f]*/*"))
+    return sorted(path for path in folder.glob("*/*/???/*"))
 
 
 def test_a_block_is_one_file_named_by_its_id(open_store, folder, rng):
@@ -19,7 +19,9 @@ def test_a_block_is_one_file_named_by_its_id(open_store, folder, rng):
     block = kit.new_block(store, rng)
     kit.dump(store, block)
     (path,) = files(folder)
-    assert path.relative_to(folder).as_posix() == f"{block.id.hex()[:3]}/{block.id.hex()}"
+    space = path.parents[1]
+    assert path.relative_to(space).as_posix() == f"{block.id.hex()[:3]}/{block.id.hex()}"
+    assert space.parent == folder / "default"
     assert path.stat().st_size == 4096 + 4 * 8192
     assert path.read_bytes()[:8] == b"UCMBLOCK"
     assert (folder / ".ucm" / "format").read_text().startswith("ucm blocks 1\n")

@@ -14,7 +14,7 @@ namespace {
 
 std::vector<std::string> built_plugins() {
     std::vector<std::string> names;
-    for (const char *name : {"Cache", "Compress", "Empty", "Fake", "Heap", "Posix"})
+    for (const char *name : {"Cache", "Compress", "Empty", "Fake", "Fault", "Heap", "Posix"})
         if (has_plugin(name)) names.push_back(name);
     return names;
 }

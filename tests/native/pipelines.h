@@ -14,13 +14,20 @@ inline std::vector<Layers> all_pipelines() {
     std::vector<Layers> pipelines;
     for (const Layers &upper :
          {Layers{}, {"Compress"}, {"Cache"}, {"Cache", "Compress"}, {"Compress", "Cache"}})
-        for (const char *bottom : {"Empty", "Fake", "Posix", "Heap", "Memory"}) {
+        for (const std::string &bottom :
+             std::vector<std::string>{"Posix", "Memory", "Empty", "Fake", "Heap"}) {
+            // Sanitizers are slow; above these bottoms nothing runs that does not run above others.
+            if (kSanitizer && !upper.empty() && bottom != "Posix" && bottom != "Memory") continue;
             Layers layers = upper;
             layers.push_back(bottom);
             bool built = true;
             for (const std::string &name : layers) built &= name == "Memory" || has_plugin(name);
             if (built) pipelines.push_back(layers);
         }
+    if (has_plugin("Fault")) {
+        pipelines.push_back({"Fault", "Memory"});
+        if (has_plugin("Cache")) pipelines.push_back({"Cache", "Fault", "Memory"});
+    }
     return pipelines;
 }
 

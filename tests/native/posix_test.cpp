@@ -160,8 +160,14 @@ bool published(const ucm_result &result) {
     return (result.flags & UCM_RESULT_PUBLISHED) != 0;
 }
 
+// Of a published block, in whichever space; otherwise no file is there.
 std::string block_path(const TempDir &directory, const BlockId &id) {
-    return directory.path() + "/" + id.hex().substr(0, 3) + "/" + id.hex();
+    const std::string name = "/" + id.hex().substr(0, 3) + "/" + id.hex();
+    for (const std::string &path : directory.files())
+        if (path.size() > name.size() &&
+            path.compare(path.size() - name.size(), name.size(), name) == 0)
+            return path;
+    return directory.path() + name;
 }
 
 std::string read_all(const std::string &path) {
@@ -329,7 +335,19 @@ TEST_CASE("Posix files are as docs/block-format.md says", "[posix]") {
     REQUIRE(u64(48) == 4000);
     REQUIRE(file.compare(56, 64, std::string("x.1") + std::string(61, '\0')) == 0);
     REQUIRE(u32(128) == 7);
-    REQUIRE(std::all_of(&file[132], &file[248], [](char c) { return c == 0; }));
+    REQUIRE(std::all_of(&file[132], &file[136], [](char c) { return c == 0; }));
+    REQUIRE(std::all_of(&file[152], &file[248], [](char c) { return c == 0; }));
+    const std::string lines =
+        "namespace=default\nshards_per_block=2\nraw_capacity=4000\nencoding=x.1\n";
+    XXH128_canonical_t name;
+    XXH128_canonicalFromHash(&name, XXH3_128bits(lines.data(), lines.size()));
+    REQUIRE(std::memcmp(&file[136], name.digest, 16) == 0);
+    BlockId space;
+    std::memcpy(space.bytes, name.digest, 16);
+    const std::string folder = directory.path() + "/default/" + space.hex();
+    REQUIRE(block_path(directory, id).compare(0, folder.size() + 1, folder + "/") == 0);
+    const std::string head = "ucm space 1\n" + lines + "\n";
+    REQUIRE(read_all(folder + "/space").compare(0, head.size(), head) == 0);
     std::string sealed = file;
     seal_header(sealed);
     REQUIRE(sealed == file);
@@ -603,23 +621,41 @@ TEST_CASE("the quarantine keeps no more than 64 files", "[posix]") {
     for (const BlockId &id : ids) REQUIRE_FALSE(exists(block_path(directory, id)));
 }
 
-TEST_CASE("a block of another shape is INCOMPATIBLE until it is dumped again", "[posix]") {
+TEST_CASE("a block that was moved from another space is INCOMPATIBLE until it is dumped again",
+          "[posix]") {
     TempDir directory;
     const Geometry mine{2, {5000}};
     Geometry fewer{1, {5000}}, many{200, {5000}}, larger{2, {6000}}, encoded{2, {5000}};
     encoded.encoding = "y.2";
     const auto ids = make_ids(2);
+    std::string foreign;
     {
-        Stack stack({"Posix"}, in(directory), GENERATE_COPY(fewer, many, larger, encoded));
-        REQUIRE(all_ok(stack.dump(ids)));
+        const int which = GENERATE(0, 1, 2, 3, 4);
+        Stack stack({"Posix"}, in(directory, {{"model", which == 4 ? "other" : ""}}),
+                    which == 0   ? fewer
+                    : which == 1 ? many
+                    : which == 2 ? larger
+                    : which == 3 ? encoded
+                                 : mine);
+        REQUIRE(all_ok(stack.dump({ids[0]})));
+        foreign = block_path(directory, ids[0]);
     }
     Stack stack({"Posix"}, in(directory), mine);
-    REQUIRE(all_are(stack.load(ids), UCM_INCOMPATIBLE));
+    REQUIRE(all_are(stack.load(ids), UCM_NOT_FOUND));
+    REQUIRE(all_ok(stack.dump({ids[1]})));
+    REQUIRE(exists(foreign));
+    const std::string own = block_path(directory, ids[1]);
+    const std::string space = own.substr(0, own.size() - 36);
+    const std::string folder = space + ids[0].hex().substr(0, 3);
+    mkdir(folder.c_str(), 0700);
+    write_all(folder + "/" + ids[0].hex(), read_all(foreign));
+    REQUIRE(unlink(foreign.c_str()) == 0);
+    REQUIRE(all_are(stack.load({ids[0]}), UCM_INCOMPATIBLE));
     REQUIRE(exists(block_path(directory, ids[0])));
     REQUIRE_FALSE(published(dump_one(stack, ids[0], 1)));
     REQUIRE(all_are(stack.load({ids[0]}), UCM_INCOMPATIBLE));
     REQUIRE(published(dump_one(stack, ids[0], 0)));
-    REQUIRE(stack.loads_back({ids[0]}));
+    REQUIRE(stack.loads_back(ids));
 }
 
 TEST_CASE("a shard that is longer than the layout allows is INCOMPATIBLE, never cut", "[posix]") {
@@ -979,7 +1015,7 @@ TEST_CASE("who looks only writes nothing, and may come first", "[posix]") {
     REQUIRE(directory.files().empty());
     Stack stack({"Posix"}, in(directory));
     REQUIRE(all_ok(stack.dump(ids)));
-    REQUIRE(looker.hits(ids, UCM_LOOKUP_ALL) == 2);
+    while (looker.hits(ids, UCM_LOOKUP_ALL) != 2) usleep(1000);
     REQUIRE(looker.remove({ids[0]}) == UCM_OK);
     REQUIRE(stack.hits(ids, UCM_LOOKUP_ALL) == 1);
     REQUIRE(looker.close().status == UCM_OK);

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from ucm._version import __version__
-from ucm.cli import bench, config, demo, plugins
+from ucm.cli import bench, check, config, demo, inspect, plugins, remove
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,8 +24,11 @@ def cli(context: click.Context) -> None:
 
 cli.add_command(demo.command)
 cli.add_command(plugins.command)
+cli.add_command(check.command)
 cli.add_command(config.command)
 cli.add_command(bench.command)
+cli.add_command(inspect.command)
+cli.add_command(remove.command)
 
 
 def _fail(message: str, code: int) -> int:

@@ -25,7 +25,7 @@ option_flag = click.option(
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, default=str))
 
 
 def console() -> Console:

@@ -188,7 +188,7 @@ class Bench:
             path
             for directory in str(self.options.get("storage_backends", "")).split(":")
             for block_id in ids
-            for path in Path(directory).glob(f"{block_id.hex()[:3]}/{block_id.hex()}")
+            for path in Path(directory).glob(f"*/*/{block_id.hex()[:3]}/{block_id.hex()}")
         ]
         for path in files:
             fd = os.open(path, os.O_RDONLY)

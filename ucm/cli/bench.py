@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from ucm.cli import _common
+from ucm.cli import _common, faults
 
 SAMPLE_BLOCK, SAMPLE_PLANE = 368_640, 6_144
 DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
 
 
-@click.command("bench", short_help="Measure a pipeline.")
+@click.group("bench", invoke_without_command=True, short_help="Measure a pipeline, or a part.")
 @click.option("--pipeline", default="Cache|Compress|Posix", show_default=True, help="Layers.")
 @click.option("--blocks", type=click.IntRange(1), default=256, show_default=True, help="How many.")
 @click.option(
@@ -64,13 +64,16 @@ DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
 @click.option("--io-direct/--no-io-direct", default=False, help="Bypass the page cache.")
 @_common.option_flag
 @_common.json_flag
-def command(**flags: Any) -> None:
+@click.pass_context
+def command(context: click.Context, /, **flags: Any) -> None:
     """Measure dump, lookup, cold load and hot load of a pipeline.
 
     A dump ends when the caller's memory is free; "dump and drain" when everything is stored. A cold
     load reads through a store that was just opened, after the kernel was told to forget the files;
     a hot load is the same load again. GB are 10^9 bytes. What is loaded is compared each time.
     """
+    if context.invoked_subcommand is not None:
+        return
     from ucm import demo
 
     with _directory(flags["directory"]) as place:
@@ -91,6 +94,50 @@ def command(**flags: Any) -> None:
         _common.print_json(result)
     else:
         _show(result)
+
+
+@command.command("codec", short_help="Measure the codec of Compress alone.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), required=True, help="What the numbers in FILE are."
+)
+@click.option(
+    "--plane",
+    metavar="SIZE",
+    required=True,
+    callback=_common.size,
+    help="Bytes that are alike: K or V of one layer in one block.",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(["fast", "small", "raw"]),
+    default="fast",
+    show_default=True,
+    help="Which one: the quickest, the one that stores least, or none.",
+)
+@click.option(
+    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="How often."
+)
+@_common.json_flag
+def codec(file: Path, dtype: str, plane: int, codec: str, repeat: int, as_json: bool) -> None:
+    """Compress FILE in memory and decompress it again, and compare.
+
+    Rates are bytes of FILE by CPU time of the one thread that did it, medians of all repeats;
+    memcpy copies the same pieces. GB are 10^9 bytes. Today fast codes where an estimate says that
+    it pays, small everywhere, with the same coder.
+    """
+    from ucm.cli import _codec
+
+    result = _codec.run(file, dtype, plane, codec, repeat)
+    if as_json:
+        _common.print_json(result)
+        return
+    click.echo(
+        f"{result['bytes']:,} bytes of {dtype} in planes of {plane:,}: "
+        f"{result['frame_bytes']:,} bytes stored, ratio {result['ratio']}, verified"
+    )
+    for name in ("compress", "decompress", "memcpy"):
+        click.echo(f"{name:10}  {result[name + '_gbps']:8.3f} GB/s of CPU time")
 
 
 def _measure(flags: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -162,3 +209,6 @@ def _show(result: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}; {result['repeat']} repeats"
     )
+
+
+command.add_command(faults.command)

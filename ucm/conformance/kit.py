@@ -203,6 +203,7 @@ def expect_end(piece: Piece, end: bytes | Status, other_than_served: Sequence[St
     elif len(end) != len(piece.data):
         what = f"{len(end)} bytes for {len(piece.data)}"
     else:
+        # pytest's own comparison of long bytes takes minutes where CI is set.
         at = next(
             i for i, (got, want) in enumerate(zip(end, piece.data, strict=True)) if got != want
         )

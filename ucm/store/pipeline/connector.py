@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ucm import pipeline
 from ucm.errors import ConfigError, UnsupportedError
 from ucm.store.ucmstore_v1 import Task, UcmKVStoreBaseV1
 from ucm.store_api import Store, open_pipeline
 
-Builder = Callable[[dict[str, Any]], Store]
+
+class PipelineStore:
+    """Layers that a builder stacks, from the bottom up; they are opened when it has returned."""
+
+    def __init__(self) -> None:
+        self.layers: list[pipeline.Wired] = []  # top first
+
+    def Stack(
+        self,
+        name: str,
+        path: str | os.PathLike[str] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put a layer on top: the library at ``path``, or the one registered under ``name``.
+
+        ``config`` has its options, and may have the keys of other layers too. Of the sizes those of
+        the top layer count: each layer tells the one below what it will be given.
+        """
+        layer = pipeline.Wired(name, os.fspath(path) if path else None, dict(config or {}))
+        self.layers.insert(0, layer)
+
+
+Builder = Callable[[dict[str, Any], PipelineStore], object]
 
 
 class UcmPipelineStoreBuilder:
@@ -19,13 +43,35 @@ class UcmPipelineStoreBuilder:
 
     @classmethod
     def register(cls, name: str, builder: Builder) -> None:
-        """Let ``builder(config)`` open the pipeline when ``store_pipeline`` is ``name``."""
+        """Let ``builder(config, pipeline)`` stack the layers of the pipeline ``name``."""
         cls._builders[name] = builder
 
     @classmethod
     def get(cls, name: str) -> Builder:
-        """Return the builder of a name; for any other the layers are stacked as the string says."""
-        return cls._builders.get(name, open_pipeline)
+        """Return the builder of a name; for any other one that stacks what the string says."""
+
+        def as_written(config: dict[str, Any], stack: PipelineStore) -> None:
+            for word in reversed(pipeline.parse(name)):
+                stack.Stack(word, None, config)
+
+        return cls._builders.get(name, as_written)
+
+    @classmethod
+    def open(cls, config: dict[str, Any]) -> Store:
+        """Open ``config["store_pipeline"]``, with its builder if it has one."""
+        name = config.get("store_pipeline")
+        if not name:
+            raise ConfigError("store_pipeline: it is needed, as in 'Cache|Posix'")
+        if name not in cls._builders:
+            return open_pipeline(config)
+        stack = PipelineStore()
+        cls._builders[name](config, stack)
+        if not stack.layers:
+            raise ConfigError(
+                f"store_pipeline: the builder of {name!r} stacked nothing; it has to call "
+                "pipeline.Stack for every layer, from the bottom up"
+            )
+        return Store(config, stack.layers)
 
 
 class UcmPipelineStore(UcmKVStoreBaseV1):
@@ -33,10 +79,7 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        pipeline = config.get("store_pipeline")
-        if not pipeline:
-            raise ConfigError("store_pipeline: it is needed, as in 'Cache|Posix'")
-        self.store = UcmPipelineStoreBuilder.get(pipeline)(config)
+        self.store = UcmPipelineStoreBuilder.open(config)
 
     def cc_store(self) -> int:
         """Return the address of the top layer's ``ucm_store``, or 0 for a Python store."""

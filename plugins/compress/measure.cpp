@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+#include "measure.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "clock.h"
+#include "frame.h"
+#include "ucm/store_v1.hpp"
+
+namespace ucm::compress {
+namespace {
+
+constexpr uint64_t kMaxPlanes = 65536;  // of a shard
+
+Geometry geometry_of(uint64_t plane_bytes, uint64_t planes, int32_t dtype) {
+    const uint64_t capacity = plane_bytes * planes;
+    const std::vector<ucm_plane> each(planes, ucm_plane{plane_bytes, dtype, 0});
+    ucm_layout layout{};
+    layout.struct_size = sizeof layout;
+    layout.n_segments = 1;
+    layout.segment_bytes = &capacity;
+    layout.capacity = capacity;
+    layout.n_planes = uint32_t(planes);
+    layout.plane_stride = sizeof(ucm_plane);
+    layout.planes = each.data();
+    return Geometry(layout);
+}
+
+// Adds the CPU time of work() in this thread.
+template <typename F>
+void timed(uint64_t &ns, F work) {
+    const int64_t start = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+    work();
+    ns += uint64_t(clock_ns(CLOCK_THREAD_CPUTIME_ID) - start);
+}
+
+ucm_status measure(const uint8_t *data, uint64_t bytes, const Geometry &geometry, Mode mode,
+                   ucm_bench_figures &figures) {
+    const uint64_t capacity = geometry.capacity();
+    FrameCoder coder(geometry);
+    Mapping frame(capacity + kFrameHeaderBytes), again(capacity);
+    // Page faults are the machine's cost and not the codec's.
+    std::memset(frame.base(), 1, frame.bytes());
+    std::memset(again.base(), 1, again.bytes());
+    for (uint64_t at = 0; at < bytes; at += capacity) {
+        const uint64_t length = std::min(capacity, bytes - at);
+        void *from = const_cast<uint8_t *>(data + at), *to = again.base();
+        uint64_t stored = 0;
+        TileCounts counts;
+        Decoded decoded{};
+        timed(figures.memcpy_ns, [&] { std::memcpy(frame.base(), from, length); });
+        timed(figures.compress_ns,
+              [&] { stored = coder.encode(&from, length, mode, frame.base(), &counts); });
+        timed(figures.decompress_ns, [&] { decoded = coder.decode(frame.base(), stored, &to); });
+        if (decoded.status != UCM_OK || decoded.bytes != length ||
+            std::memcmp(from, to, length) != 0)
+            return UCM_CORRUPT;
+        figures.frame_bytes += stored;
+    }
+    return UCM_OK;
+}
+
+}  // namespace
+}  // namespace ucm::compress
+
+extern "C" ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t plane_bytes,
+                                      uint64_t shard_bytes, int32_t dtype, const char *codec,
+                                      ucm_bench_figures *figures) {
+    using namespace ucm::compress;
+    const size_t width = element_bytes(dtype);
+    if (!bytes || !width || !plane_bytes || plane_bytes % width || plane_bytes > UINT32_MAX)
+        return UCM_INVALID;
+    // No larger than what is there.
+    plane_bytes = std::min(plane_bytes, ucm::round_up(bytes, width));
+    const uint64_t wanted = std::min(shard_bytes, bytes) / plane_bytes;
+    const uint64_t planes = std::clamp<uint64_t>(wanted, 1, kMaxPlanes);
+    *figures = {};
+    try {
+        return measure(static_cast<const uint8_t *>(data), bytes,
+                       geometry_of(plane_bytes, planes, dtype), mode_of(codec), *figures);
+    } catch (const ucm::Error &error) {
+        return error.status();
+    } catch (...) {
+        return UCM_UNAVAILABLE;
+    }
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <stdint.h>
+
+#include "ucm/store_v1.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// What one run took, in CPU time of the calling thread.
+typedef struct ucm_bench_figures {
+    uint64_t frame_bytes;
+    uint64_t compress_ns;
+    uint64_t decompress_ns;
+    uint64_t memcpy_ns;
+} ucm_bench_figures;
+
+// Code `data` shard after shard and decode it again, without threads, queues or a store: what
+// `ucm bench codec` calls. A shard is as many planes of `plane_bytes` as `shard_bytes` holds, at
+// least one. UCM_OK, UCM_INVALID (a dtype or size that cannot be), UCM_UNAVAILABLE (no memory), or
+// UCM_CORRUPT: what came out is not what went in.
+UCM_EXPORT ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t plane_bytes,
+                                      uint64_t shard_bytes, int32_t dtype, const char *codec,
+                                      ucm_bench_figures *figures);
+
+#ifdef __cplusplus
+}
+#endif
