@@ -44,36 +44,38 @@ def share_logging() -> None:
     logger.setLevel(engine.getEffectiveLevel())
 
 
+def sizes(layout: KvLayout, cache_dtype: str) -> dict[str, Any]:
+    """Return a layout as options. The scheduler gives them too: they tell where to look."""
+    return {
+        "block_size": layout.block_size,
+        "shard_size": layout.shard_size,
+        "tensor_size": layout.segment_size,
+        "dtype": _dtype(layout.torch_dtype, cache_dtype),
+    }
+
+
 def open_store(
     checked: config.Config,
     namespace: str,
     model: str,
     data_parallel_rank: int,
     role: str,
-    layout: KvLayout | None = None,
-    cache_dtype: str = "auto",
+    sizes: dict[str, Any],
+    lookup_only: bool,
 ) -> Store:
-    """Open the pipeline; without a layout for lookup only."""
+    """Open the pipeline for a worker, or for lookup only."""
     from ucm.store.pipeline.connector import UcmPipelineStoreBuilder
 
     options = dict(checked.connector_config)
     taken = _option_names(checked)
-    for name, value in (("namespace", namespace), ("model", model)):
+    for name, value in (("namespace", namespace), ("model", model), ("fingerprint", namespace)):
         if name in taken:
             options.setdefault(name, value)
     if not options.get("unique_id"):
         options["unique_id"] = unique_id(namespace, data_parallel_rank, role, options)
-    for key in ("block_size", "shard_size", "tensor_size", "tensor_size_list"):
-        options.pop(key, None)
-    if layout is None:
-        options["device_id"] = -1
-    else:
-        options["device_id"] = 0
-        options["block_size"] = layout.block_size
-        options["shard_size"] = layout.shard_size
-        options["tensor_size"] = layout.segment_size
-        options["dtype"] = _dtype(layout.torch_dtype, cache_dtype)
-    return UcmPipelineStoreBuilder.get(str(options.get("store_pipeline")))(options)
+    options.pop("tensor_size_list", None)
+    options.update(sizes, device_id=-1 if lookup_only else 0)
+    return UcmPipelineStoreBuilder.open(options)
 
 
 def _option_names(checked: config.Config) -> set[str]:

@@ -29,7 +29,7 @@ from ucm.integration.vllm import engine
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Plan
 from ucm.integration.vllm.namespace import data_parallel_rank, model_parts, namespace
-from ucm.integration.vllm.opening import open_store, settings, share_logging
+from ucm.integration.vllm.opening import open_store, settings, share_logging, sizes
 from ucm.integration.vllm.scheduler import SchedulerSide
 from ucm.integration.vllm.worker import WorkerSide
 from ucm.logs import logger
@@ -46,9 +46,10 @@ class UCMMetadata(KVConnectorMetadata):  # type: ignore[misc]
 class UCMHandshake(KVConnectorHandshakeMetadata):  # type: ignore[misc]
     """What only a worker knows and the scheduler needs, to look up what the workers store."""
 
-    def __init__(self, namespace: str, rank: str) -> None:
+    def __init__(self, namespace: str, rank: str, sizes: dict[str, Any]) -> None:
         self.namespace = namespace
         self.rank = rank
+        self.sizes = sizes
 
 
 class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
@@ -85,7 +86,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 policy,
             )
 
-    def _open(self, name: str, layout: KvLayout | None) -> Store:
+    def _open(self, name: str, sizes: dict[str, Any], lookup_only: bool) -> Store:
         model = str(self._config.model_config.model)
         return open_store(
             self._settings,
@@ -93,8 +94,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             model,
             data_parallel_rank(self._config),
             str(self._transfer.kv_role),
-            layout,
-            str(self._config.cache_config.cache_dtype),
+            sizes,
+            lookup_only,
         )
 
     # The worker's methods.
@@ -107,13 +108,14 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         parts["layout"] = [layout.signature, engine.packing(self._config, layout.names[0])]
         name = namespace(str(self._config.model_config.model), parts)
         rank = rank_name(engine.tensor_rank())
-        store = self._open(name, layout)
+        told = sizes(layout, str(self._config.cache_config.cache_dtype))
+        store = self._open(name, told, lookup_only=False)
         logger.info(
             "namespace %s, rank %s: a block of %d tokens has %d bytes, in %d layers of %d segments",
             name, rank, self._block_tokens, layout.block_size, layout.shards_per_block,
             layout.segments,
         )  # fmt: skip
-        self._handshake = UCMHandshake(name, rank)
+        self._handshake = UCMHandshake(name, rank, told)
         self._worker = WorkerSide(store, layout, Namer(name, rank), engine.agree)
 
     def get_handshake_metadata(self) -> UCMHandshake | None:
@@ -161,7 +163,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self.set_xfer_handshake_metadata_pp_aware({(0, key): metadata[key] for key in metadata})
 
     def _attach(self, workers: list[UCMHandshake]) -> None:
-        names = {worker.namespace for worker in workers}
+        names = {worker.namespace for worker in workers}  # the sizes are part of it
         if self._scheduler is None or not names:
             return
         if len(names) > 1:
@@ -171,7 +173,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             )
         (name,) = names
         namers = [Namer(name, worker.rank) for worker in workers]
-        self._scheduler.attach(self._open(name, None), namers)
+        self._scheduler.attach(self._open(name, workers[0].sizes, lookup_only=True), namers)
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
