@@ -149,6 +149,7 @@ def test_a_block_goes_there_and_back_and_is_removed(report, file, directory, pip
     assert "a default" in probe["sizes"]
     assert list(probe["times_ms"]) == ["open", "dump", "lookup", "load", "remove"]
     assert blocks(directory) == []
+    assert [entry.name for entry in directory.iterdir()] == [".ucm"]
 
 
 def test_given_sizes_are_kept(report, file, directory):
