@@ -68,7 +68,11 @@ def open_store(
 
     options = dict(checked.connector_config)
     taken = _option_names(checked)
-    for name, value in (("namespace", namespace), ("model", model), ("fingerprint", namespace)):
+    for name, value in (
+        ("namespace", namespace),
+        ("model", model[-200:]),
+        ("fingerprint", namespace),
+    ):
         if name in taken:
             options.setdefault(name, value)
     if not options.get("unique_id"):
