@@ -119,6 +119,31 @@ def test_the_weights_of_a_folder_are_known_by_samples(tmp_path):
     assert names.weights_identity("Qwen/Qwen2.5-14B") is None
 
 
+def test_one_tensor_of_many_that_was_trained_is_seen(tmp_path):
+    count, size = 400, 100_000
+    header = json.dumps(
+        {f"layer.{i}": {"data_offsets": [i * size, (i + 1) * size]} for i in range(count)}
+    ).encode()
+    weights = tmp_path / "model.safetensors"
+    head = len(header).to_bytes(8, "little") + header
+    seen = set()
+    for trained in (None, 0, 57, count - 1):
+        data = bytearray(count * size)
+        if trained is not None:
+            data[trained * size : (trained + 1) * size] = b"\1" * size
+        weights.write_bytes(head + data)
+        seen.add(json.dumps(names.weights_identity(str(tmp_path))))
+    assert len(seen) == 4
+
+
+def test_a_folder_of_weights_may_be_mounted_anywhere(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place / "llama").mkdir(parents=True)
+    told = {names.model_name(str(tmp_path / place / "llama")) for place in ("here", "there/")}
+    assert told == {"llama"}
+    assert names.model_name("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
+
+
 def engine_config(**changed):
     values = {"model": "org/m", "revision": None, "dtype": "torch.bfloat16", "cache_dtype": "auto"}
     values |= {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "theta": 10000.0}

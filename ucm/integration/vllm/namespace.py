@@ -11,12 +11,13 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 FORMULA = 1  # another number keeps blocks of another formula apart
 MAX_NAME = 64
 _DIGEST = 12
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
+_HEADER_BYTES = 100_000_000  # what safetensors allows
 
 
 def digest(value: Any, length: int) -> str:
@@ -68,10 +69,34 @@ def _sampled(path: Path) -> list[Any]:
     size = path.stat().st_size
     hashed = hashlib.sha256()
     with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(size * i // _SAMPLES)
+        for place in _places(file, size):
+            file.seek(place)
             hashed.update(file.read(_SAMPLE_BYTES))
     return [size, hashed.hexdigest()]
+
+
+def _places(file: BinaryIO, size: int) -> list[int]:
+    """Where to sample: in the middle of every tensor, as one layer alone may have been trained.
+
+    Format of safetensors: a length in 8 bytes, that much JSON, then the tensors.
+    """
+    even = [size * i // _SAMPLES for i in range(_SAMPLES)]
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(length)) if length < min(size, _HEADER_BYTES) else {}
+        ranges = [t["data_offsets"] for name, t in tensors.items() if name != "__metadata__"]
+        middles = [8 + length + (int(begin) + int(end)) // 2 for begin, end in ranges]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return even  # of another format
+    return [0, *middles] if middles else even
+
+
+def model_name(model: str) -> str:
+    """Name a model: on the hub as it is, in a local folder by that folder's name alone.
+
+    Hosts may mount the same weights in different places; weights_identity tells others apart.
+    """
+    return os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
 
 
 def model_parts(vllm_config: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ucm.hashing import Namer, rank_name
 from ucm.integration.vllm import engine
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Plan
-from ucm.integration.vllm.namespace import data_parallel_rank, model_parts, namespace
+from ucm.integration.vllm.namespace import data_parallel_rank, model_name, model_parts, namespace
 from ucm.integration.vllm.opening import open_store, settings, share_logging, sizes
 from ucm.integration.vllm.scheduler import SchedulerSide
 from ucm.integration.vllm.worker import WorkerSide
@@ -87,11 +87,10 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             )
 
     def _open(self, name: str, sizes: dict[str, Any], lookup_only: bool) -> Store:
-        model = str(self._config.model_config.model)
         return open_store(
             self._settings,
             name,
-            model,
+            model_name(str(self._config.model_config.model)),
             data_parallel_rank(self._config),
             str(self._transfer.kv_role),
             sizes,
@@ -106,7 +105,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         parts = model_parts(self._config)
         parts["block_tokens"] = self._block_tokens
         parts["layout"] = [layout.signature, engine.packing(self._config, layout.names[0])]
-        name = namespace(str(self._config.model_config.model), parts)
+        name = namespace(model_name(str(self._config.model_config.model)), parts)
         rank = rank_name(engine.tensor_rank())
         told = sizes(layout, str(self._config.cache_config.cache_dtype))
         store = self._open(name, told, lookup_only=False)
