@@ -18,13 +18,15 @@ SOURCES := $(shell find include plugins ucm -name __pycache__ -prune -o -print) 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help deps package dev demo test check style types native native-plain native-asan \
-    native-tsan pytest docs bench clean
+    native-tsan pytest docs bench e2e e2e-small clean
 
 help:
 	@echo 'make demo    build, install into $(VENV), move real KV cache through a pipeline'
-	@echo 'make test    everything that is checked: style, types, native tests, Python tests'
+	@echo 'make test    everything that is checked: style, types, documentation, native and Python tests'
 	@echo 'make docs    the documentation, in build/docs'
 	@echo 'make bench   measure this machine'
+	@echo 'make e2e     two vLLM engines on one directory; installs vLLM (2 GB) in $(VENV)-e2e'
+	@echo '             make e2e-small: with a random model alone'
 	@echo 'make deps    the system packages that these need; they call it themselves'
 	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest.'
 	@echo 'make clean   remove $(VENV) and build/'
@@ -111,5 +113,13 @@ docs: dev package
 bench: dev package
 	$(IN_VENV) $(BIN)/python benchmarks/run.py $(ARGS)
 
+# The package goes into vLLM's own environment as a wheel.
+e2e: E2E :=
+e2e-small: E2E := --small
+e2e e2e-small: package
+	@rm -rf build/dist
+	@$(IN_VENV) $(PIP) wheel -q --no-build-isolation --no-deps -Cbuild-dir=build/wheel -w build/dist .
+	$(BIN)/python tests/e2e/run.py --folder $(VENV)-e2e --wheel build/dist/*.whl $(E2E) $(ARGS)
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(VENV)-e2e build

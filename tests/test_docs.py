@@ -32,8 +32,14 @@ FENCE = re.compile(
 NOT_RUN = {
     ("CONTRIBUTING.md", "$ make test"): "is this test",
     ("README.md", "$ make demo"): "builds the package, and is this test",
+    ("README.md", "vllm serve MODEL"): "needs vLLM",
+    ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",
     ("examples/c_store/README.md", "pip install ."): "builds the package",
+    (
+        "examples/vllm/README.md",
+        "export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind",
+    ): "needs vLLM",
 }
 
 
@@ -124,11 +130,18 @@ def test_the_snippets_of(page, folder):
             (cwd / name).write_text(fence["code"])
         if fence["word"] != "not run":
             HOW[fence["language"]](fence["code"], name, cwd)
+        elif fence["language"] != "console":
+            run(["bash", "-n", "-c", fence["code"]], cwd)
+
+
+@pytest.mark.parametrize("example", ["ucm_config_example.yaml", "vllm/ucm.yaml"])
+def test_the_configuration(example, tmp_path):
+    try_yaml((ROOT / "examples" / example).read_text(), None, tmp_path)
 
 
 def test_few_snippets_are_not_run():
     found = {
-        (page, fence["code"].splitlines()[0].partition("  ")[0]): fence["said"]
+        (page, fence["code"].splitlines()[0].partition("  ")[0].partition(" --")[0]): fence["said"]
         for page in PAGES
         for fence in fences(page)
         if fence["word"] == "not run"
@@ -139,12 +152,13 @@ def test_few_snippets_are_not_run():
 def test_there_are_no_snippets_of_other_shapes():
     for page in PAGES:
         assert read(page).count("```") == 2 * len(fences(page)), page
+        assert not re.search(r"\n\n    \S", FENCE.sub("", read(page))), f"{page}: indented code"
 
 
 def test_the_targets_of_make_exist():
     makefile = read("Makefile")
     for page in PAGES:
-        for target in set(re.findall(r"(?:`|\$ )make ([a-z][a-z-]*)", read(page))):
+        for target in set(re.findall(r"(?:`|\$ )make ([a-z][a-z0-9-]*)", read(page))):
             assert re.search(rf"^(?:\S+ )*{target}[ :]", makefile, re.MULTILINE), (page, target)
 
 

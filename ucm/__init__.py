@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UnsupportedError,
     )
+    from ucm.hashing import block_ids
     from ucm.hookspecs import hookimpl
     from ucm.layout import Layout
     from ucm.python_store import StoreBase
@@ -59,6 +60,7 @@ _HOMES = {
         "UnavailableError",
         "UnsupportedError",
     ),
+    "ucm.hashing": ("block_ids",),
     "ucm.hookspecs": ("hookimpl",),
     "ucm.layout": ("Layout",),
     "ucm.python_store": ("StoreBase",),
@@ -93,6 +95,7 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
     "__version__",
+    "block_ids",
     "get_include",
     "get_pkgconfig_dir",
     "hookimpl",

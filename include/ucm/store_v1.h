@@ -486,9 +486,9 @@ enum {
 enum {
     /* No transfers will come: lookup, prefetch, touch, remove, metrics, drain and close only. load
      * and dump answer UCM_UNSUPPORTED. The host gives the layout where it knows it, made by
-     * lower_layout as ever: it tells which blocks are meant, and its memory and device mean nothing.
-     * Otherwise layout and lower_layout are NULL, and lower_layout is not called. What others have
-     * yet to create (a segment) is not an error: it is tried again at use. */
+     * lower_layout as ever: it tells which blocks are meant, and its memory and device mean
+     * nothing. Otherwise layout and lower_layout are NULL, and lower_layout is not called. What
+     * others have yet to create (a segment) is not an error: it is tried again at use. */
     UCM_OPEN_LOOKUP_ONLY = 1u << 0
 };
 

@@ -97,18 +97,33 @@ void Access::write_file(const std::string &path, const std::string &text, bool s
         ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) error = errno;
     if (error == 0) error = apply(fd);
-    if (error == 0) {
-        const ssize_t written = ::write(fd, text.data(), text.size());
-        if (written < 0)
-            error = errno;
-        else if (size_t(written) != text.size())
-            error = ENOSPC;
+    for (size_t done = 0; error == 0 && done < text.size();) {
+        const ssize_t put = ::write(fd, text.data() + done, text.size() - done);
+        if (put > 0) done += size_t(put);
+        if (put == 0 || (put < 0 && errno != EINTR)) error = put == 0 ? EIO : errno;
     }
     if (error == 0 && sync && ::fsync(fd) != 0) error = errno;
     if (fd >= 0 && ::close(fd) != 0 && error == 0) error = errno;
     if (error != 0)
         throw Error(status_of_errno(error, UCM_UNAVAILABLE),
                     "cannot write " + path + ": " + errno_text(error), error);
+}
+
+int read_file(const std::string &path, size_t most, std::string &out) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) return errno;
+    int error = 0;
+    size_t have = 0;
+    out.resize(most);
+    while (error == 0 && have < most) {
+        const ssize_t got = ::read(fd, &out[have], most - have);
+        if (got == 0) break;
+        if (got > 0) have += size_t(got);
+        if (got < 0 && errno != EINTR) error = errno;
+    }
+    out.resize(have);
+    ::close(fd);
+    return error;
 }
 
 std::string who_owns(const std::string &path) {

@@ -23,6 +23,9 @@ struct Access {
     void write_file(const std::string &path, const std::string &text, bool sync) const;
 };
 
+// Up to `most` bytes of a file, whatever a call moves; 0 or an errno.
+int read_file(const std::string &path, size_t most, std::string &out);
+
 // What to say of a path that is refused: whose it is, and what to do. "" where the path is not.
 std::string who_owns(const std::string &path);
 

@@ -237,25 +237,12 @@ ucm_status status_of_errno(int error, ucm_status absent) {
 
 bool read_directory_id(const std::string &directory, DirectoryId &out) {
     const std::string path = format_path(directory);
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        const int error = errno;
+    std::string all;
+    if (const int error = read_file(path, 128, all); error != 0) {
         if (error == ENOENT) return false;
         throw Error(UCM_UNAVAILABLE,
                     "cannot read " + path + ": " + errno_text(error) + who_owns(path), error);
     }
-    char text[128];
-    std::string all;
-    int error = 0;
-    while (error == 0 && all.size() < sizeof text) {
-        const ssize_t got = ::read(fd, text, sizeof text - all.size());
-        if (got == 0) break;
-        if (got > 0) all.append(text, size_t(got));
-        if (got < 0 && errno != EINTR) error = errno;
-    }
-    ::close(fd);
-    if (error != 0)
-        throw Error(UCM_UNAVAILABLE, "cannot read " + path + ": " + errno_text(error), error);
     const size_t line = sizeof kFormatLine - 1;
     if (all.compare(0, line, kFormatLine) != 0 || all.size() != line + 37 || all.back() != '\n' ||
         !parse_uuid(all.substr(line, 36), out))

@@ -24,7 +24,7 @@ namespace {
 constexpr char kVersionLine[] = "ucm space 1\n";
 constexpr size_t kManifestBytes = 16384, kHexDigits = 32;
 constexpr size_t kListedSpaces = 4096, kToldSpaces = 3;
-constexpr int64_t kLookEveryNs = 100000000, kTrashAgeNs = 60ll * 1000000000;
+constexpr int64_t kLookEveryNs = 100000000;
 constexpr size_t kSweptFiles = 10000;  // by one opening
 
 bool is_hex(const std::string &name, size_t digits) {
@@ -63,17 +63,12 @@ struct Manifest {
 
 Manifest read_manifest(const std::string &space) {
     const std::string path = space + "/space";
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    std::string text(kManifestBytes, '\0');
-    const ssize_t got = fd < 0 ? -1 : ::read(fd, &text[0], text.size());
-    const int error = errno;
-    if (fd >= 0) ::close(fd);
-    if (got < 0) {
+    std::string text;
+    if (const int error = read_file(path, kManifestBytes, text); error != 0) {
         if (status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND) return {};
         throw Error(UCM_UNAVAILABLE,
                     "cannot read " + path + ": " + errno_text(error) + who_owns(path), error);
     }
-    text.resize(size_t(got));
     const size_t head = sizeof kVersionLine - 1, line = text.find('\n');
     if (line == std::string::npos || text.compare(0, 10, kVersionLine, 10) != 0) return {};
     if (text.compare(0, head, kVersionLine) != 0)
@@ -358,7 +353,7 @@ int place_folder(const std::string &path, WriterFolder &writer, const Access &ac
     return error;
 }
 
-void sweep_trash(const std::string &directory) {
+void sweep_trash(const std::string &directory, int64_t age_ns) {
     const std::string trash = directory + "/.ucm/trash";
     const int fd = ::open(trash.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) return;
@@ -370,7 +365,7 @@ void sweep_trash(const std::string &directory) {
         if (::fstatat(fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISDIR(st.st_mode))
             return;
         const int64_t changed_ns = int64_t(st.st_ctim.tv_sec) * 1000000000 + st.st_ctim.tv_nsec;
-        if (clock_ns(CLOCK_REALTIME) - changed_ns > kTrashAgeNs) sweeper.sweep(fd, name);
+        if (clock_ns(CLOCK_REALTIME) - changed_ns > age_ns) sweeper.sweep(fd, name);
     });
 }
 

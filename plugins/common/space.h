@@ -77,7 +77,9 @@ class SpaceFinder {
 // Makes an empty folder with the right mode from the start; 0 also where there is one already.
 int place_folder(const std::string &path, WriterFolder &writer, const Access &access);
 
-// Goes on deleting spaces that were removed more than a minute ago, for a bounded time.
-void sweep_trash(const std::string &directory);
+// Whoever removed a space deletes it as well; later somebody else goes on.
+constexpr int64_t kTrashAgeNs = 60ll * 1000000000;
+// Deletes removed spaces in which nothing has changed for so long, a bounded number of files.
+void sweep_trash(const std::string &directory, int64_t age_ns = kTrashAgeNs);
 
 }  // namespace ucm

@@ -137,7 +137,7 @@ def test_the_environment_may_name_the_file(ucm_process, file):
 
 
 def blocks(directory):
-    return [path for path in directory.glob("[0-9a-f]*/*") if path.is_file()]
+    return [path for path in directory.glob("*/*/???/*") if path.is_file()]
 
 
 @pytest.mark.parametrize("pipeline", ["Posix", "Cache|Posix", "Cache|Compress|Posix"])
@@ -149,6 +149,7 @@ def test_a_block_goes_there_and_back_and_is_removed(report, file, directory, pip
     assert "a default" in probe["sizes"]
     assert list(probe["times_ms"]) == ["open", "dump", "lookup", "load", "remove"]
     assert blocks(directory) == []
+    assert [entry.name for entry in directory.iterdir()] == [".ucm"]
 
 
 def test_given_sizes_are_kept(report, file, directory):

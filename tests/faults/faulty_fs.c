@@ -14,7 +14,7 @@
  *     read hang                    until the line is gone
  *
  * OPERATION is a name of struct fuse_operations below, or *. Names and attributes are cached by the
- * kernel for SECONDS, data never.
+ * kernel for SECONDS, or until the file is opened; data never.
  */
 #define FUSE_USE_VERSION 31
 #include <dirent.h>
@@ -197,6 +197,8 @@ static int open_backing(const char *path, struct fuse_file_info *file, int flags
     if (fd < 0) return -errno;
     file->fh = (uint64_t)fd;
     file->direct_io = 1;
+    /* Whoever opens a file sees it as it was when it was last closed, as on NFS. */
+    fuse_invalidate_path(fuse_get_context()->fuse, path);
     return 0;
 }
 

@@ -366,7 +366,7 @@ void Stack::open(const Options &options, const std::string &unique_id) {
         lower->c.device = -1;
         lower->segments.assign(UCM_MAX_SEGMENTS, 0);
         lower->planes.assign(UCM_MAX_SEGMENTS, ucm_plane{});
-        if (plugins_[depth]->lower_layout && !geometry_.lookup_only) {
+        if (plugins_[depth]->lower_layout && (!geometry_.lookup_only || geometry_.lookup_layout)) {
             ucm_layout_args args{};
             args.struct_size = sizeof args;
             args.layout = &upper.c;
@@ -394,10 +394,11 @@ void Stack::open_layer(size_t depth, const std::string &unique_id) {
     args.struct_size = sizeof args;
     args.flags = geometry_.lookup_only ? UCM_OPEN_LOOKUP_ONLY : 0;
     args.host = host_->c();
-    args.layout = geometry_.lookup_only ? nullptr : &layouts_[depth]->c;
+    const bool layout = !geometry_.lookup_only || geometry_.lookup_layout;
+    args.layout = layout ? &layouts_[depth]->c : nullptr;
     if (depth + 1 < names_.size()) {
         args.lower = stores_[depth + 1];
-        args.lower_layout = geometry_.lookup_only ? nullptr : &layouts_[depth + 1]->c;
+        args.lower_layout = layout ? &layouts_[depth + 1]->c : nullptr;
     }
     args.unique_id = unique_id.c_str();
     if (!plugins_[depth]) {
@@ -407,7 +408,7 @@ void Stack::open_layer(size_t depth, const std::string &unique_id) {
         handle->base.struct_size = sizeof(ucm_store);
         handle->base.ops = ucm::detail::ops();
         handle->base.capabilities = handle->store->capabilities();
-        if (args.layout) {
+        if (!geometry_.lookup_only) {
             handle->base.capacity = args.layout->capacity;
             handle->base.raw_capacity = args.layout->raw_capacity;
             handle->base.shards_per_block = args.layout->shards_per_block;
@@ -423,8 +424,8 @@ void Stack::open_layer(size_t depth, const std::string &unique_id) {
     const ucm_store *store = stores_[depth];
     if (!UCM_HAS(ucm_store, store, shards_per_block) ||
         !UCM_HAS(ucm_store_ops, store->ops, close) ||
-        store->capacity != (args.layout ? args.layout->capacity : 0) ||
-        store->shards_per_block != (args.layout ? args.layout->shards_per_block : 0))
+        store->capacity != (geometry_.lookup_only ? 0 : args.layout->capacity) ||
+        store->shards_per_block != (geometry_.lookup_only ? 0 : args.layout->shards_per_block))
         refuse(names_[depth] + ": the opened store does not describe itself rightly");
 }
 

@@ -42,8 +42,9 @@ struct Geometry {
     std::vector<uint64_t> segments = {5000};  // bytes
     int32_t dtype = UCM_DTYPE_BYTES;          // else one plane of it a segment, K and V in turn
     bool lookup_only = false;
-    bool pages = false;         // UCM_LAYOUT_PAGES
-    uint64_t raw_capacity = 0;  // 0: the sum of segments
+    bool lookup_layout = false;  // with lookup_only: the layout is given all the same
+    bool pages = false;          // UCM_LAYOUT_PAGES
+    uint64_t raw_capacity = 0;   // 0: the sum of segments
     std::string encoding = "";
     size_t misalign = 0;  // how far from a page every segment of a Move begins
 

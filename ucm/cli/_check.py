@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ucm
-from ucm import checks, config, options, pipeline
+from ucm import checks, config, directory, options, pipeline
 from ucm.config import Config
 from ucm.errors import ConfigError, StoreError
 from ucm.loader import Option
@@ -132,8 +133,31 @@ def probe(found: Config) -> dict[str, Any]:
         given["unique_id"] = f"ucm-check-{secrets.token_hex(8)}"
         if given.get("device_id") in (-1, "-1"):
             given["device_id"] = 0
-    result = _Probe(lambda: _open(found, given)).run()
+    # Where names are recorded the probe has one of its own, and leaves no empty space behind.
+    name = given["unique_id"] if config.is_pipeline(found) and _records(given) else None
+    if name:
+        given["namespace"] = name
+    try:
+        result = _Probe(lambda: _open(found, given)).run()
+    finally:
+        if name:
+            _remove_namespace(given, name)
     return {"sizes": "given" if sized else "a default, because none are given", **result}
+
+
+def _records(given: dict[str, Any]) -> bool:
+    """Tell whether a layer of the pipeline keeps blocks by their namespace, in directories."""
+    names = {v.option.name for values in pipeline.check(given).options.layers for v in values}
+    return {"namespace", "storage_backends"} <= names
+
+
+def _remove_namespace(given: dict[str, Any], namespace: str) -> None:
+    for values in pipeline.check(given).options.layers:
+        for value in values:
+            for path in value.value if value.option.name == "storage_backends" else ():
+                with contextlib.suppress(StoreError, OSError):
+                    for space in directory.inspect(path, namespace).spaces:
+                        directory.remove(space)
 
 
 def _open(found: Config, given: dict[str, Any]) -> ucm.Store:

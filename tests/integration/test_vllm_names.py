@@ -1,0 +1,223 @@
+"""Names of blocks and namespaces: equal where bytes may be shared, different everywhere else."""
+
+import json
+import re
+import types
+
+import numpy as np
+import pytest
+
+import ucm
+from ucm import hashing
+from ucm.integration.vllm import namespace as names
+from ucm.integration.vllm.engine import Rehash
+
+TOKENS = [[0, 1, 23, 24], [255, 256, 65536, 151643]]
+EXTRA = [None, (("lora", "a", "/p"), ("cache_salt", "x"))]
+
+# What vLLM 0.32's hash_block_tokens gives for these.
+VECTORS = {
+    "sha256": [
+        "11f5243899c2fa6144f8486261cc7a2e4b040f391cde28ec9d8c990b3cfc4b64",
+        "4d8b00723ebb16e84eea3f61d1feed0f420bb04c475c754cb34c6a94392001df",
+    ],
+    "sha256_cbor": [
+        "9e85762a91def2a8c95633b296ff858a1304ca43d1c6d5cf5ac75c989d90ee6c",
+        "5d80340f8c87f1a40188e7bdac812e124f3e6820895ef3f5eeac17c2d6c81072",
+    ],
+}
+
+
+@pytest.mark.parametrize("algorithm", VECTORS)
+def test_blocks_are_hashed_as_vllm_does(algorithm):
+    blocks = list(zip(TOKENS, EXTRA, strict=True))
+    hashes = hashing.chain(blocks, hashing.ALGORITHMS[algorithm])
+    assert [h.hex() for h in hashes] == VECTORS[algorithm]
+
+
+def test_cbor_is_canonical():
+    value = (None, True, False, -1, -300, 2**40, b"\0", "ä", (1,) * 30)
+    assert hashing._cbor(value).hex() == (
+        "89f6f5f42039012b1b000001000000000041" + "00" + "62c3a4" + "981e" + "01" * 30
+    )
+
+
+def test_ids_are_sixteen_bytes_for_each_full_block():
+    ids = ucm.block_ids(range(70), 32, "space")
+    assert [len(i) for i in ids] == [16, 16]
+    assert ucm.block_ids(range(31), 32, "space") == []
+    assert ucm.block_ids(range(64), 32, "space") == ids
+
+
+def test_an_id_stands_for_everything_before_it():
+    one = ucm.block_ids([1, 2, 3, 4], 2, "space")
+    two = ucm.block_ids([9, 2, 3, 4], 2, "space")
+    assert one[1] != two[1]
+
+
+def test_any_kind_of_integers_will_do():
+    assert ucm.block_ids(np.arange(8), 4, "space") == ucm.block_ids(list(range(8)), 4, "space")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"namespace": "other"},
+        {"rank": 1},
+        {"algorithm": "sha256_cbor"},
+        {"cache_salt": "tenant"},
+        {"lora": ("adapter", "/path")},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_ids_differ_with(other):
+    usual = {"namespace": "space"}
+    a = ucm.block_ids(range(8), 4, **usual)
+    b = ucm.block_ids(range(8), 4, **{**usual, **other})
+    assert not set(a) & set(b)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ucm.InvalidError, match="algorithm: 'xxhash' is not one of sha256"):
+        ucm.block_ids([1], 1, "space", algorithm="xxhash")
+    with pytest.raises(ucm.InvalidError, match="block_tokens: 0"):
+        ucm.block_ids([1], 0, "space")
+
+
+def test_ids_are_the_same_in_every_process(run_python):
+    code = "import ucm; print([i.hex() for i in ucm.block_ids(range(9), 4, 'space')])"
+    here = str([i.hex() for i in ucm.block_ids(range(9), 4, "space")])
+    assert {run_python(code, PYTHONHASHSEED=seed).strip() for seed in "012"} == {here}
+
+
+def test_a_namespace_is_a_file_name_that_shows_the_model():
+    for model in ("Qwen/Qwen2.5-14B-Instruct", "/models/a b/ü", "x" * 200, "..", "/", ""):
+        name = names.namespace(model, {})
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name), name
+    assert names.namespace("Qwen/Qwen2.5-14B-Instruct", {}).startswith("Qwen2.5-14B-Instruct-")
+
+
+def test_a_namespace_changes_with_every_part():
+    made = {names.namespace("m", parts) for parts in ({}, {"a": 1}, {"a": 2}, {"a": [1]})}
+    assert len(made) == 4
+    assert names.namespace("a/m", {}) != names.namespace("b/m", {})
+
+
+def test_the_weights_of_a_folder_are_known_by_samples(tmp_path):
+    def identity():
+        return json.dumps(names.weights_identity(str(tmp_path)))
+
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(1_000_000))
+    before = identity()
+    assert identity() == before
+    weights.write_bytes(bytes([1]) * 1_000_000)  # trained further: the same size
+    trained = identity()
+    (tmp_path / "config.json").write_text("{ }")
+    assert len({before, trained, identity()}) == 3
+    assert names.weights_identity("Qwen/Qwen2.5-14B") is None
+
+
+def test_one_tensor_of_many_that_was_trained_is_seen(tmp_path):
+    count, size = 400, 100_000
+    header = json.dumps(
+        {f"layer.{i}": {"data_offsets": [i * size, (i + 1) * size]} for i in range(count)}
+    ).encode()
+    weights = tmp_path / "model.safetensors"
+    head = len(header).to_bytes(8, "little") + header
+    seen = set()
+    for trained in (None, 0, 57, count - 1):
+        data = bytearray(count * size)
+        if trained is not None:
+            data[trained * size : (trained + 1) * size] = b"\1" * size
+        weights.write_bytes(head + data)
+        seen.add(json.dumps(names.weights_identity(str(tmp_path))))
+    assert len(seen) == 4
+
+
+def test_a_folder_of_weights_may_be_mounted_anywhere(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place / "llama").mkdir(parents=True)
+    told = {names.model_name(str(tmp_path / place / "llama")) for place in ("here", "there/")}
+    assert told == {"llama"}
+    assert names.model_name("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
+
+
+def engine_config(**changed):
+    values = {"model": "org/m", "revision": None, "dtype": "torch.bfloat16", "cache_dtype": "auto"}
+    values |= {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "theta": 10000.0}
+    values |= {"data_parallel_rank": 0, **changed}
+    v = types.SimpleNamespace(**values)
+    hf = types.SimpleNamespace(
+        to_dict=lambda: {"rope_theta": v.theta, "transformers_version": id(v)}
+    )
+    return types.SimpleNamespace(
+        model_config=types.SimpleNamespace(
+            model=v.model, revision=v.revision, dtype=v.dtype, hf_config=hf, quantization=None
+        ),
+        cache_config=types.SimpleNamespace(cache_dtype=v.cache_dtype),
+        parallel_config=v,
+        load_config=types.SimpleNamespace(load_format="auto"),
+    )
+
+
+def test_whatever_changes_the_bytes_changes_the_namespace():
+    def name(**changed):
+        config = engine_config(**changed)
+        return names.namespace(config.model_config.model, names.model_parts(config))
+
+    assert name() == name()
+    changes = [
+        {"revision": "main"},
+        {"dtype": "torch.float16"},
+        {"cache_dtype": "fp8"},
+        {"tensor_parallel_size": 2},
+        {"theta": 5e5},
+        {"decode_context_parallel_size": 2},
+    ]
+    assert len({name(), *(name(**change) for change in changes)}) == len(changes) + 1
+
+
+def test_the_processes_of_one_engine_share_a_unique_id_and_others_do_not():
+    options = {"store_pipeline": "Cache|Posix", "storage_backends": "/a"}
+
+    def make(space="s", rank=0, role="kv_both", **more):
+        return names.unique_id(space, rank, role, {**options, **more})
+
+    assert make() == make(io_direct=True)
+    others = [make(rank=1), make(space="t"), make(role="kv_producer"), make(storage_backends="/b")]
+    assert len({make(), *others}) == 5
+
+
+def test_replicas_are_counted_where_the_plain_rank_is_reset():
+    assert names.data_parallel_rank(engine_config(data_parallel_rank=3)) == 3
+    assert names.data_parallel_rank(engine_config(data_parallel_index=2)) == 2
+
+
+class Request:
+    """As much of an engine's request as hashing looks at."""
+
+    def __init__(self, tokens):
+        self.all_token_ids = tokens
+
+    @property
+    def num_tokens(self):
+        return len(self.all_token_ids)
+
+
+def test_requests_that_the_engine_hashes_from_another_seed_are_hashed_again():
+    asked = []
+
+    def extra_keys(request, start, end, media):
+        asked.append((start, end, media))
+        return ((("cache_salt", "x"),) if start == 0 else None), media + 1
+
+    rehash, request = Rehash(4, hashing.sha256, extra_keys), Request(list(range(9)))
+    first = list(rehash(request))
+    request.all_token_ids += [9, 10, 11]
+    again = rehash(request)
+    assert again[:2] == first
+    assert asked == [(0, 4, 0), (4, 8, 1), (8, 12, 2)]  # each block once, going on where it was
+    named = hashing.Namer("space", "tp0")(again)
+    assert named == ucm.block_ids(range(12), 4, "space", cache_salt="x")

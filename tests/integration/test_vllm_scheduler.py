@@ -1,0 +1,245 @@
+"""What the scheduler finds, loads and saves, told by fake requests and steps."""
+
+import types
+
+import pytest
+
+import ucm
+from ucm.hashing import Namer
+from ucm.integration.vllm.scheduler import SchedulerSide
+
+SIZE = 4  # tokens of a block
+
+
+class Ids:
+    """A store of names alone."""
+
+    def __init__(self):
+        self.known = set()
+        self.looked_up = 0
+
+    def lookup(self, ids):
+        self.looked_up += len(ids)
+        return [i in self.known for i in ids]
+
+    def lookup_on_prefix(self, ids):
+        found = self.lookup(ids)
+        return (found.index(False) if False in found else len(ids)) - 1
+
+
+class Broken(Ids):
+    def lookup(self, ids):
+        raise ucm.IoError("the mount is gone")
+
+
+def request(name, tokens, prefix="p", **more):
+    """A request of so many tokens; block i of the same prefix has the same hash."""
+    made = types.SimpleNamespace(request_id=name, num_tokens=tokens, prefix=prefix, **more)
+    return made
+
+
+def hashes(made):
+    return [f"{made.prefix}{i}".encode() for i in range(made.num_tokens // SIZE)]
+
+
+def step(new=(), cached=(), resumed=()):
+    """A scheduler's output: new (request, blocks, computed, scheduled), cached alike."""
+    rows = [*new, *cached]
+    return types.SimpleNamespace(
+        num_scheduled_tokens={r.request_id: scheduled for r, _, _, scheduled in rows},
+        scheduled_new_reqs=[
+            types.SimpleNamespace(req_id=r.request_id, block_ids=(blocks,), num_computed_tokens=c)
+            for r, blocks, c, _ in new
+        ],
+        scheduled_cached_reqs=types.SimpleNamespace(
+            req_ids=[r.request_id for r, *_ in cached],
+            new_block_ids=[(blocks,) if blocks else None for _, blocks, *_ in cached],
+            num_computed_tokens=[c for _, _, c, _ in cached],
+            resumed_req_ids={r.request_id for r in resumed},
+        ),
+    )
+
+
+@pytest.fixture
+def store():
+    return Ids()
+
+
+@pytest.fixture
+def side(store):
+    return attached(store)
+
+
+def attached(store, ranks=("tp0",)):
+    side = SchedulerSide(SIZE, hashes)
+    side.attach(store, [Namer("space", rank) for rank in ranks])
+    return side
+
+
+def publish(store, made, blocks, ranks=("tp0",)):
+    for rank in ranks:
+        store.known.update(Namer("space", rank)(hashes(made)[i] for i in blocks))
+
+
+def run(side, made, blocks, computed_locally=0, scheduled=None):
+    """Admit a request and plan its first step, as an engine does."""
+    external = side.matched_tokens(made, computed_locally)
+    side.admit(made, external)
+    computed = computed_locally + external
+    scheduled = made.num_tokens - computed if scheduled is None else scheduled
+    return side.plan(step(new=[(made, blocks, computed, scheduled)]))
+
+
+def saved(plan):
+    return {s.request_id: [s.table[i] for i in s.picks] for s in plan.saves if s.picks}
+
+
+def test_what_is_not_stored_is_computed_and_saved(side):
+    one = request("one", 14)
+    plan = run(side, one, [7, 3, 9, 5])
+    assert plan.loads == []
+    assert saved(plan) == {"one": [7, 3, 9]}  # the fourth block is not full
+    assert plan.saves[0].hashes == [b"p0", b"p1", b"p2"]
+
+
+def test_a_stored_prefix_is_loaded_and_only_the_rest_is_saved(side, store):
+    one = request("one", 14)
+    publish(store, one, [0, 1])
+    assert side.matched_tokens(one, 0) == 8
+    plan = run(side, one, [7, 3, 9, 5])
+    (load,) = plan.loads
+    assert (load.hashes, load.blocks) == ([b"p0", b"p1"], [7, 3])
+    assert saved(plan) == {"one": [9]}
+
+
+def test_matching_may_be_repeated_and_tells_the_same(side, store):
+    one = request("one", 14)
+    publish(store, one, [0, 1])
+    assert [side.matched_tokens(one, 0) for _ in range(3)] == [8, 8, 8]
+
+
+def test_a_prompt_that_is_stored_whole_leaves_a_block_to_compute(side, store):
+    """The engine needs a token to start from; what was found is told in full."""
+    one = request("one", 12)
+    publish(store, one, [0, 1, 2])
+    assert side.matched_tokens(one, 0) == 8
+    assert side.admit(one, 8) == (3, 0, 3)
+
+
+def test_blocks_that_the_engine_has_are_not_loaded(side, store):
+    one = request("one", 17)
+    publish(store, one, [0, 1, 2])
+    assert side.matched_tokens(one, 4) == 8
+    plan = run(side, one, [7, 3, 9, 5, 6], computed_locally=4)
+    assert plan.loads[0].blocks == [3, 9]
+    assert saved(plan) == {"one": [5]}
+
+
+def test_local_blocks_that_are_not_stored_are_saved(side, store):
+    one = request("one", 17)
+    publish(store, one, [1])
+    plan = run(side, one, [7, 3, 9, 5, 6], computed_locally=8)
+    assert saved(plan) == {"one": [7, 9, 5]}
+
+
+def test_a_hit_needs_the_blocks_of_every_rank(store):
+    ranks = ("tp0", "tp1")
+    side, one = attached(store, ranks), request("one", 17)
+    publish(store, one, [0, 1, 2], ranks[:1])
+    publish(store, one, [0], ranks[1:])
+    assert side.matched_tokens(one, 0) == 4
+    assert saved(run(side, one, [7, 3, 9, 5, 6])) == {"one": [3, 9, 5]}
+
+
+def test_a_long_prompt_is_saved_chunk_by_chunk(side):
+    one = request("one", 14)
+    side.matched_tokens(one, 0)
+    side.admit(one, 0)
+    first = side.plan(step(new=[(one, [7, 3], 0, 6)]))
+    second = side.plan(step(cached=[(one, [9, 5], 6, 8)]))
+    assert (saved(first), saved(second)) == ({"one": [7]}, {"one": [3, 9]})
+
+
+def test_blocks_that_generation_fills_are_saved_once_their_tokens_are_known(side):
+    one = request("one", 7)
+    run(side, one, [7, 3])
+    assert side.plan(step(cached=[(one, None, 7, 1)])).saves == []  # the token is not known yet
+    one.num_tokens = 8
+    assert saved(side.plan(step(cached=[(one, None, 7, 1)]))) == {"one": [3]}
+
+
+def test_what_two_requests_share_is_saved_once(side):
+    one, two = request("one", 9), request("two", 9)
+    for made in (one, two):
+        side.matched_tokens(made, 0)
+        side.admit(made, 0)
+    plan = side.plan(step(new=[(one, [1, 2, 3], 0, 9), (two, [4, 5, 6], 0, 9)]))
+    assert saved(plan) == {"one": [1, 2]}
+
+
+def test_after_a_failed_load_what_is_gone_is_saved_again(side, store):
+    """The engine goes back to the block that failed, and computes from there."""
+    one = request("one", 14)
+    publish(store, one, [0, 1, 2])
+    plan = run(side, one, [7, 3, 9, 5])
+    assert saved(plan) == {}
+    store.known -= set(Namer("space", "tp0")([b"p1"]))
+    again = side.plan(step(cached=[(one, None, 4, 10)]))
+    assert again.loads == []
+    assert saved(again) == {"one": [3]}
+    assert again.saves[0].computed_from == 1
+    assert again.saves[0].table == [7, 3, 9]
+
+
+def test_a_preempted_request_is_matched_and_loaded_anew(side, store):
+    one = request("one", 14)
+    run(side, one, [7, 3, 9, 5])
+    publish(store, one, [0, 1, 2])
+    assert side.matched_tokens(one, 0) == 12
+    side.admit(one, 12)
+    plan = side.plan(step(cached=[(one, [2, 4, 6, 8], 12, 2)], resumed=[one]))
+    assert plan.loads[0].blocks == [2, 4, 6]
+    assert saved(plan) == {}
+
+
+def test_what_was_found_is_told_once_for_each_admission(side, store):
+    one = request("one", 17)
+    publish(store, one, [0, 1, 2])
+    side.matched_tokens(one, 4)
+    assert side.admit(one, 8) == (4, 1, 2)
+    assert side.admit(one, 0) is None
+
+
+def test_a_request_that_must_not_read_the_cache_finds_nothing(side, store):
+    one = request("one", 14, skip_reading_prefix_cache=True)
+    publish(store, one, [0, 1])
+    assert side.matched_tokens(one, 0) == 0
+
+
+def test_a_prompt_of_less_than_a_block_asks_the_store_nothing(side, store):
+    assert side.matched_tokens(request("one", 3), 0) == 0
+    assert store.looked_up == 0
+
+
+def test_a_store_that_fails_is_a_store_without_the_blocks():
+    side = attached(Broken())
+    one = request("one", 14)
+    assert side.matched_tokens(one, 0) == 0
+    assert saved(run(side, one, [7, 3, 9, 5])) == {"one": [7, 3, 9]}
+
+
+def test_finished_requests_leave_nothing(side):
+    one = request("one", 14)
+    run(side, one, [7, 3, 9, 5])
+    side.finished("one")
+    side.finished("never seen")
+    assert side.plan(step(cached=[(one, None, 14, 1)])).saves == []
+    assert not side._tracked
+    assert not side._matches
+
+
+def test_without_a_store_nothing_is_found_or_saved():
+    side = SchedulerSide(SIZE, hashes)
+    one = request("one", 14)
+    plan = run(side, one, [7, 3, 9, 5])
+    assert (plan.loads, saved(plan)) == ([], {})

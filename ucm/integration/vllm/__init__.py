@@ -1,0 +1,1 @@
+"""The connector to vLLM; its address is ``ucm.integration.vllm.ucm_connector``."""

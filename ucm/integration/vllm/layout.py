@@ -1,0 +1,122 @@
+"""Where a worker's KV cache lies in memory: the addresses of every block's parts in each layer.
+
+A layer is a shard, so that layers can move one by one; a shard's segments are the dense ranges
+that one block has in the layer's tensor: one, or K and V apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ucm.errors import UnsupportedError
+
+MAX_SEGMENTS = 16  # more means that a block is scattered over the tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    base: int
+    stride: int  # bytes from one block to the next
+    offsets: tuple[int, ...]  # of the segments, from the block's start
+    segment: int  # bytes of each
+    order: str  # the dimensions from the innermost to the outermost, as 'place x size'
+
+
+class KvLayout:
+    """The layers' tensors as shards and segments. ``names`` are the layers in order."""
+
+    def __init__(self, tensors: Mapping[str, Any], num_blocks: int) -> None:
+        unique: dict[tuple[int, tuple[int, ...]], str] = {}
+        for name in sorted(tensors, key=_natural):
+            tensor = tensors[name]
+            # Layers that share one cache are stored once.
+            unique.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
+        if not unique:
+            raise UnsupportedError("the model has no KV cache that could be stored")
+        self.names = tuple(unique.values())
+        layers = [_layer(name, tensors[name], num_blocks) for name in self.names]
+        first = layers[0]
+        for name, layer in zip(self.names, layers, strict=True):
+            if (layer.segment, len(layer.offsets)) != (first.segment, len(first.offsets)):
+                raise UnsupportedError(
+                    f"{name}: a block has {len(layer.offsets)} x {layer.segment} bytes there, but "
+                    f"{len(first.offsets)} x {first.segment} in {self.names[0]}; models whose "
+                    "layers differ are not supported yet"
+                )
+        self.num_blocks = num_blocks
+        self.segment_size = first.segment
+        self.segments = len(first.offsets)
+        self.shard_size = first.segment * self.segments
+        self.block_size = self.shard_size * len(layers)
+        self.torch_dtype = str(tensors[self.names[0]].dtype)
+        self.signature = [len(layers), *sorted({layer.order for layer in layers})]
+        self._bases = np.array(
+            [[layer.base + offset for offset in layer.offsets] for layer in layers], np.uint64
+        )
+        self._strides = np.array([layer.stride for layer in layers], np.uint64)
+
+    @property
+    def shards_per_block(self) -> int:
+        """How many layers have a cache of their own."""
+        return len(self.names)
+
+    def addresses(self, blocks: Sequence[int]) -> Any:
+        """Return uint64 (blocks * shards, segments): all shards of a block, then the next's."""
+        numbers = np.asarray(blocks, np.uint64)
+        starts = numbers[:, None, None] * self._strides[None, :, None] + self._bases[None]
+        return np.ascontiguousarray(starts.reshape(-1, self.segments))
+
+    def shards(self, ids: Sequence[bytes]) -> tuple[Any, Any]:
+        """Return (ids, indexes) of all shards of these blocks, in the order of ``addresses``."""
+        rows = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
+        indexes = np.tile(np.arange(self.shards_per_block, dtype=np.uint32), len(ids))
+        return np.repeat(rows, self.shards_per_block, axis=0), indexes
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort 'layers.10' after 'layers.9'."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _layer(name: str, tensor: Any, num_blocks: int) -> _Layer:
+    if tensor.device.type != "cpu":
+        raise UnsupportedError(
+            f"{name}: its KV cache is on {tensor.device}; only host memory is supported yet"
+        )
+    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+    where = f"{name}: a KV cache of shape {shape} and strides {strides}"
+    if num_blocks not in shape:
+        raise UnsupportedError(f"{where} has no dimension of {num_blocks} blocks")
+    # K and V may stand before the blocks; nothing else does.
+    block_dim = shape.index(num_blocks, 1) if shape[0] == 2 and num_blocks in shape[1:] else 0
+    if shape[block_dim] != num_blocks:
+        raise UnsupportedError(f"{where} has its {num_blocks} blocks in an unknown place")
+    itemsize = tensor.element_size()
+    rest = [d for d in range(len(shape)) if d != block_dim and shape[d] > 1]
+    rest.sort(key=lambda d: strides[d])
+    dense = 1
+    outer: list[int] = []
+    for d in rest:
+        if not outer and strides[d] == dense:
+            dense *= shape[d]
+        else:
+            outer.append(d)
+    offsets = [0]
+    for d in reversed(outer):
+        offsets = [start + i * strides[d] for start in offsets for i in range(shape[d])]
+    if len(offsets) > MAX_SEGMENTS:
+        raise UnsupportedError(f"{where} scatters a block over {len(offsets)} places")
+    if num_blocks > 1 and strides[block_dim] < dense:
+        raise UnsupportedError(f"{where} mixes blocks with each other")
+    return _Layer(
+        base=tensor.data_ptr(),
+        stride=strides[block_dim] * itemsize,
+        offsets=tuple(offset * itemsize for offset in offsets),
+        segment=dense * itemsize,
+        order=",".join(f"{d}x{shape[d]}" for d in rest) + f":{len(offsets)}x{tensor.dtype}",
+    )
