@@ -33,6 +33,12 @@
 
 namespace ucm_test {
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitizer = true;  // keeps freed memory, and is slow
+#else
+constexpr bool kSanitizer = false;
+#endif
+
 // Keys as a user writes them: "timeout_ms" goes to every layer that takes it, "Posix.timeout_ms" to
 // one. Lists: STRINGS are separated by ':', INTS by ','.
 using Options = std::map<std::string, std::string>;

@@ -17,12 +17,6 @@ using namespace ucm_test;
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitizer = true;  // keeps freed memory, and is slow
-#else
-constexpr bool kSanitizer = false;
-#endif
-
 struct Faults {
     std::atomic<int> bytes{0}, statuses{0}, overruns{0}, calls{0};
     int total() const { return bytes + statuses + overruns + calls; }
