@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from typing import Any
@@ -11,6 +12,7 @@ from ucm.errors import ConfigError
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.namespace import unique_id
 from ucm.logs import logger
+from ucm.store import older_options
 from ucm.store_api import Store
 
 _DTYPES = {
@@ -25,12 +27,21 @@ _DTYPES = {
 def settings(extra_config: dict[str, Any]) -> config.Config:
     """Check the connector's configuration."""
     checked = config.load(extra_config)
-    if checked.connector_name != config.PIPELINE_STORE or checked.connector_module_path:
+    name = checked.connector_name
+    if checked.connector_module_path or name not in (config.PIPELINE_STORE, *config.OLDER_STORES):
         raise ConfigError(
-            f"{checked.source}: ucm_connector_name: {checked.connector_name} cannot be used here; "
+            f"{checked.source}: ucm_connector_name: {name} cannot be used here; "
             f"write {config.PIPELINE_STORE}"
         )
-    return checked
+    if name == config.PIPELINE_STORE:
+        return checked
+    older = older_options.translate(checked.connector_config)
+    return dataclasses.replace(
+        checked,
+        connector_name=config.PIPELINE_STORE,
+        connector_config=older.config,
+        notes=[*checked.notes, *older.notes],
+    )
 
 
 def share_logging() -> None:

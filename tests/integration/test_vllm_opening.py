@@ -1,0 +1,52 @@
+"""What the vLLM connector opens for a configuration."""
+
+import pytest
+
+import ucm
+from ucm.integration.vllm import opening
+
+SIZES = {"block_size": 4096, "shard_size": 1024, "tensor_size": 1024, "dtype": "bf16"}
+
+
+def extra(name, **options):
+    connector = {"ucm_connector_name": name, "ucm_connector_config": options}
+    return {"ucm_connectors": [connector]}
+
+
+def open_one(settings, lookup_only=False):
+    return opening.open_store(settings, "m-0123456789ab", "m", 0, "kv_both", SIZES, lookup_only)
+
+
+@pytest.mark.parametrize("name", ["UcmNfsStore", "UcmPCStore", "UcmPcStore"])
+def test_older_names_open_a_pipeline_with_the_engine_s_sizes(tmp_path, name):
+    older = {"kv_block_size": 65536, "io_size": 32768, "use_direct": False, "role": "worker"}
+    settings = opening.settings(extra(name, storage_backends=str(tmp_path), **older))
+    with open_one(settings) as store:
+        assert store.layers == ("Cache", "Posix")
+        assert (store.layout.block_size, store.layout.shard_size) == (4096, 1024)
+    assert any("use_direct" in note for note in settings.notes)
+
+
+def test_a_class_elsewhere_is_refused():
+    config = extra("Mine", storage_backends="/kv")
+    config["ucm_connectors"][0]["ucm_connector_module_path"] = "mine"
+    with pytest.raises(ucm.ConfigError, match="Mine cannot be used here; write UcmPipelineStore"):
+        opening.settings(config)
+
+
+def test_worker_and_scheduler_mean_the_same_blocks(tmp_path):
+    settings = opening.settings(extra("UcmPipelineStore", **posix(tmp_path)))
+    with open_one(settings) as worker, open_one(settings, lookup_only=True) as scheduler:
+        ids, rows = [bytes(16)] * 4, [[bytes(1024)]] * 4
+        worker.wait(worker.dump(ids, range(4), rows))
+        assert scheduler.lookup([bytes(16), bytes([1] * 16)]) == [True, False]
+
+
+def posix(path):
+    return {"store_pipeline": "Posix", "storage_backends": str(path)}
+
+
+def test_a_namespace_of_one_s_own_wins(tmp_path):
+    settings = opening.settings(extra("UcmPipelineStore", **posix(tmp_path), namespace="team-a"))
+    open_one(settings).close()
+    assert {entry.name for entry in tmp_path.iterdir()} == {".ucm", "team-a"}
