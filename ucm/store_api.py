@@ -101,6 +101,11 @@ class Store:
         """The sizes in force, or None when opened for lookup only without them."""
         return self._layout
 
+    @property
+    def lookup_only(self) -> bool:
+        """Whether it was opened with ``device_id`` -1: nothing can be dumped or loaded."""
+        return self._lookup_only
+
     def lookup(self, block_ids: Any) -> list[bool]:
         """Tell for each block whether it is published."""
         return [tier != 0 for tier in self.tiers(block_ids)]

@@ -142,7 +142,7 @@ def test_a_name_without_a_builder_is_stacked_as_it_is_written(builders, tmp_path
 def test_a_wiring_is_opened_for_lookup_only(wired, heap_library):
     store = wired(lambda pipeline: pipeline.Stack("Heap", heap_library), device_id=-1)
     assert store.lookup(IDS) == [False] * 3
-    assert store.store.layout is None
+    assert store.store.lookup_only
 
 
 def test_a_wiring_that_is_wrong_is_said(wired, registered, heap_library, tmp_path):

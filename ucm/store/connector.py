@@ -39,7 +39,7 @@ class UcmNfsStore(BlockStore):
         with older.naming():
             store = UcmPipelineStore(older.config)
         older.report(store.store)
-        layout = store.store.layout
+        layout = None if store.store.lookup_only else store.store.layout
         block_size = layout.block_size if layout else 0
         limit = int(staging_gb * 2**30) or max(_available_bytes() // 8, block_size)
         super().__init__(config, store, block_size, layout.shard_size if layout else 0, limit)
