@@ -399,18 +399,18 @@ def resolve(
         host[option.name] = Value(option, value, given)
     _check_identity(host)
 
-    resolved = []
+    resolved: list[list[Value]] = []
+    missing: list[str] = []
     for word, (_, table) in zip(words, layers, strict=True):
-        values = []
+        values: list[Value] = []
         for option in table or ():
             own, bare = f"{word}.{option.name}", option.name
             key = own if own in flat else bare
             used.update(k for k in (own, bare) if k in flat)
             given = flat.get(key) is not None
             if not given and option.initial is None:
-                raise ConfigError(
-                    f"{option.name}: {word} needs it and it is not given. {option.help}"
-                )
+                missing.append(f"{option.name}: {word} needs it and it is not given. {option.help}")
+                continue
             raw = flat[key] if given else option.initial
             values.append(Value(option, check_value(option, raw, key if given else None), given))
         resolved.append(values)
@@ -421,6 +421,8 @@ def resolve(
             _leftover(key, flat[key], words, taken, bool(open_ended), notes)
         elif key in IDENTITY and key not in taken and not open_ended and host[key].given:
             notes.append(f"{key}: no effect, because no layer of {'|'.join(words)} records it")
+    if missing:  # after the keys that nobody knows: one of them may be this one, misspelt
+        raise ConfigError(missing[0])
     return Resolved(host, resolved, notes)
 
 

@@ -125,6 +125,11 @@ def test_an_unknown_key_is_told_the_nearest(error_of, tmp_path, key, nearest):
     assert message == f"{key}: unknown option; did you mean {nearest!r}?"
 
 
+def test_a_needed_key_that_is_misspelt_is_told_the_nearest(error_of):
+    message = error_of("Posix", storage_backend="/kv", block_size=64)
+    assert message == "storage_backend: unknown option; did you mean 'storage_backends'?"
+
+
 def test_a_key_like_no_other_is_told_where_to_look(error_of):
     message = error_of("Empty", block_size=64, zzz=1)
     assert message.startswith("zzz: unknown option; ")
