@@ -37,6 +37,14 @@ def run_python(tmp_path):
     return run
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """Make an empty folder for a store's files."""
+    path = tmp_path / "kv"
+    path.mkdir()
+    return path
+
+
 @pytest.fixture(scope="session")
 def heap_library(tmp_path_factory):
     """Compile the example store in C."""

@@ -6,13 +6,6 @@ SIZES = {"block_size": 4096, "shard_size": 2048}
 
 
 @pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "kv"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
 def fill():
     """Return a function that stores n blocks of two shards."""
 

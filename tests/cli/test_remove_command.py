@@ -10,13 +10,6 @@ IDS = [bytes([i]) * 16 for i in range(3)]
 
 
 @pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "kv"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
 def open_store(folder):
     opened = []
 

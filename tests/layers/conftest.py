@@ -10,13 +10,6 @@ __all__ = ["rng"]
 
 
 @pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "kv"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
 def open_store(folder):
     """Open a pipeline over one folder; blocks have 4 shards of 8 KiB unless said otherwise."""
     opened = []

@@ -134,30 +134,25 @@ def probe(found: Config) -> dict[str, Any]:
         if given.get("device_id") in (-1, "-1"):
             given["device_id"] = 0
     # Where names are recorded the probe has one of its own, and leaves no empty space behind.
-    name = given["unique_id"] if config.is_pipeline(found) and _records(given) else None
-    if name:
-        given["namespace"] = name
+    directories = _named_directories(given) if config.is_pipeline(found) else []
+    if directories:
+        given["namespace"] = given["unique_id"]
     try:
         result = _Probe(lambda: _open(found, given)).run()
     finally:
-        if name:
-            _remove_namespace(given, name)
+        for path in directories:
+            with contextlib.suppress(StoreError, OSError):
+                for space in directory.inspect(path, given["namespace"]).spaces:
+                    directory.remove(space)
     return {"sizes": "given" if sized else "a default, because none are given", **result}
 
 
-def _records(given: dict[str, Any]) -> bool:
-    """Tell whether a layer of the pipeline keeps blocks by their namespace, in directories."""
-    names = {v.option.name for values in pipeline.check(given).options.layers for v in values}
-    return {"namespace", "storage_backends"} <= names
-
-
-def _remove_namespace(given: dict[str, Any], namespace: str) -> None:
-    for values in pipeline.check(given).options.layers:
-        for value in values:
-            for path in value.value if value.option.name == "storage_backends" else ():
-                with contextlib.suppress(StoreError, OSError):
-                    for space in directory.inspect(path, namespace).spaces:
-                        directory.remove(space)
+def _named_directories(given: dict[str, Any]) -> list[str]:
+    """Return the directories of layers that keep blocks by their namespace."""
+    layers = [
+        {v.option.name: v.value for v in layer} for layer in pipeline.check(given).options.layers
+    ]
+    return [d for o in layers if "namespace" in o for d in o.get("storage_backends", ())]
 
 
 def _open(found: Config, given: dict[str, Any]) -> ucm.Store:
