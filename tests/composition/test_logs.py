@@ -30,13 +30,6 @@ with ucm.open_pipeline("Cache|Posix", storage_backends=sys.argv[1], block_size=4
 
 
 @pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "kv"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def log_folder(tmp_path):
     return tmp_path / "log" / "ucm"
 

@@ -54,13 +54,6 @@ def found(folder):
         return sum(store.lookup([bytes([i] * 16) for i in range(8)]))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "kv"
-    path.mkdir()
-    return path
-
-
 def test_an_unclosed_store_is_closed_at_exit_and_said_so(run_python, folder):
     done = run_python(DUMP, folder, check=False, UC_LOGGER_LEVEL="warning")
     assert done.returncode == 0, done.stderr
