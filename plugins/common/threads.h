@@ -3,6 +3,8 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <condition_variable>
 #include <deque>
@@ -22,6 +24,7 @@ class Queue {
         std::lock_guard<std::mutex> hold(mutex_);
         items_.push_back(std::move(item));
         ready_.notify_one();
+        ring();
     }
 
     // False: closed and empty.
@@ -34,17 +37,59 @@ class Queue {
         return true;
     }
 
+    // False: there is nothing now.
+    bool try_pop(T &item) {
+        std::lock_guard<std::mutex> hold(mutex_);
+        if (items_.empty()) return false;
+        item = std::move(items_.front());
+        items_.pop_front();
+        return true;
+    }
+
+    bool closed() {
+        std::lock_guard<std::mutex> hold(mutex_);
+        return closed_;
+    }
+
     void close() {
         std::lock_guard<std::mutex> hold(mutex_);
         closed_ = true;
         ready_.notify_all();
+        ring();
+    }
+
+    // For threads that wait for other things besides, with poll(2): from listen, if it is true, to
+    // hush the eventfd `bell` becomes readable when something is put in or the queue is closed.
+    bool listen(int bell) {
+        std::lock_guard<std::mutex> hold(mutex_);
+        if (!items_.empty() || closed_) return false;
+        bells_.push_back(bell);
+        return true;
+    }
+    void hush(int bell) {
+        {
+            std::lock_guard<std::mutex> hold(mutex_);
+            for (size_t i = bells_.size(); i-- > 0;)
+                if (bells_[i] == bell) bells_.erase(bells_.begin() + long(i));
+        }
+        eventfd_t rings;
+        eventfd_read(bell, &rings);
     }
 
   private:
-    std::mutex mutex_;  // guards items_ and closed_
+    void ring() {
+        while (!bells_.empty()) {
+            eventfd_write(bells_.back(), 1);
+            bells_.pop_back();
+            if (!closed_) return;
+        }
+    }
+
+    std::mutex mutex_;  // guards all below
     std::condition_variable ready_;
     std::deque<T> items_;
     bool closed_ = false;
+    std::vector<int> bells_;  // of those that listen; one is rung for each item
 };
 
 // Named threads that block every signal, so that the host's handlers run on the host's threads.

@@ -11,19 +11,13 @@
 namespace ucm::posix {
 namespace {
 
-uint64_t total(const std::vector<Placed> &run) {
-    uint64_t bytes = 0;
-    for (const Placed &shard : run) bytes += shard.bytes();
-    return bytes;
-}
-
-// Copies between a flat buffer and pieces, going on at piece *at, byte *into.
-template <typename Copy>
-void walk(const std::vector<iovec> &pieces, size_t *at, size_t *into, uint64_t bytes, Copy copy) {
+// Goes over pieces from piece *at, byte *into on.
+template <typename Each>
+void walk(const std::vector<iovec> &pieces, size_t *at, size_t *into, uint64_t bytes, Each each) {
     for (uint64_t done = 0; done < bytes;) {
         const iovec &piece = pieces[*at];
         const size_t part = size_t(std::min<uint64_t>(piece.iov_len - *into, bytes - done));
-        copy(static_cast<uint8_t *>(piece.iov_base) + *into, done, part);
+        each(static_cast<uint8_t *>(piece.iov_base) + *into, done, part);
         done += part;
         *into += part;
         if (*into == piece.iov_len) {
@@ -106,111 +100,136 @@ int File::cut(uint64_t bytes) const {
     return ::ftruncate(scratch_.fd.get(), off_t(bytes)) == 0 ? 0 : errno;
 }
 
-int File::write(const void *data, uint64_t bytes, uint64_t offset) {
-    iovec piece{const_cast<void *>(data), size_t(bytes)};
-    uint64_t moved = 0;
-    return move(Way::kWrite, &piece, 1, offset, &moved);
-}
-
 int File::read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got) {
-    iovec piece{data, size_t(bytes)};
-    *got = 0;
-    const int error = move(Way::kRead, &piece, 1, offset, got);
-    return error == kEndOfFile ? 0 : error;
+    scratch_.pieces.assign(1, {data, size_t(bytes)});
+    way_ = Io::Way::kRead;
+    bounced_ = false;
+    error_ = 0;
+    offset_ = offset;
+    left_ = bytes;
+    moved_ = piece_ = 0;
+    move();
+    *got = moved_;
+    return error_ == kEndOfFile ? 0 : error_;
 }
 
-// Fills scratch_.pieces; each shard becomes whole pages.
-void File::lay_out(const Rows &rows, std::vector<Placed> &run, Way way, bool bounced) {
+void File::prepare_write(const Rows &rows, std::vector<Placed> &run, uint64_t header) {
+    prepare(Io::Way::kWrite, rows, run, header);
+}
+
+void File::prepare_read(const Rows &rows, std::vector<Placed> &run, uint64_t header) {
+    prepare(Io::Way::kRead, rows, run, header);
+}
+
+void File::prepare(Io::Way way, const Rows &rows, std::vector<Placed> &run, uint64_t header) {
+    way_ = way;
+    bounced_ = !run.empty() && bounces(rows, run.front());
     auto &pieces = scratch_.pieces;
     pieces.clear();
-    const bool whole_pages = direct_ && !bounced;
+    if (header > 0) pieces.push_back({scratch_.header.base(), size_t(header)});
+    lay_out(rows, run);
+    error_ = 0;
+    moved_ = piece_ = memory_ = into_ = chunk_ = begun_ = 0;
+    left_ = 0;
+    for (const iovec &piece : pieces) left_ += piece.iov_len;
+    offset_ = header > 0 ? 0 : run.front().entry.offset;
+    if (bounced_) std::swap(scratch_.pieces, scratch_.memory);
+}
+
+// Each shard becomes whole pages. The last bytes of a shard go through its own page where the file
+// takes whole pages only, and in every read: its length may turn out to be another.
+void File::lay_out(const Rows &rows, std::vector<Placed> &run) {
+    auto &pieces = scratch_.pieces;
     size_t number = 0;
     for (Placed &shard : run) {
         const uint64_t length = shard.entry.length;
         shard.page = scratch_.page(number++);
-        shard.in_page = whole_pages ? length % UCM_ALIGNMENT : 0;
+        shard.in_page = bounced_ ? 0 : length % UCM_ALIGNMENT;
         const size_t in_page = size_t(shard.in_page), padding = size_t(shard.bytes() - length);
         rows.append(pieces, shard.addresses, length - in_page);
         if (in_page + padding > 0) pieces.push_back({shard.page, in_page + padding});
-        if (way == Way::kRead) continue;
+        if (way_ == Io::Way::kRead) continue;
         if (in_page > 0)
             std::memcpy(shard.page, rows.at(shard.addresses, length - in_page), in_page);
         std::memset(shard.page + in_page, 0, padding);
     }
 }
 
-int File::move(Way way, iovec *pieces, size_t n, uint64_t offset, uint64_t *moved) {
-    const int fd = scratch_.fd.get();
-    while (n > 0) {
-        const int count = int(std::min<size_t>(n, IOV_MAX));
-        const ssize_t got = way == Way::kWrite ? ::pwritev(fd, pieces, count, off_t(offset))
-                                               : ::preadv(fd, pieces, count, off_t(offset));
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0 && errno == EINVAL && went_buffered()) continue;
-        if (got < 0) return errno;
-        if (got == 0) return way == Way::kWrite ? EIO : kEndOfFile;
-        offset += uint64_t(got);
-        *moved += uint64_t(got);
-        for (size_t left = size_t(got); left > 0;) {
-            const size_t part = std::min(left, pieces->iov_len);
-            pieces->iov_base = static_cast<uint8_t *>(pieces->iov_base) + part;
-            pieces->iov_len -= part;
-            left -= part;
-            if (pieces->iov_len > 0) break;
-            pieces++;
-            n--;
-        }
-    }
-    return 0;
-}
-
-int File::move_bounced(Way way, uint64_t bytes, uint64_t offset, uint64_t *moved) {
+void File::fill_bounce() {
+    chunk_ = std::min<uint64_t>(left_, scratch_.bounce.bytes());
+    begun_ = 0;
     uint8_t *buffer = scratch_.bounce.base();
-    size_t at = 0, into = 0;
+    if (way_ == Io::Way::kWrite)
+        walk(scratch_.memory, &memory_, &into_, chunk_,
+             [&](const uint8_t *piece, uint64_t from, size_t size) {
+                 std::memcpy(buffer + from, piece, size);
+             });
+    scratch_.pieces.assign(1, {buffer, size_t(chunk_)});
+    piece_ = 0;
+}
+
+void File::empty_bounce() {
+    const uint8_t *buffer = scratch_.bounce.base();
+    if (way_ == Io::Way::kRead)
+        walk(scratch_.memory, &memory_, &into_, begun_,
+             [&](uint8_t *piece, uint64_t from, size_t size) {
+                 std::memcpy(piece, buffer + from, size);
+             });
+    chunk_ = begun_ = 0;
+}
+
+bool File::next(Io &io) {
+    if (error_ != 0 || left_ == 0) return false;
+    if (bounced_ && chunk_ == 0) fill_bounce();
+    io.way = way_;
+    io.fd = scratch_.fd.get();
+    io.pieces = scratch_.pieces.data() + piece_;
+    io.n = unsigned(std::min<size_t>(scratch_.pieces.size() - piece_, IOV_MAX));
+    io.offset = offset_;
+    return true;
+}
+
+void File::took(const Io &io) {
+    const int64_t got = io.result;
+    if (got == -EINTR || got == -EAGAIN) return;
+    if (got == -EINVAL && went_buffered()) return;
+    if (got < 0)
+        error_ = int(-got);
+    else if (got == 0)
+        error_ = way_ == Io::Way::kWrite ? EIO : kEndOfFile;
+    else
+        advance(uint64_t(got));
+    if (bounced_ && (error_ != 0 || begun_ == chunk_)) empty_bounce();
+}
+
+void File::advance(uint64_t bytes) {
+    offset_ += bytes;
+    moved_ += bytes;
+    left_ -= bytes;
+    begun_ += bytes;
     while (bytes > 0) {
-        const uint64_t part = std::min<uint64_t>(bytes, scratch_.bounce.bytes());
-        if (way == Way::kWrite)
-            walk(scratch_.pieces, &at, &into, part,
-                 [&](uint8_t *piece, uint64_t from, size_t size) {
-                     std::memcpy(buffer + from, piece, size);
-                 });
-        iovec whole{buffer, size_t(part)};
-        const int error = move(way, &whole, 1, offset, moved);
-        if (error != 0) return error;
-        if (way == Way::kRead)
-            walk(scratch_.pieces, &at, &into, part,
-                 [&](uint8_t *piece, uint64_t from, size_t size) {
-                     std::memcpy(piece, buffer + from, size);
-                 });
+        iovec &piece = scratch_.pieces[piece_];
+        const size_t part = size_t(std::min<uint64_t>(bytes, piece.iov_len));
+        piece.iov_base = static_cast<uint8_t *>(piece.iov_base) + part;
+        piece.iov_len -= part;
         bytes -= part;
-        offset += part;
+        if (piece.iov_len == 0) piece_++;
     }
-    return 0;
 }
 
-int File::write_run(const Rows &rows, std::vector<Placed> &run, uint64_t *moved) {
-    *moved = 0;
-    const bool bounced = bounces(rows, run.front());
-    lay_out(rows, run, Way::kWrite, bounced);
-    const uint64_t offset = run.front().entry.offset;
-    if (bounced) return move_bounced(Way::kWrite, total(run), offset, moved);
-    return move(Way::kWrite, scratch_.pieces.data(), scratch_.pieces.size(), offset, moved);
+void File::move() {
+    Io io;
+    while (next(io)) {
+        move_now(io);
+        took(io);
+    }
 }
 
-int File::read_run(const Rows &rows, std::vector<Placed> &run) {
-    uint64_t moved = 0;
-    const bool bounced = bounces(rows, run.front());
-    lay_out(rows, run, Way::kRead, bounced);
-    const uint64_t offset = run.front().entry.offset;
-    const int error =
-        bounced ? move_bounced(Way::kRead, total(run), offset, &moved)
-                : move(Way::kRead, scratch_.pieces.data(), scratch_.pieces.size(), offset, &moved);
-    if (error != 0) return error;
+void File::fill_in(const Rows &rows, const std::vector<Placed> &run) {
     for (const Placed &shard : run)
         if (shard.in_page > 0)
             std::memcpy(rows.at(shard.addresses, shard.entry.length - shard.in_page), shard.page,
                         size_t(shard.in_page));
-    return 0;
 }
 
 }  // namespace ucm::posix

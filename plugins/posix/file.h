@@ -10,15 +10,16 @@
 #include "block_file.h"
 #include "buffers.h"
 #include "directory.h"
+#include "engine.h"
 #include "writer_lock.h"
 
 namespace ucm::posix {
 
-constexpr uint64_t kRunBytes = 4u << 20;                     // what one system call moves, about
+constexpr uint64_t kRunBytes = 4u << 20;                     // of payload in one request, about
 constexpr size_t kRunShards = 256;                           // pages in Scratch
 constexpr int kEndOfFile = std::numeric_limits<int>::max();  // no errno
 
-// What a thread needs for its work; made at open.
+// What a job needs while it runs; made at open. Its pages take memory when first touched.
 struct Scratch {
     explicit Scratch(bool direct)
         : header(kMaxHeaderBytes),
@@ -30,7 +31,7 @@ struct Scratch {
     Mapping header;
     Mapping pages;   // of each shard of a run: the end that fills no whole page
     Mapping bounce;  // for O_DIRECT with memory that is not aligned
-    std::vector<iovec> pieces;
+    std::vector<iovec> pieces, memory;
     ForkClosed fd;
 };
 
@@ -64,6 +65,9 @@ struct Placed {
 };
 
 // An open file, and the ways that bytes take to and from it. One at a time for each Scratch.
+//
+// A movement is prepared, then made by requests for an engine:
+//     while (file.next(io)) { ...the engine moves io...; file.took(io); }
 class File {
   public:
     File(Directory &directory, Scratch &scratch) : directory_(directory), scratch_(scratch) {}
@@ -78,28 +82,50 @@ class File {
     int close() { return scratch_.fd.close(); }
     int stat(struct stat &st) const { return ::fstat(scratch_.fd.get(), &st) == 0 ? 0 : errno; }
     int cut(uint64_t bytes) const;
-    int write(const void *data, uint64_t bytes, uint64_t offset);
     // Reads up to the end of the file.
     int read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got);
+    int fd() const { return scratch_.fd.get(); }
 
     // May this shard's memory share a run with others that answer the same?
     bool bounces(const Rows &rows, const Placed &shard) const {
         return direct_ && !rows.aligned(shard.addresses, shard.entry.length);
     }
-    // Shards that follow each other in the file. *moved counts whole bytes, also on failure.
-    int write_run(const Rows &rows, std::vector<Placed> &run, uint64_t *moved);
-    int read_run(const Rows &rows, std::vector<Placed> &run);
+
+    // Movements of shards that follow each other in the file; in front of them, if it is not 0,
+    // the first `header` bytes of Scratch::header, to or from the beginning of the file.
+    void prepare_write(const Rows &rows, std::vector<Placed> &run, uint64_t header);
+    void prepare_read(const Rows &rows, std::vector<Placed> &run, uint64_t header);
+    bool next(Io &io);
+    void took(const Io &io);
+    // Here and now.
+    void move();
+
+    // Of the last movement: 0, an errno or kEndOfFile; whole bytes, also on failure.
+    int error() const { return error_; }
+    uint64_t moved() const { return moved_; }
+
+    // After a read: puts in place what came through pages. To be called when entry.length is right.
+    static void fill_in(const Rows &rows, const std::vector<Placed> &run);
 
   private:
-    enum class Way { kRead, kWrite };
-    void lay_out(const Rows &rows, std::vector<Placed> &run, Way way, bool bounced);
-    int move(Way way, iovec *pieces, size_t n, uint64_t offset, uint64_t *moved);
-    int move_bounced(Way way, uint64_t bytes, uint64_t offset, uint64_t *moved);
+    void prepare(Io::Way way, const Rows &rows, std::vector<Placed> &run, uint64_t header);
+    void lay_out(const Rows &rows, std::vector<Placed> &run);
+    void fill_bounce();
+    void empty_bounce();
+    void advance(uint64_t bytes);
     bool went_buffered();
 
     Directory &directory_;
     Scratch &scratch_;
     bool direct_ = false;
+
+    Io::Way way_ = Io::Way::kRead;
+    bool bounced_ = false;
+    int error_ = 0;
+    uint64_t offset_ = 0, left_ = 0, moved_ = 0;
+    size_t piece_ = 0;               // in scratch_.pieces: the first that is not moved
+    size_t memory_ = 0, into_ = 0;   // in scratch_.memory, when bounced
+    uint64_t chunk_ = 0, begun_ = 0; // bytes of the bounce buffer, and those of it that are moved
 };
 
 }  // namespace ucm::posix

@@ -1,35 +1,56 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <optional>
+
 #include "job.h"
 
 namespace ucm::posix {
 
-// Serves one job of a load: header, runs of shards, checksums.
+// Serves jobs of loads, one at a time: header, runs of shards, checksums. What goes wrong is tried
+// again, and cleaned up, by system calls of the thread itself.
 class Loader {
   public:
-    Loader(Context &context, const Job &job, Scratch &scratch)
-        : context_(context), job_(job), task_(job.task()), id_(job.id()), scratch_(scratch) {}
+    Loader(Context &context, Scratch &scratch) : context_(context), scratch_(scratch) {}
 
-    void run();
+    // See Lane.
+    bool begin(Job &job);
+    bool resume();
+    Io &io() { return io_; }
 
   private:
-    void load(Directory &directory);
-    void load_shards(OpenBlock &block);
-    // Takes the next shards that lie one after another, from number *next on.
-    std::vector<Placed> next_run(const OpenBlock &block, const std::vector<Placed> &all,
-                                 size_t *next) const;
-    void load_run(OpenBlock &block, std::vector<Placed> &run);
-    void load_alone(OpenBlock &block, const Placed &shard);
+    enum class Stage { kHeader, kRun };
+
+    bool open();
+    void guess();
+    bool after_header();
+    bool guessed_right();
+    void place();
+    void next_run();
+    bool start_run();
+    void after_run();
+    void load_alone(const Placed &shard);
     bool sound(const Placed &shard);
     void finish(const Placed &shard, ucm_status status, int error);
-    void fail_all(ucm_status status, int error = 0);
+    bool fail_all(ucm_status status, int error = 0);
+    bool end(BlockState state);
 
     Context &context_;
-    const Job &job_;
-    Task &task_;
-    const BlockId id_;
     Scratch &scratch_;
+    Io io_;
+
+    // Of the job that runs.
+    Job job_;
+    Task *task_ = nullptr;
+    BlockId id_{};
+    Directory *directory_ = nullptr;
+    std::optional<OpenBlock> block_;
+    Stage stage_ = Stage::kHeader;
+    bool guessed_ = false;
+    int64_t begun_ns_ = 0;
+    std::vector<Placed> all_;      // in the order of the file
+    size_t next_ = 0;              // in all_
+    std::vector<Placed> run_;      // on their way
     std::vector<Placed> corrupt_;  // told only when the file is out of the way
 };
 

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+#include "engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+
+#include "block_file.h"
+#include "ucm/store_v1.hpp"
+
+namespace ucm::posix {
+namespace {
+
+// The calling thread moves the bytes itself.
+class Psync final : public Engine {
+  public:
+    size_t depth() const override { return 1; }
+    void start(Io &io) override {
+        move_now(io);
+        done_ = &io;
+    }
+    Io *finish(bool) override {
+        Io *done = done_;
+        done_ = nullptr;
+        return done;
+    }
+
+  private:
+    Io *done_ = nullptr;
+};
+
+std::unique_ptr<Engine> make_ring(const std::string &name, size_t depth, int *error) {
+    return name == "aio" ? make_aio(depth, error) : make_uring(depth, error);
+}
+
+const char *not_built(const std::string &name) {
+    return name == "aio" ? "this build has no libaio; build it where libaio-dev is installed"
+                         : "this build has no liburing; build it where liburing-dev is installed";
+}
+
+std::string refusal(const std::string &name, int error) {
+#ifndef UCM_HAVE_AIO
+    if (name == "aio") return not_built(name);
+#endif
+#ifndef UCM_HAVE_URING
+    if (name == "io_uring") return not_built(name);
+#endif
+    std::string text = "the kernel refuses " + name + " (" + errno_text(error) + ")";
+    if (name == "aio" && error == EAGAIN) return text + "; raise sysctl fs.aio-max-nr";
+    if (name == "io_uring" && (error == EPERM || error == ENOSYS))
+        return text + "; see sysctl kernel.io_uring_disabled and the container's seccomp profile";
+    if (error == ENOMEM) return text + "; raise ulimit -l";
+    return text;
+}
+
+// A few threads are enough where each keeps many requests under way.
+EngineChoice ring_choice(const std::string &name, size_t concurrency) {
+    const size_t cores = std::max(1u, std::thread::hardware_concurrency());
+    const size_t threads = std::clamp<size_t>(std::min(cores, concurrency) / 2, 1, 8);
+    return {name, threads, std::max<size_t>((concurrency + threads - 1) / threads, 2), ""};
+}
+
+}  // namespace
+
+void move_now(Io &io) {
+    const int count = int(io.n);
+    do {
+        switch (io.way) {
+            case Io::Way::kRead:
+                io.result = ::preadv(io.fd, io.pieces, count, off_t(io.offset));
+                break;
+            case Io::Way::kWrite:
+                io.result = ::pwritev(io.fd, io.pieces, count, off_t(io.offset));
+                break;
+            case Io::Way::kSync:
+                io.result = ::fdatasync(io.fd);
+                break;
+        }
+        if (io.result < 0) io.result = -errno;
+    } while (io.result == -EINTR);
+}
+
+EngineChoice choose_engine(const std::string &wanted, size_t concurrency, bool direct) {
+    if (wanted == "psync") return {"psync", concurrency, 1, "as configured"};
+    if (wanted == "auto" && !direct)
+        return {"psync", concurrency, 1, "without O_DIRECT the kernel queues nothing"};
+    std::string refused;
+    for (const char *name : {"io_uring", "aio"}) {
+        if (wanted != "auto" && wanted != name) continue;
+        int error = 0;
+        if (make_ring(name, 2, &error)) {
+            EngineChoice choice = ring_choice(name, concurrency);
+            choice.why = wanted == "auto" ? "O_DIRECT works here" + refused : "as configured";
+            return choice;
+        }
+        if (wanted != "auto")
+            throw Error(UCM_UNAVAILABLE,
+                        "posix_io_engine: " + refusal(name, error) + "; or use auto or psync",
+                        error);
+        refused += ", " + refusal(name, error);
+    }
+    return {"psync", concurrency, 1, "no other engine is to be had" + refused};
+}
+
+std::unique_ptr<Engine> make_engine(const EngineChoice &choice) {
+    if (choice.name == "psync") return std::make_unique<Psync>();
+    int error = 0;
+    std::unique_ptr<Engine> engine = make_ring(choice.name, choice.depth, &error);
+    if (!engine)
+        throw Error(UCM_UNAVAILABLE, "posix_io_engine: " + refusal(choice.name, error), error);
+    return engine;
+}
+
+}  // namespace ucm::posix

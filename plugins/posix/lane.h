@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <poll.h>
+#include <sys/eventfd.h>
+
+#include <memory>
+#include <vector>
+
+#include "engine.h"
+#include "file.h"
+#include "threads.h"
+
+namespace ucm::posix {
+
+// What one thread does: takes work from a queue, as much at once as its engine keeps under way, and
+// goes on with each piece as its bytes have moved. Checksums of one piece are computed while the
+// bytes of others move.
+//
+// Work is made with a Scratch, and has
+//     bool begin(Item &)   // false: it is over already; true: io() is to be moved
+//     bool resume()        // after io() has moved; the same
+//     Io &io()
+template <typename Work, typename Item>
+class Lane {
+  public:
+    template <typename Make>
+    Lane(Queue<Item> &queue, const EngineChoice &choice, bool direct, Make make)
+        : queue_(queue), engine_(make_engine(choice)) {
+        for (size_t i = 0; i < engine_->depth(); i++) {
+            scratches_.push_back(std::make_unique<Scratch>(direct));
+            works_.push_back(make(*scratches_.back()));
+            works_.back()->io().slot = i;
+            free_.push_back(i);
+        }
+        if (engine_->fd() < 0) return;
+        bell_.set(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+        if (bell_.get() < 0) throw Error(UCM_UNAVAILABLE, "cannot make an eventfd", errno);
+    }
+
+    // Until the queue is closed and empty.
+    void run() {
+        for (;;) {
+            fill();
+            if (busy() == 0) {
+                if (!wait_for_item()) return;
+                continue;
+            }
+            engine_->submit();
+            const bool full = free_.empty() || bell_.get() < 0;
+            if (!full) wait_for_either();
+            for (Io *io = engine_->finish(full); io; io = engine_->finish(false)) {
+                const size_t slot = io->slot;
+                if (works_[slot]->resume())
+                    engine_->start(*io);
+                else
+                    free_.push_back(slot);
+            }
+        }
+    }
+
+  private:
+    size_t busy() const { return works_.size() - free_.size(); }
+
+    void fill() {
+        Item item;
+        while (!free_.empty() && queue_.try_pop(item)) begin(item);
+    }
+
+    void begin(Item &item) {
+        const size_t slot = free_.back();
+        if (!works_[slot]->begin(item)) return;
+        free_.pop_back();
+        engine_->start(works_[slot]->io());
+    }
+
+    // False: none will come.
+    bool wait_for_item() {
+        if (bell_.get() >= 0) {
+            if (!queue_.listen(bell_.get())) return !drained();
+            pollfd wanted{bell_.get(), POLLIN, 0};
+            ::poll(&wanted, 1, -1);
+            queue_.hush(bell_.get());
+            return true;
+        }
+        Item item;
+        if (!queue_.pop(item)) return false;
+        begin(item);
+        return true;
+    }
+
+    bool drained() {
+        Item item;
+        if (!queue_.closed()) return false;
+        if (!queue_.try_pop(item)) return true;
+        begin(item);
+        return false;
+    }
+
+    // For an item, where there is a free place, or a finished request.
+    void wait_for_either() {
+        pollfd wanted[2] = {{engine_->fd(), POLLIN, 0}, {bell_.get(), POLLIN, 0}};
+        const bool listens = queue_.listen(bell_.get());
+        // After the end of the queue only requests are waited for.
+        const bool closed = !listens && queue_.closed();
+        ::poll(wanted, listens ? 2 : 1, listens || closed ? -1 : 0);
+        if (listens) queue_.hush(bell_.get());
+    }
+
+    Queue<Item> &queue_;
+    std::unique_ptr<Engine> engine_;
+    std::vector<std::unique_ptr<Scratch>> scratches_;
+    std::vector<std::unique_ptr<Work>> works_;  // by slot
+    std::vector<size_t> free_;
+    ForkClosed bell_;  // of the queue; none where the engine moves one request at a time
+};
+
+}  // namespace ucm::posix
