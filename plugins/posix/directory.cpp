@@ -8,11 +8,14 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 namespace ucm::posix {
 namespace {
 
 constexpr size_t kQuarantineFiles = 64;
 constexpr char kSoftware[] = "Posix 0.1.0";
+constexpr int64_t kWalkPauseNs = 1000000000;
 
 std::string absolute(const std::string &path) {
     char *found = realpath(path.c_str(), nullptr);
@@ -132,6 +135,20 @@ bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
     return false;
 }
 
+void Directory::published(const BlockId &) {}
+void Directory::removed(const BlockId &) {}
+void Directory::missed(const BlockId &) {}
+void Directory::loaded(const BlockId &, const struct stat &) {}
+int Directory::reserve(uint64_t, int64_t) {
+    return 0;
+}
+void Directory::settle(uint64_t, uint64_t) {}
+void Directory::was_full() {}
+void Directory::tidy() {}
+int64_t Directory::walk(const std::atomic<bool> &) {
+    return kWalkPauseNs;
+}
+
 Directories::Directories(const ucm_value &paths, const Wanted &wanted, const Logger &log) {
     if (paths.count == 0)
         throw Error(UCM_INVALID, "storage_backends names no directory; give at least one");
@@ -179,6 +196,16 @@ std::string Directories::find(const BlockId &id) {
     if (!finder_) return directory->block_path(id);
     const std::string space = finder_->current();
     return space.empty() ? "" : directory->path() + "/" + space + "/" + block_name(id);
+}
+
+void Directories::tidy() {
+    for (auto &directory : all_) directory->tidy();
+}
+
+int64_t Directories::walk(const std::atomic<bool> &stop) {
+    int64_t pause_ns = kWalkPauseNs;
+    for (auto &directory : all_) pause_ns = std::min(pause_ns, directory->walk(stop));
+    return pause_ns;
 }
 
 uint64_t Directories::total_bytes() const {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <sys/stat.h>
+
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -51,6 +53,28 @@ class Directory {
     // Takes the block away from its name; false where it is no longer this file.
     bool quarantine(const BlockId &id, dev_t device, ino_t inode);
 
+    // What this handle learns of a block, for later lookups, here and in other processes.
+    void published(const BlockId &id);
+    void removed(const BlockId &id);
+    void missed(const BlockId &id);  // a load found no file
+    // A shard of the block, whose file this is, was loaded.
+    void loaded(const BlockId &id, const struct stat &file);
+
+    // Room for what is about to be written to a temporary file, in whole pages: 0, ENOSPC (the
+    // quota, after waiting for room until the deadline), or another errno. 0 for the deadline:
+    // none.
+    int reserve(uint64_t bytes, int64_t deadline_ns);
+    // A reservation ends: the file is published with so many bytes, or is deleted (0).
+    void settle(uint64_t reserved, uint64_t bytes);
+    // The file system was full, whatever the quota says.
+    void was_full();
+
+    // The store's thread for small chores, every 20 ms or so; nothing here takes long.
+    void tidy();
+    // The store's thread for long walks; comes back soon once `stop` is set. Returns how long to
+    // wait before the next.
+    int64_t walk(const std::atomic<bool> &stop);
+
   private:
     void open_space(const Wanted &wanted);
     void check_same() const;
@@ -76,6 +100,8 @@ class Directories {
     std::string find(const BlockId &id);
     // After a miss: is it worth looking again?
     bool look_again() { return finder_ && finder_->look_again(); }
+    void tidy();
+    int64_t walk(const std::atomic<bool> &stop);
     // Bytes of all their file systems.
     uint64_t total_bytes() const;
 

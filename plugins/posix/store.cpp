@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint64_t kQueuedShards = 65536;
 constexpr uint64_t kQueuedBytes = 1ull << 30;
+constexpr int64_t kTidyNs = 20000000;
 constexpr int64_t kLookTimesEvery = 64;  // lookups between two looks at the clock
 
 const ucm_layout *layout_of(const ucm_open_args &args) {
@@ -65,9 +66,10 @@ PosixStore::PosixStore(const ucm_open_args &args)
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),
       dumper_(context_, ledger_, draft_limits(context_.directories)) {
-    if (context_.lookup_only) return;
     try {
-        start_threads(size_t(Values(args)[kConcurrency].i), Values(args)[kIoDirect].i != 0);
+        walk_.start(1, "ucm-posix-walk", [this] { walk_loop(); });
+        if (!context_.lookup_only)
+            start_threads(size_t(Values(args)[kConcurrency].i), Values(args)[kIoDirect].i != 0);
     } catch (...) {
         stop();
         throw;
@@ -104,13 +106,26 @@ void PosixStore::load_loop(Scratch &scratch) {
 }
 
 void PosixStore::tidy_loop() {
-    std::unique_lock<std::mutex> hold(tidy_mutex_);
-    while (!tidy_stop_) {
+    int64_t due = 0;
+    std::unique_lock<std::mutex> hold(stop_mutex_);
+    while (!stopped_) {
         hold.unlock();
-        const int64_t due = dumper_.abandon_idle();
+        context_.directories.tidy();
+        if (monotonic_ns() >= due) due = dumper_.abandon_idle();
         hold.lock();
-        const int64_t wait_ns = std::clamp<int64_t>(due - monotonic_ns(), 1000000, 60000000000);
-        tidy_wake_.wait_for(hold, std::chrono::nanoseconds(wait_ns), [&] { return tidy_stop_; });
+        stop_wake_.wait_for(hold, std::chrono::nanoseconds(kTidyNs),
+                            [&] { return stopped_.load(); });
+    }
+}
+
+void PosixStore::walk_loop() {
+    std::unique_lock<std::mutex> hold(stop_mutex_);
+    while (!stopped_) {
+        hold.unlock();
+        const int64_t pause_ns = context_.directories.walk(stopped_);
+        hold.lock();
+        stop_wake_.wait_for(hold, std::chrono::nanoseconds(pause_ns),
+                            [&] { return stopped_.load(); });
     }
 }
 
@@ -118,12 +133,13 @@ void PosixStore::stop() {
     loads_.close();
     dumper_.stop();
     {
-        std::lock_guard<std::mutex> hold(tidy_mutex_);
-        tidy_stop_ = true;
-        tidy_wake_.notify_all();
+        std::lock_guard<std::mutex> hold(stop_mutex_);
+        stopped_ = true;
+        stop_wake_.notify_all();
     }
     threads_.join();
     tidy_.join();
+    walk_.join();
 }
 
 bool PosixStore::present(const BlockId &id) {

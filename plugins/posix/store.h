@@ -51,6 +51,7 @@ class PosixStore final : public Store {
     void start_threads(size_t concurrency, bool direct);
     void load_loop(Scratch &scratch);
     void tidy_loop();
+    void walk_loop();
     void stop();
 
     const int64_t timeout_ms_;
@@ -62,10 +63,10 @@ class PosixStore final : public Store {
     Dumper dumper_;
     std::vector<std::unique_ptr<Scratch>> scratches_;
     std::atomic<bool> closing_{false};
-    std::mutex tidy_mutex_;  // guards tidy_stop_
-    std::condition_variable tidy_wake_;
-    bool tidy_stop_ = false;
-    Threads threads_, tidy_;
+    std::mutex stop_mutex_;  // guards changes of stopped_
+    std::condition_variable stop_wake_;
+    std::atomic<bool> stopped_{false};
+    Threads threads_, tidy_, walk_;
 };
 
 }  // namespace ucm::posix
