@@ -2,6 +2,7 @@
 #include "directory.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -44,6 +45,15 @@ std::string absolute(const std::string &path) {
     return text;
 }
 
+// Of a folder: 0 or an errno.
+int sync_path(const std::string &path) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return errno;
+    const int error = ::fsync(fd) == 0 ? 0 : errno;
+    ::close(fd);
+    return error;
+}
+
 size_t count_files(const std::string &path) {
     std::unique_ptr<DIR, int (*)(DIR *)> dir(opendir(path.c_str()), closedir);
     size_t files = 0;
@@ -58,6 +68,7 @@ Directory::Directory(const std::string &path, const Wanted &wanted, const Logger
     : path_(absolute(path)), log_(log), access_(wanted.access), direct_(wanted.direct) {
     if (wanted.writes) {
         writer_ = std::make_unique<WriterFolder>(path_, access_);
+        if (direct_) try_direct();
         id_ = make_directory_id(path_, writer_->path(), access_);
         identified_ = true;
         sweep_trash(path_);
@@ -72,6 +83,27 @@ void Directory::open_space(const Wanted &wanted) {
     if (space_->there()) return;
     space_->tell_neighbours(log_);
     if (wanted.writes) space_->ensure(*writer_, access_, kSoftware);
+}
+
+void Directory::try_direct() {
+    const int fd = ::open((writer_->path() + "/lock").c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
+    if (fd >= 0)
+        ::close(fd);
+    else if (errno == EINVAL)
+        refuse_direct();
+}
+
+int Directory::sync_block(const BlockId &id) {
+    const std::string folder = block_folder(id);
+    auto &known = folders_synced_[std::stoul(folder, nullptr, 16)];
+    int error = sync_path(space_->path() + "/" + folder);
+    if (known.load()) return error;
+    // Somebody may have made them a moment ago, and not synced.
+    const std::string space = space_->path();
+    for (const std::string &path : {space, space.substr(0, space.rfind('/')), path_})
+        if (error == 0) error = sync_path(path);
+    if (error == 0) known = true;
+    return error;
 }
 
 bool Directory::identified() {
@@ -169,6 +201,12 @@ void Directories::check_distinct() {
                 throw Error(UCM_INVALID, "storage_backends: " + all_[i]->path() + " and " +
                                              all_[k]->path() +
                                              " are one directory or copies of one; name it once");
+}
+
+bool Directories::direct() const {
+    for (auto &directory : all_)
+        if (!directory->direct()) return false;
+    return true;
 }
 
 Directory *Directories::of(const BlockId &id) {

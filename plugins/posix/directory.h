@@ -42,6 +42,8 @@ class Directory {
     const Access &access() const { return access_; }
 
     bool direct() const { return direct_.load(std::memory_order_relaxed); }
+    // Makes sure of a published block's names, up to the directory itself: 0 or an errno.
+    int sync_block(const BlockId &id);
     // The file system cannot do it: from now on as if io_direct were off.
     void refuse_direct();
 
@@ -76,6 +78,7 @@ class Directory {
     int64_t walk(const std::atomic<bool> &stop);
 
   private:
+    void try_direct();
     void open_space(const Wanted &wanted);
     void check_same() const;
 
@@ -88,12 +91,15 @@ class Directory {
     DirectoryId id_{};
     std::unique_ptr<WriterFolder> writer_;
     std::unique_ptr<Space> space_;
+    std::atomic<bool> folders_synced_[4096] = {};  // by the three digits: its entry in the space
 };
 
 class Directories {
   public:
     Directories(const ucm_value &paths, const Wanted &wanted, const Logger &log);
 
+    // All of them take O_DIRECT.
+    bool direct() const;
     // Where the block lives; NULL where nothing was ever written.
     Directory *of(const BlockId &id);
     // Its file, of a handle without a layout too; "" where it cannot be.

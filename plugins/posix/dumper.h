@@ -23,6 +23,14 @@ struct DraftLimits {
 
 // An unfinished block: a temporary file and what is in it.
 struct Draft {
+    Draft() = default;
+    Draft(Directory &where, uint32_t shards, bool replaces)
+        : directory(&where),
+          replace(replaces),
+          have(shards),
+          end(block_header_bytes(shards)),
+          table(shards) {}
+
     Directory *directory = nullptr;
     std::string temporary;  // "": not begun
     bool replace = false;   // publish over what is there
@@ -31,6 +39,7 @@ struct Draft {
     size_t stored = 0;      // set in have
     uint64_t answered = 0;  // shards that done called UCM_OK, duplicates too
     uint64_t end = 0;       // where the next payload goes
+    uint64_t reserved = 0;  // of the directory's quota
     uint32_t depth = kUnknownDepth;
     std::vector<ShardEntry> table;
     int64_t rests_since_ns = 0;
@@ -39,16 +48,36 @@ struct Draft {
 };
 
 // The unfinished blocks of one store, and the dumps that wait to add to them. One thread at a time
-// works on a block.
+// works on a block; see DumpRun.
 class Dumper {
   public:
+    struct Block {
+        std::deque<Job> waiting;
+        bool scheduled = false;  // in ready() or worked on
+        bool running = false;
+        uint64_t runs = 0;
+        std::atomic<bool> dropped{false};  // by drop, while it runs
+        bool resting = false;              // in resting_
+        std::list<BlockId>::iterator place;
+        Draft draft;  // of the thread that runs it; guarded by mutex_ while none does
+    };
+
     Dumper(Context &context, Ledger &ledger, DraftLimits limits)
         : context_(context), ledger_(ledger), limits_(limits) {}
 
     void accept(Job job);
-    // Until stop, and until nothing waits any more.
-    void work(Scratch &scratch);
+    // Blocks with a job that waits. Closed by stop; then what waits is still worked on.
+    Queue<BlockId> &ready() { return ready_; }
     void stop() { ready_.close(); }
+
+    // The next job of a block from ready(), for one thread until end_run; NULL: it was dropped.
+    Block *take(const BlockId &id, Job &job);
+    void end_run(const BlockId &id, Block &block);
+    // The temporary file goes; a published block stays.
+    void discard(Draft &draft);
+    void abandon(const BlockId &id, Draft &draft, const char *why);
+    void count_answered(Draft &draft, uint64_t shards);
+
     // Ends or cancels the accepted dumps of these ids. False: some still run at the deadline.
     bool drop(const std::vector<BlockId> &ids, int64_t deadline_ns);
     // Of blocks that rest too long, or of all. Returns when the next one will be due.
@@ -57,55 +86,9 @@ class Dumper {
     uint64_t unfinished_shards() const { return unfinished_.load(); }
 
   private:
-    struct Block {
-        std::deque<Job> waiting;
-        bool scheduled = false;  // in ready_ or worked on
-        bool running = false;
-        uint64_t runs = 0;
-        std::atomic<bool> dropped{false};  // by drop, while it runs
-        bool resting = false;              // in resting_
-        std::list<BlockId>::iterator place;
-        Draft draft;  // of the thread that runs it; guarded by mutex_ while none does
-    };
-    // The work on one job. Shards go by their number within it.
-    struct Run {
-        Run(Job &j, Block &b, Scratch &s)
-            : job(j), block(b), scratch(s), id(j.id()), results(j.size(), result(UCM_PENDING)) {}
-
-        Job &job;
-        Block &block;
-        Scratch &scratch;
-        const BlockId id;
-        std::vector<ucm_result> results;               // UCM_PENDING: not decided
-        std::vector<size_t> fresh;                     // not in the draft yet
-        std::vector<std::pair<size_t, size_t>> twins;  // of a fresh one in this job
-        std::vector<size_t> written;
-        bool abandoned = false;
-    };
-
-    void run(Block &block, Job &job, Scratch &scratch);
-    bool end_run(const BlockId &id, Block &block);
-    void decide(Run &run);
-    bool begin(Run &run, Directory &directory);
-    Draft empty_draft(Directory &directory, bool replace) const;
-    void choose(Run &run);
-    int open_temporary(Run &run, File &file);
-    int make_temporary(Run &run, File &file);
-    void write_fresh(Run &run, File &file);
-    std::vector<Placed> next_run(Run &run, const File &file, size_t from,
-                                 std::vector<size_t> &which);
-    void settle(Run &run, File &file);
-    void finish(Run &run, File &file);
-    int publish(Run &run, File &file);
-    int put_in_place(Run &run, const struct stat &mine);
-    ucm_status refused(const Run &run) const;
-    static void fail(Run &run, const std::vector<size_t> &which, ucm_status status, int error);
-    void answer(Run &run);
-
+    bool end_run_once(const BlockId &id, Block &block);
     void rest(const BlockId &id, Block &block);
     void wake(Block &block);
-    void discard(Draft &draft);
-    void abandon(const BlockId &id, Draft &draft, const char *why);
     void abandon_excess();
 
     Context &context_;

@@ -35,24 +35,28 @@ std::unique_ptr<Engine> make_ring(const std::string &name, size_t depth, int *er
     return name == "aio" ? make_aio(depth, error) : make_uring(depth, error);
 }
 
-const char *not_built(const std::string &name) {
-    return name == "aio" ? "this build has no libaio; build it where libaio-dev is installed"
-                         : "this build has no liburing; build it where liburing-dev is installed";
+bool built_in(const std::string &name) {
+#ifdef UCM_HAVE_AIO
+    if (name == "aio") return true;
+#endif
+#ifdef UCM_HAVE_URING
+    if (name == "io_uring") return true;
+#endif
+    return name == "psync";
 }
 
+// `error` is from make_aio or make_uring.
 std::string refusal(const std::string &name, int error) {
-#ifndef UCM_HAVE_AIO
-    if (name == "aio") return not_built(name);
-#endif
-#ifndef UCM_HAVE_URING
-    if (name == "io_uring") return not_built(name);
-#endif
+    const bool aio = name == "aio";
+    if (error == ENOSYS && !built_in(name))
+        return aio ? "this build has no aio; build it where libaio-dev is installed"
+                   : "this build has no io_uring; build it where liburing-dev is installed";
+    if (error == ELIBACC) return "aio needs libaio.so.1; install libaio1";
     std::string text = "the kernel refuses " + name + " (" + errno_text(error) + ")";
-    if (name == "aio" && error == EAGAIN) return text + "; raise sysctl fs.aio-max-nr";
-    if (name == "io_uring" && (error == EPERM || error == ENOSYS))
+    if (aio && error == EAGAIN) return text + "; raise sysctl fs.aio-max-nr";
+    if (!aio && (error == EPERM || error == ENOSYS))
         return text + "; see sysctl kernel.io_uring_disabled and the container's seccomp profile";
-    if (error == ENOMEM) return text + "; raise ulimit -l";
-    return text;
+    return error == ENOMEM ? text + "; raise ulimit -l" : text;
 }
 
 // A few threads are enough where each keeps many requests under way.

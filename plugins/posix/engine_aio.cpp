@@ -6,6 +6,7 @@
 #include "writer_lock.h"
 
 #ifdef UCM_HAVE_AIO
+#include <dlfcn.h>
 #include <libaio.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -16,6 +17,35 @@ namespace ucm::posix {
 #ifdef UCM_HAVE_AIO
 namespace {
 
+// libaio, opened once and kept.
+struct Library {
+    decltype(&::io_setup) setup = nullptr;
+    decltype(&::io_destroy) destroy = nullptr;
+    decltype(&::io_submit) submit = nullptr;
+    decltype(&::io_getevents) getevents = nullptr;
+
+    static const Library &get() {
+        static const Library library;
+        return library;
+    }
+    bool here() const { return setup && destroy && submit && getevents; }
+
+  private:
+    Library() {
+        void *handle = dlopen("libaio.so.1", RTLD_NOW | RTLD_LOCAL);
+        if (!handle) handle = dlopen("libaio.so.1t64", RTLD_NOW | RTLD_LOCAL);
+        if (!handle) return;
+        find(handle, "io_setup", setup);
+        find(handle, "io_destroy", destroy);
+        find(handle, "io_submit", submit);
+        find(handle, "io_getevents", getevents);
+    }
+    template <typename F>
+    static void find(void *handle, const char *name, F &function) {
+        function = reinterpret_cast<F>(dlsym(handle, name));
+    }
+};
+
 class Aio final : public Engine {
   public:
     explicit Aio(size_t depth) : depth_(depth), blocks_(depth), finished_(depth) {
@@ -23,11 +53,12 @@ class Aio final : public Engine {
         waiting_.reserve(depth);
     }
     ~Aio() override {
-        if (context_) io_destroy(context_);
+        if (context_) library_.destroy(context_);
     }
 
     int open() {
-        const int error = -io_setup(int(depth_), &context_);
+        if (!library_.here()) return ELIBACC;
+        const int error = -library_.setup(int(depth_), &context_);
         if (error != 0) {
             context_ = nullptr;
             return error;
@@ -63,7 +94,7 @@ class Aio final : public Engine {
     void submit() override {
         size_t at = 0;
         while (at < waiting_.size()) {
-            const int taken = io_submit(context_, long(waiting_.size() - at), &waiting_[at]);
+            const int taken = library_.submit(context_, long(waiting_.size() - at), &waiting_[at]);
             if (taken > 0) {
                 at += size_t(taken);
             } else if (taken != -EINTR) {
@@ -78,10 +109,11 @@ class Aio final : public Engine {
         submit();
         while (next_ == count_ && refused_.empty()) {
             uint64_t rings;
-            if (!wait && ::read(bell_.get(), &rings, sizeof rings) < 0 && errno == EAGAIN) return nullptr;
+            if (!wait && ::read(bell_.get(), &rings, sizeof rings) < 0 && errno == EAGAIN)
+                return nullptr;
             next_ = count_ = 0;
             const int got =
-                io_getevents(context_, wait ? 1 : 0, long(depth_), finished_.data(), nullptr);
+                library_.getevents(context_, wait ? 1 : 0, long(depth_), finished_.data(), nullptr);
             if (got > 0) count_ = size_t(got);
             if (got <= 0 && !wait) return nullptr;
         }
@@ -109,6 +141,7 @@ class Aio final : public Engine {
         refused_.push_back(io);
     }
 
+    const Library &library_ = Library::get();
     const size_t depth_;
     io_context_t context_ = nullptr;
     ForkClosed bell_;

@@ -47,10 +47,28 @@ bool Rows::aligned(void *const *addresses, uint64_t length) const {
     return true;
 }
 
-uint8_t *Rows::at(void *const *addresses, uint64_t offset) const {
+template <typename Each>
+void Rows::each_part(void *const *addresses, uint64_t offset, uint64_t bytes, Each each) const {
     size_t i = 0;
     while (offset >= segments_[i]) offset -= segments_[i++];
-    return static_cast<uint8_t *>(addresses[i]) + offset;
+    for (uint64_t done = 0; done < bytes; i++, offset = 0) {
+        const uint64_t part = std::min(bytes - done, segments_[i] - offset);
+        each(static_cast<uint8_t *>(addresses[i]) + offset, done, size_t(part));
+        done += part;
+    }
+}
+
+void Rows::gather(void *const *addresses, uint64_t offset, uint64_t bytes, uint8_t *to) const {
+    each_part(addresses, offset, bytes, [&](const uint8_t *memory, uint64_t before, size_t part) {
+        std::memcpy(to + before, memory, part);
+    });
+}
+
+void Rows::scatter(const uint8_t *from, uint64_t bytes, void *const *addresses,
+                   uint64_t offset) const {
+    each_part(addresses, offset, bytes, [&](uint8_t *memory, uint64_t before, size_t part) {
+        std::memcpy(memory, from + before, part);
+    });
 }
 
 uint64_t Rows::checksum(std::vector<iovec> &pieces, const BlockId &id, uint32_t shard,
@@ -132,25 +150,23 @@ void File::prepare(Io::Way way, const Rows &rows, std::vector<Placed> &run, uint
     moved_ = piece_ = memory_ = into_ = chunk_ = begun_ = 0;
     left_ = 0;
     for (const iovec &piece : pieces) left_ += piece.iov_len;
-    offset_ = header > 0 ? 0 : run.front().entry.offset;
+    offset_ = header > 0 || run.empty() ? 0 : run.front().entry.offset;
     if (bounced_) std::swap(scratch_.pieces, scratch_.memory);
 }
 
-// Each shard becomes whole pages. The last bytes of a shard go through its own page where the file
-// takes whole pages only, and in every read: its length may turn out to be another.
+// Each shard becomes whole pages; its end that fills none goes through a page of its own.
 void File::lay_out(const Rows &rows, std::vector<Placed> &run) {
     auto &pieces = scratch_.pieces;
     size_t number = 0;
     for (Placed &shard : run) {
         const uint64_t length = shard.entry.length;
         shard.page = scratch_.page(number++);
-        shard.in_page = bounced_ ? 0 : length % UCM_ALIGNMENT;
+        shard.in_page = length % UCM_ALIGNMENT;
         const size_t in_page = size_t(shard.in_page), padding = size_t(shard.bytes() - length);
         rows.append(pieces, shard.addresses, length - in_page);
         if (in_page + padding > 0) pieces.push_back({shard.page, in_page + padding});
         if (way_ == Io::Way::kRead) continue;
-        if (in_page > 0)
-            std::memcpy(shard.page, rows.at(shard.addresses, length - in_page), in_page);
+        if (in_page > 0) rows.gather(shard.addresses, length - in_page, in_page, shard.page);
         std::memset(shard.page + in_page, 0, padding);
     }
 }
@@ -228,8 +244,8 @@ void File::move() {
 void File::fill_in(const Rows &rows, const std::vector<Placed> &run) {
     for (const Placed &shard : run)
         if (shard.in_page > 0)
-            std::memcpy(rows.at(shard.addresses, shard.entry.length - shard.in_page), shard.page,
-                        size_t(shard.in_page));
+            rows.scatter(shard.page, shard.in_page, shard.addresses,
+                         shard.entry.length - shard.in_page);
 }
 
 }  // namespace ucm::posix

@@ -46,11 +46,18 @@ class Rows {
     void append(std::vector<iovec> &pieces, void *const *addresses, uint64_t length) const;
     // Could whole pages of it go through O_DIRECT as they are?
     bool aligned(void *const *addresses, uint64_t length) const;
-    uint8_t *at(void *const *addresses, uint64_t offset) const;
+    // Between the bytes of a shard from offset on and flat memory.
+    void gather(void *const *addresses, uint64_t offset, uint64_t bytes, uint8_t *to) const;
+    void scatter(const uint8_t *from, uint64_t bytes, void *const *addresses,
+                 uint64_t offset) const;
     uint64_t checksum(std::vector<iovec> &pieces, const BlockId &id, uint32_t shard,
                       void *const *addresses, uint64_t length) const;
 
   private:
+    // Calls each(memory, bytes before it, bytes).
+    template <typename Each>
+    void each_part(void *const *addresses, uint64_t offset, uint64_t bytes, Each each) const;
+
     std::vector<uint64_t> segments_;
 };
 
@@ -123,9 +130,9 @@ class File {
     bool bounced_ = false;
     int error_ = 0;
     uint64_t offset_ = 0, left_ = 0, moved_ = 0;
-    size_t piece_ = 0;               // in scratch_.pieces: the first that is not moved
-    size_t memory_ = 0, into_ = 0;   // in scratch_.memory, when bounced
-    uint64_t chunk_ = 0, begun_ = 0; // bytes of the bounce buffer, and those of it that are moved
+    size_t piece_ = 0;                // in scratch_.pieces: the first that is not moved
+    size_t memory_ = 0, into_ = 0;    // in scratch_.memory, when bounced
+    uint64_t chunk_ = 0, begun_ = 0;  // bytes of the bounce buffer, and those of it that are moved
 };
 
 }  // namespace ucm::posix

@@ -12,6 +12,11 @@ Rows rows_of(const ucm_open_args &args, bool lookup_only) {
     return lookup_only ? Rows() : Rows(*args.layout);
 }
 
+Durability durability_of(const std::string &word) {
+    if (word == "full") return Durability::kFull;
+    return word == "data" ? Durability::kData : Durability::kNone;
+}
+
 HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint64_t expected,
                         const BlockId &id, BlockHeader &header, int *error) {
     uint8_t *data = scratch.header.base();
@@ -31,10 +36,12 @@ HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint6
 
 }  // namespace
 
-Context::Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted)
+Context::Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted,
+                 const char *durability_word)
     : lookup_only((args.flags & UCM_OPEN_LOOKUP_ONLY) != 0),
       log(args.host, "Posix"),
       directories(paths, wanted, log),
+      durability(durability_of(durability_word)),
       shape(lookup_only ? BlockShape() : BlockShape(*args.layout, wanted.space.id())),
       rows(rows_of(args, lookup_only)) {}
 
@@ -102,15 +109,20 @@ void end_job(const Context &context, const Job &job) {
                       double(monotonic_ns() - batch.start_ns) / 1e6);
 }
 
-BlockState open_block(const Context &context, Directory &directory, const BlockId &id,
-                      Scratch &scratch, OpenBlock &out) {
+BlockState open_file(Directory &directory, const BlockId &id, OpenBlock &out) {
     // Whatever stands there instead of a file, a pipe or a link, must not hold a thread up.
     const std::string path = directory.block_path(id);
     out.error = out.file.open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
     if (out.error == ELOOP && ::lstat(path.c_str(), &out.st) == 0 && S_ISLNK(out.st.st_mode))
         return BlockState::kCorrupt;
     if (out.error == 0) out.error = out.file.stat(out.st);
-    if (out.error == 0 && !S_ISREG(out.st.st_mode)) return BlockState::kCorrupt;
+    if (status_of_errno(out.error, UCM_NOT_FOUND) == UCM_NOT_FOUND) return BlockState::kAbsent;
+    if (out.error != 0) return BlockState::kFailed;
+    return S_ISREG(out.st.st_mode) ? BlockState::kFits : BlockState::kCorrupt;
+}
+
+BlockState judge_block(const Context &context, const BlockId &id, Scratch &scratch,
+                       OpenBlock &out) {
     const uint64_t expected = block_header_bytes(context.shape.shard_count);
     HeaderState state = HeaderState::kCorrupt;
     for (int turn = 0; turn < 2 && out.error == 0 && state == HeaderState::kCorrupt; turn++)
@@ -121,6 +133,12 @@ BlockState open_block(const Context &context, Directory &directory, const BlockI
     if (state == HeaderState::kCorrupt) return BlockState::kCorrupt;
     const bool fits = state == HeaderState::kSound && context.shape.fits(out.header);
     return fits ? BlockState::kFits : BlockState::kMisfit;
+}
+
+BlockState open_block(const Context &context, Directory &directory, const BlockId &id,
+                      Scratch &scratch, OpenBlock &out) {
+    const BlockState state = open_file(directory, id, out);
+    return state == BlockState::kFits ? judge_block(context, id, scratch, out) : state;
 }
 
 }  // namespace ucm::posix

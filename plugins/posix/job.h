@@ -23,13 +23,18 @@ enum Metric {
     kMetrics
 };
 
+// What is synced before a block is published: nothing, its file, or its folder too.
+enum class Durability { kNone, kData, kFull };
+
 // What every part of one open store uses.
 struct Context {
-    Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted);
+    Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted,
+            const char *durability_word);
 
     const bool lookup_only;
     const Logger log;
     Directories directories;
+    const Durability durability;
     const BlockShape shape;
     const Rows rows;
     Metrics<kMetrics> metrics;
@@ -68,7 +73,7 @@ void end_job(const Context &context, const Job &job);
 
 enum class BlockState { kFits, kAbsent, kMisfit, kCorrupt, kFailed };
 
-// A published block, opened and its header judged; reads a header that looks bad once more.
+// A published block's file.
 struct OpenBlock {
     OpenBlock(Directory &directory, Scratch &scratch) : file(directory, scratch) {}
 
@@ -77,6 +82,11 @@ struct OpenBlock {
     struct stat st{};
     int error = 0;  // kFailed
 };
+// kFits: it is a file, whatever is in it.
+BlockState open_file(Directory &directory, const BlockId &id, OpenBlock &out);
+// Reads its header, and reads one that looks bad once more.
+BlockState judge_block(const Context &context, const BlockId &id, Scratch &scratch, OpenBlock &out);
+// Both.
 BlockState open_block(const Context &context, Directory &directory, const BlockId &id,
                       Scratch &scratch, OpenBlock &out);
 

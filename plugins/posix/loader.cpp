@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "loader.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 
 #include "failpoint.h"
@@ -14,102 +16,179 @@ bool all_zero(const uint8_t *bytes, size_t n) {
 
 }  // namespace
 
-void Loader::run() {
+bool Loader::begin(Job &job) {
     Busy busy(context_.metrics, kLoadBusyNs);
-    Directory *directory = context_.directories.of(id_);
-    if (const ucm_status refused = task_.refused(); refused != UCM_OK)
-        fail_all(refused);
-    else if (!directory)
-        fail_all(UCM_NOT_FOUND);
-    else
-        load(*directory);
+    job_ = std::move(job);
+    task_ = &job_.task();
+    id_ = job_.id();
+    directory_ = context_.directories.of(id_);
+    if (const ucm_status refused = task_->refused(); refused != UCM_OK) return fail_all(refused);
+    if (!directory_) return fail_all(UCM_NOT_FOUND);
+    block_.emplace(*directory_, scratch_);
+    const BlockState state = open_file(*directory_, id_, *block_);
+    if (state != BlockState::kFits) return end(state);
+    guess();
+    stage_ = Stage::kHeader;
+    const uint64_t expected = block_header_bytes(context_.shape.shard_count);
+    const uint64_t header = std::min(expected, uint64_t(block_->st.st_size));
+    block_->file.prepare_read(context_.rows, run_, header);
+    if (block_->file.next(io_)) return true;
+    return after_header();
 }
 
-void Loader::load(Directory &directory) {
-    OpenBlock block(directory, scratch_);
-    const BlockState state = open_block(context_, directory, id_, scratch_, block);
-    switch (state) {
-        case BlockState::kAbsent:
-            return fail_all(UCM_NOT_FOUND);
-        case BlockState::kFailed:
-            return fail_all(status_of_errno(block.error), block.error);
-        case BlockState::kMisfit:
-            return fail_all(UCM_INCOMPATIBLE);
-        case BlockState::kCorrupt:
-            break;
-        case BlockState::kFits:
-            context_.metrics.add(kLoadInBytes, block_header_bytes(context_.shape.shard_count));
-            load_shards(block);
-    }
-    if (state == BlockState::kFits && corrupt_.empty()) return;
-    UCM_FAILPOINT("posix.before_quarantine");
-    if (directory.quarantine(id_, block.st.st_dev, block.st.st_ino))
-        context_.metrics.add(kQuarantinedBlocks, 1);
-    UCM_FAILPOINT("posix.quarantined");
-    const size_t bad = state == BlockState::kCorrupt ? job_.size() : corrupt_.size();
-    context_.metrics.add(kCorruptShards, bad);
-    context_.log.write(UCM_LOG_WARN, "%zu shards of block %s fail their check", bad,
-                       id_.hex().c_str());
-    if (state == BlockState::kCorrupt) return fail_all(UCM_CORRUPT);
-    for (const Placed &shard : corrupt_) finish(shard, UCM_CORRUPT, 0);
-}
-
-void Loader::load_shards(OpenBlock &block) {
-    std::vector<Placed> all;
-    all.reserve(job_.size());
+// Most blocks were written whole: shard after shard, each as long as it can be, or, alone in its
+// file, as long as the file says. Then header and payload come with one request.
+void Loader::guess() {
+    run_.clear();
+    const uint64_t header = block_header_bytes(context_.shape.shard_count);
+    const uint64_t whole = round_up(context_.shape.capacity), size = uint64_t(block_->st.st_size);
+    const bool alone = context_.shape.shard_count == 1;
+    guessed_ = false;
+    if (job_.size() > kRunShards || size <= header || size % UCM_ALIGNMENT) return;
+    if (alone ? size - header > std::min(whole, kRunBytes)
+              : size != header + context_.shape.shard_count * whole ||
+                    job_.size() * whole > kRunBytes)
+        return;
     for (size_t i = 0; i < job_.size(); i++) {
         const size_t index = job_.index(i);
-        all.push_back({index, block.header.table[task_.shard(index)], task_.addresses(index)});
+        if (task_->shard(index) != i) break;
+        Placed shard{index, {}, task_->addresses(index)};
+        shard.entry.offset = header + i * whole;
+        // Alone, all but its last page is sure to be its own.
+        shard.entry.length = alone ? size - header - UCM_ALIGNMENT + 1 : context_.shape.capacity;
+        run_.push_back(shard);
     }
-    std::stable_sort(all.begin(), all.end(), [](const Placed &a, const Placed &b) {
+    guessed_ = run_.size() == job_.size() && !run_.empty();
+    for (const Placed &shard : run_)
+        guessed_ = guessed_ && block_->file.bounces(context_.rows, shard) ==
+                                   block_->file.bounces(context_.rows, run_.front());
+    if (!guessed_) run_.clear();
+}
+
+bool Loader::resume() {
+    Busy busy(context_.metrics, kLoadBusyNs);
+    block_->file.took(io_);
+    if (block_->file.next(io_)) return true;
+    if (stage_ == Stage::kHeader) return after_header();
+    after_run();
+    return start_run();
+}
+
+bool Loader::after_header() {
+    OpenBlock &block = *block_;
+    uint64_t need = 0;
+    HeaderState header = HeaderState::kMore;
+    const uint64_t expected = block_header_bytes(context_.shape.shard_count);
+    const bool got = block.file.moved() >= expected;
+    if (got)
+        header = decode_block_header(scratch_.header.base(), expected, uint64_t(block.st.st_size),
+                                     id_, block.header, &need);
+    BlockState state = BlockState::kFits;
+    if (header != HeaderState::kSound || !context_.shape.fits(block.header)) {
+        guessed_ = false;
+        state = judge_block(context_, id_, scratch_, block);
+    }
+    if (state != BlockState::kFits) return end(state);
+    context_.metrics.add(kLoadInBytes, expected);
+    if (guessed_ && block.file.error() == 0 && guessed_right()) {
+        next_ = all_.size();
+        after_run();
+        return start_run();
+    }
+    place();
+    return start_run();
+}
+
+// Also sets what the header says better.
+bool Loader::guessed_right() {
+    all_.clear();
+    for (Placed &shard : run_) {
+        const ShardEntry &entry = block_->header.table[task_->shard(shard.index)];
+        const uint64_t bytes = shard.bytes();
+        if (entry.length == 0 || entry.offset != shard.entry.offset ||
+            round_up(entry.length) != bytes)
+            return false;
+        if (shard.in_page > 0)
+            shard.in_page = entry.length - (bytes - UCM_ALIGNMENT);
+        else if (entry.length != shard.entry.length)
+            return false;
+        shard.entry = entry;
+    }
+    return true;
+}
+
+void Loader::place() {
+    all_.clear();
+    next_ = 0;
+    all_.reserve(job_.size());
+    for (size_t i = 0; i < job_.size(); i++) {
+        const size_t index = job_.index(i);
+        all_.push_back({index, block_->header.table[task_->shard(index)], task_->addresses(index)});
+    }
+    std::stable_sort(all_.begin(), all_.end(), [](const Placed &a, const Placed &b) {
         return a.entry.offset < b.entry.offset;
     });
-    for (size_t next = 0; next < all.size();) {
-        std::vector<Placed> run = next_run(block, all, &next);
-        if (const ucm_status refused = task_.refused(); refused != UCM_OK)
-            for (const Placed &shard : run) finish(shard, refused, 0);
-        else
-            load_run(block, run);
-    }
 }
 
-std::vector<Placed> Loader::next_run(const OpenBlock &block, const std::vector<Placed> &all,
-                                     size_t *next) const {
-    std::vector<Placed> run{all[(*next)++]};
-    uint64_t end = run[0].entry.offset + run[0].bytes(), bytes = run[0].bytes();
-    const bool bounces = block.file.bounces(context_.rows, run[0]);
-    while (*next < all.size() && run.size() < kRunShards && bytes > 0) {
-        const Placed &shard = all[*next];
+// Takes the next shards that lie one after another.
+void Loader::next_run() {
+    run_.assign(1, all_[next_++]);
+    uint64_t end = run_[0].entry.offset + run_[0].bytes(), bytes = run_[0].bytes();
+    const bool bounces = block_->file.bounces(context_.rows, run_[0]);
+    while (next_ < all_.size() && run_.size() < kRunShards && bytes > 0) {
+        const Placed &shard = all_[next_];
         if (shard.entry.offset != end || bytes + shard.bytes() > kRunBytes ||
-            block.file.bounces(context_.rows, shard) != bounces)
+            block_->file.bounces(context_.rows, shard) != bounces)
             break;
-        run.push_back(shard);
+        run_.push_back(shard);
         bytes += shard.bytes();
         end += shard.bytes();
-        ++*next;
+        next_++;
     }
-    return run;
 }
 
-void Loader::load_run(OpenBlock &block, std::vector<Placed> &run) {
-    if (run[0].bytes() > 0 && block.file.read_run(context_.rows, run) != 0) {
-        for (const Placed &shard : run) load_alone(block, shard);
+// False: there is none any more, the job is over.
+bool Loader::start_run() {
+    while (next_ < all_.size()) {
+        next_run();
+        if (const ucm_status refused = task_->refused(); refused != UCM_OK) {
+            for (const Placed &shard : run_) finish(shard, refused, 0);
+            continue;
+        }
+        stage_ = Stage::kRun;
+        block_->file.prepare_read(context_.rows, run_, 0);
+        if (block_->file.next(io_)) return true;
+        after_run();
+    }
+    return end(BlockState::kFits);
+}
+
+void Loader::after_run() {
+    if (block_->file.error() != 0) {
+        for (const Placed &shard : run_) load_alone(shard);
         return;
     }
+    File::fill_in(context_.rows, run_);
     std::vector<Placed> bad;
-    for (const Placed &shard : run) {
+    for (const Placed &shard : run_) {
         if (sound(shard))
             finish(shard, UCM_OK, 0);
         else
             bad.push_back(shard);
     }
-    for (const Placed &shard : bad) load_alone(block, shard);
+    for (const Placed &shard : bad) load_alone(shard);
 }
 
 // The second and last try.
-void Loader::load_alone(OpenBlock &block, const Placed &shard) {
+void Loader::load_alone(const Placed &shard) {
     std::vector<Placed> run{shard};
-    const int error = shard.bytes() > 0 ? block.file.read_run(context_.rows, run) : 0;
+    int error = 0;
+    if (shard.bytes() > 0) {
+        block_->file.prepare_read(context_.rows, run, 0);
+        block_->file.move();
+        error = block_->file.error();
+        if (error == 0) File::fill_in(context_.rows, run);
+    }
     if (error == kEndOfFile || (error == 0 && !sound(run[0])))
         corrupt_.push_back(shard);
     else if (error != 0)
@@ -121,7 +200,7 @@ void Loader::load_alone(OpenBlock &block, const Placed &shard) {
 bool Loader::sound(const Placed &shard) {
     const ShardEntry &entry = shard.entry;
     return all_zero(shard.page + shard.in_page, size_t(shard.bytes() - entry.length)) &&
-           context_.rows.checksum(scratch_.pieces, id_, task_.shard(shard.index), shard.addresses,
+           context_.rows.checksum(scratch_.memory, id_, task_->shard(shard.index), shard.addresses,
                                   entry.length) == entry.checksum;
 }
 
@@ -131,9 +210,49 @@ void Loader::finish(const Placed &shard, ucm_status status, int error) {
     complete(context_, job_, shard.index, result(status, ok ? shard.entry.length : 0, error));
 }
 
-void Loader::fail_all(ucm_status status, int error) {
+bool Loader::fail_all(ucm_status status, int error) {
     for (size_t i = 0; i < job_.size(); i++)
         complete(context_, job_, job_.index(i), result(status, 0, error));
+    block_.reset();
+    end_job(context_, job_);
+    job_ = Job{};
+    return false;
+}
+
+// False, for those who end the job with it.
+bool Loader::end(BlockState state) {
+    switch (state) {
+        case BlockState::kAbsent:
+            directory_->missed(id_);
+            return fail_all(UCM_NOT_FOUND);
+        case BlockState::kFailed:
+            return fail_all(status_of_errno(block_->error), block_->error);
+        case BlockState::kMisfit:
+            return fail_all(UCM_INCOMPATIBLE);
+        case BlockState::kCorrupt:
+        case BlockState::kFits:
+            break;
+    }
+    const bool all = state == BlockState::kCorrupt;
+    if (all || !corrupt_.empty()) {
+        UCM_FAILPOINT("posix.before_quarantine");
+        if (directory_->quarantine(id_, block_->st.st_dev, block_->st.st_ino))
+            context_.metrics.add(kQuarantinedBlocks, 1);
+        UCM_FAILPOINT("posix.quarantined");
+        const size_t bad = all ? job_.size() : corrupt_.size();
+        context_.metrics.add(kCorruptShards, bad);
+        context_.log.write(UCM_LOG_WARN, "%zu shards of block %s fail their check", bad,
+                           id_.hex().c_str());
+        if (all) return fail_all(UCM_CORRUPT);
+    } else {
+        directory_->loaded(id_, block_->st);
+    }
+    for (const Placed &shard : corrupt_) finish(shard, UCM_CORRUPT, 0);
+    corrupt_.clear();
+    block_.reset();
+    end_job(context_, job_);
+    job_ = Job{};
+    return false;
 }
 
 }  // namespace ucm::posix

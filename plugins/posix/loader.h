@@ -47,7 +47,6 @@ class Loader {
     std::optional<OpenBlock> block_;
     Stage stage_ = Stage::kHeader;
     bool guessed_ = false;
-    int64_t begun_ns_ = 0;
     std::vector<Placed> all_;      // in the order of the file
     size_t next_ = 0;              // in all_
     std::vector<Placed> run_;      // on their way

@@ -11,10 +11,10 @@ const ucm_option kOptions[] = {
      "Directories that keep the blocks; they must exist."},
     {"io_direct", UCM_TYPE_BOOL, 0, "false", nullptr, nullptr,
      "Use O_DIRECT, past the page cache, where the file system can."},
-    {"posix_io_engine", UCM_TYPE_STRING, 0, "psync", "psync", nullptr,
-     "How reads and writes are made: psync is preadv and pwritev on threads."},
-    {"posix_data_trans_concurrency", UCM_TYPE_INT, 0, "8", "1..256", "threads",
-     "Threads for loads, and as many for dumps."},
+    {"posix_io_engine", UCM_TYPE_STRING, 0, "psync", "psync|aio|io_uring|auto", nullptr,
+     "How reads and writes are made: psync is preadv and pwritev on threads; auto tries."},
+    {"posix_data_trans_concurrency", UCM_TYPE_INT, 0, "8", "1..256", "requests",
+     "Reads under way at once, and as many writes; with psync each has a thread."},
     {"timeout_ms", UCM_TYPE_INT, 0, "30000", "1..86400000", "ms",
      "How long a shard may wait before its I/O starts."},
     {"namespace", UCM_TYPE_STRING, 0, "default", nullptr, nullptr,
@@ -27,6 +27,8 @@ const ucm_option kOptions[] = {
      "Who may use new files: 0640 lets the group read, 0660 write too. In quotes."},
     {"file_group", UCM_TYPE_STRING, 0, "", nullptr, nullptr,
      "Group of new files, by name or number; empty: as it comes."},
+    {"posix_durability", UCM_TYPE_STRING, 0, "none", "none|data|full", nullptr,
+     "What is synced before a block is published: nothing, its data, or its folder too."},
 };
 
 // In the order of ucm::StandardMetric and ucm::posix::Metric.

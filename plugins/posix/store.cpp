@@ -61,15 +61,14 @@ ucm_status closed(ucm_error *err) {
 
 PosixStore::PosixStore(const ucm_open_args &args)
     : timeout_ms_(Values(args)[kTimeoutMs].i),
-      context_(args, Values(args)[kStorageBackends], wanted_of(args)),
+      context_(args, Values(args)[kStorageBackends], wanted_of(args), Values(args)[kDurability].s),
       tasks_(layout_of(args)),
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),
       dumper_(context_, ledger_, draft_limits(context_.directories)) {
     try {
         walk_.start(1, "ucm-posix-walk", [this] { walk_loop(); });
-        if (!context_.lookup_only)
-            start_threads(size_t(Values(args)[kConcurrency].i), Values(args)[kIoDirect].i != 0);
+        if (!context_.lookup_only) start_threads(Values(args));
     } catch (...) {
         stop();
         throw;
@@ -85,24 +84,28 @@ uint64_t PosixStore::capabilities() const {
            UCM_CAP_CANCEL;
 }
 
-void PosixStore::start_threads(size_t concurrency, bool direct) {
-    for (size_t i = 0; i < 2 * concurrency; i++)
-        scratches_.push_back(std::make_unique<Scratch>(direct));
-    for (size_t i = 0; i < concurrency; i++) {
-        Scratch &loads = *scratches_[2 * i], &dumps = *scratches_[2 * i + 1];
-        threads_.start(1, "ucm-posix-load", [this, &loads] { load_loop(loads); });
-        threads_.start(1, "ucm-posix-dump", [this, &dumps] { dumper_.work(dumps); });
+void PosixStore::start_threads(const Values &values) {
+    const bool direct = values[kIoDirect].i != 0 && context_.directories.direct();
+    const EngineChoice choice =
+        choose_engine(values[kIoEngine].s, size_t(values[kConcurrency].i), direct);
+    context_.log.write(
+        UCM_LOG_INFO,
+        "posix_io_engine: %s, %zu threads each for loads and dumps, %zu requests at once each (%s)",
+        choice.name.c_str(), choice.threads, choice.depth, choice.why.c_str());
+    for (size_t i = 0; i < choice.threads; i++) {
+        load_lanes_.push_back(std::make_unique<Lane<Loader, Job>>(
+            loads_, choice, direct,
+            [this](Scratch &scratch) { return std::make_unique<Loader>(context_, scratch); }));
+        dump_lanes_.push_back(std::make_unique<Lane<DumpRun, BlockId>>(
+            dumper_.ready(), choice, direct, [this](Scratch &scratch) {
+                return std::make_unique<DumpRun>(context_, dumper_, ledger_, scratch);
+            }));
+    }
+    for (size_t i = 0; i < choice.threads; i++) {
+        threads_.start(1, "ucm-posix-load", [lane = load_lanes_[i].get()] { lane->run(); });
+        threads_.start(1, "ucm-posix-dump", [lane = dump_lanes_[i].get()] { lane->run(); });
     }
     tidy_.start(1, "ucm-posix-tidy", [this] { tidy_loop(); });
-}
-
-void PosixStore::load_loop(Scratch &scratch) {
-    Job job;
-    while (loads_.pop(job)) {
-        Loader(context_, job, scratch).run();
-        end_job(context_, job);
-        job = Job{};
-    }
 }
 
 void PosixStore::tidy_loop() {

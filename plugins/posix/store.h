@@ -7,8 +7,10 @@
 #include <mutex>
 #include <vector>
 
+#include "dump_run.h"
 #include "dumper.h"
 #include "job.h"
+#include "lane.h"
 #include "loader.h"
 #include "threads.h"
 
@@ -24,7 +26,8 @@ enum Option {
     kModel,
     kFingerprint,
     kFileMode,
-    kFileGroup
+    kFileGroup,
+    kDurability
 };
 
 // Blocks as files in directories.
@@ -48,8 +51,7 @@ class PosixStore final : public Store {
     bool present(const BlockId &id);
     // 0 or an errno.
     int unlink_block(const BlockId &id);
-    void start_threads(size_t concurrency, bool direct);
-    void load_loop(Scratch &scratch);
+    void start_threads(const Values &values);
     void tidy_loop();
     void walk_loop();
     void stop();
@@ -61,7 +63,8 @@ class PosixStore final : public Store {
     Admission load_admission_, dump_admission_;
     Queue<Job> loads_;
     Dumper dumper_;
-    std::vector<std::unique_ptr<Scratch>> scratches_;
+    std::vector<std::unique_ptr<Lane<Loader, Job>>> load_lanes_;
+    std::vector<std::unique_ptr<Lane<DumpRun, BlockId>>> dump_lanes_;
     std::atomic<bool> closing_{false};
     std::mutex stop_mutex_;  // guards changes of stopped_
     std::condition_variable stop_wake_;

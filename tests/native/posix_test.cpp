@@ -139,6 +139,14 @@ int link(const char *from, const char *to) noexcept {
     return faults.links.strikes() ? -1 : next(from, to);
 }
 
+int renameat2(int from_folder, const char *from, int to_folder, const char *to,
+              unsigned flags) noexcept {
+    static const auto next =
+        reinterpret_cast<int (*)(int, const char *, int, const char *, unsigned)>(
+            dlsym(RTLD_NEXT, "renameat2"));
+    return faults.links.strikes() ? -1 : next(from_folder, from, to_folder, to, flags);
+}
+
 int close(int fd) {
     static const auto next = real(&close, "close");
     const int result = next(fd);
@@ -735,7 +743,7 @@ TEST_CASE("a full disk fails the shards that do not fit, and them alone", "[posi
     TempDir directory;
     Stack stack({"Posix"}, in(directory, {{"io_direct", direct}}), Geometry{4, {5000}});
     const BlockId id = make_id(1);
-    faults.room = int64_t(2 * kPage + 2 * kPage + 100);
+    faults.room = int64_t(kPage + 2 * kPage + 2 * kPage + 100);  // the header comes first
     const auto results = stack.dump({id});
     REQUIRE(statuses(results) ==
             std::vector<ucm_status>({UCM_OK, UCM_OK, UCM_NO_SPACE, UCM_NO_SPACE}));
@@ -817,15 +825,22 @@ TEST_CASE("a read that fails is tried again shard by shard", "[posix]") {
     Stack stack({"Posix"}, in(directory), Geometry{4, {5000}});
     const BlockId id = make_id(1);
     REQUIRE(all_ok(stack.dump({id})));
-    faults.reads.set(EIO, 1, 1);  // after the header: the run
+    faults.reads.set(EIO, 0, 1);  // header and payload, which are one request
     REQUIRE(stack.loads_back({id}));
-    faults.reads.set(EIO, 1, 2);  // the run, then its first shard
-    const auto results = stack.load({id});
-    REQUIRE(statuses(results) == std::vector<ucm_status>({UCM_IO, UCM_OK, UCM_OK, UCM_OK}));
-    REQUIRE(results[0].os_errno == EIO);
-    faults.reads.set(ESTALE, 0, 1);
+    faults.reads.set(EIO, 0, 3);  // the same, the header alone, then the run
+    REQUIRE(all_are(stack.load({id}), UCM_IO));
+    faults.reads.set(ESTALE, 0, 2);
     REQUIRE(all_are(stack.load({id}), UCM_NOT_FOUND));
     REQUIRE(stack.loads_back({id}));
+
+    // Shards that came in another order are read after the header.
+    const BlockId other = make_id(2);
+    for (uint32_t shard : {3u, 2u, 1u, 0u}) REQUIRE(dump_one(stack, other, shard).status == UCM_OK);
+    faults.reads.set(EIO, 1, 2);  // the run, then its first shard
+    const auto results = stack.load({other});
+    REQUIRE(statuses(results) == std::vector<ucm_status>({UCM_OK, UCM_OK, UCM_OK, UCM_IO}));
+    REQUIRE(results[3].os_errno == EIO);
+    REQUIRE(stack.loads_back({other}));
 }
 
 TEST_CASE("without O_DIRECT in the file system Posix goes on, and warns once", "[posix]") {
