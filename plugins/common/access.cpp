@@ -56,6 +56,14 @@ std::string group_name(gid_t group) {
     return found ? found->gr_name : std::to_string(group);
 }
 
+// umask(2) can only be read by changing it, for all threads.
+mode_t process_umask() {
+    std::string text;
+    if (read_file("/proc/self/status", 4096, text) != 0) return 0777;
+    const size_t at = text.find("\nUmask:");
+    return at == std::string::npos ? 0777 : mode_t(std::strtoul(&text[at + 7], nullptr, 8));
+}
+
 }  // namespace
 
 Access::Access(const std::string &mode, const std::string &wanted_group) {
@@ -68,7 +76,10 @@ Access::Access(const std::string &mode, const std::string &wanted_group) {
     } else if (mode != "0600") {
         throw Error(UCM_INVALID, "file_mode: '" + mode + "' is not one of 0600, 0640, 0660");
     }
-    if (wanted_group.empty()) return;
+    if (wanted_group.empty()) {
+        plain = file == 0600 && (process_umask() & 0700) == 0;
+        return;
+    }
     group = find_group(wanted_group);
     if (!in_group(group))
         throw Error(UCM_INVALID, "file_group: this process is not in group '" + wanted_group +
@@ -77,6 +88,7 @@ Access::Access(const std::string &mode, const std::string &wanted_group) {
 }
 
 int Access::apply(int fd) const {
+    if (plain) return 0;
     // Changing the group may clear mode bits, so the mode comes second.
     if (group != gid_t(-1) && ::fchown(fd, uid_t(-1), group) != 0) return errno;
     return ::fchmod(fd, file) == 0 ? 0 : errno;
@@ -84,6 +96,7 @@ int Access::apply(int fd) const {
 
 int Access::make_folder(const std::string &path) const {
     if (::mkdir(path.c_str(), 0700) != 0) return errno;
+    if (plain) return 0;
     int error = 0;
     if (group != gid_t(-1) && ::chown(path.c_str(), uid_t(-1), group) != 0) error = errno;
     if (error == 0 && ::chmod(path.c_str(), folder) != 0) error = errno;

@@ -16,6 +16,9 @@ struct Access {
     mode_t file = 0600, folder = 0700;
     gid_t group = gid_t(-1);  // -1: as it comes
 
+    // Files made with mode 0600, and folders with 0700, are right as they are.
+    bool plain = false;
+
     // Both return 0 or an errno. To be called before others can see the file.
     int apply(int fd) const;
     int make_folder(const std::string &path) const;

@@ -37,7 +37,7 @@ constexpr std::string_view kNames[] = {
     "posix.before_header",      // all payload is there
     "posix.header_written",     //
     "posix.before_publish",     // closed
-    "posix.published",          // under both names
+    "posix.published",          // in its place
     "posix.before_discard",     // of a temporary file, whatever became of it
     "posix.before_quarantine",  //
     "posix.quarantined",        //

@@ -12,11 +12,15 @@
 namespace ucm::posix {
 namespace {
 
-// The first copy wins. 0 or an errno.
-int publish_first(const char *from, const char *to) {
-    if (::renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) return 0;
-    if (errno != EINVAL && errno != ENOSYS) return errno;
-    return ::link(from, to) == 0 ? 0 : errno;
+// 0 or an errno; a first copy does not take the place of another.
+int name_it(const std::string &from, const std::string &to, bool replace) {
+    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), replace ? 0 : RENAME_NOREPLACE) ==
+        0)
+        return 0;
+    if (replace || (errno != EINVAL && errno != ENOSYS)) return errno;
+    if (::link(from.c_str(), to.c_str()) != 0) return errno;
+    ::unlink(from.c_str());
+    return 0;
 }
 
 }  // namespace
@@ -375,11 +379,7 @@ int DumpRun::put_in_place(const struct stat &mine) {
     const std::string name = directory.block_path(id_);
     for (int turn = 0;; turn++) {
         UCM_FAILPOINT("posix.before_publish");
-        int error = 0;
-        if (!draft.replace)
-            error = publish_first(draft.temporary.c_str(), name.c_str());
-        else if (::rename(draft.temporary.c_str(), name.c_str()) != 0)
-            error = errno;
+        int error = name_it(draft.temporary, name, draft.replace);
         struct stat there{};
         // A network file system may repeat a request that has succeeded.
         if (error != 0 && ::stat(name.c_str(), &there) == 0 && there.st_ino == mine.st_ino &&
@@ -389,6 +389,7 @@ int DumpRun::put_in_place(const struct stat &mine) {
             UCM_FAILPOINT("posix.published");
             directory.settle(draft.reserved, draft.end);
             draft.reserved = 0;
+            draft.in_place = true;
             directory.published(id_);
             context_.metrics.add(kPublishedBlocks, 1);
             return context_.durability == Durability::kFull ? directory.sync_block(id_) : 0;

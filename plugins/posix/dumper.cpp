@@ -88,7 +88,8 @@ void Dumper::wake(Block &block) {
 void Dumper::discard(Draft &draft) {
     if (draft.begun()) {
         UCM_FAILPOINT("posix.before_discard");
-        const bool gone = ::unlink(draft.temporary.c_str()) == 0 || errno == ENOENT;
+        const bool gone =
+            draft.in_place || ::unlink(draft.temporary.c_str()) == 0 || errno == ENOENT;
         // What cannot be deleted goes on taking room, until somebody counts again.
         if (gone) draft.directory->settle(draft.reserved, 0);
         unfinished_ -= draft.answered;

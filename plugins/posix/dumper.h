@@ -34,6 +34,7 @@ struct Draft {
     Directory *directory = nullptr;
     std::string temporary;  // "": not begun
     bool replace = false;   // publish over what is there
+    bool in_place = false;  // published: the temporary name is gone
     bool ragged = false;    // the file may be longer than `end`
     std::vector<bool> have;
     size_t stored = 0;      // set in have

@@ -62,7 +62,7 @@ std::string refusal(const std::string &name, int error) {
 // A few threads are enough where each keeps many requests under way.
 EngineChoice ring_choice(const std::string &name, size_t concurrency) {
     const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-    const size_t threads = std::clamp<size_t>(std::min(cores, concurrency) / 2, 1, 8);
+    const size_t threads = std::min(std::clamp<size_t>(cores / 2, 2, 16), concurrency);
     return {name, threads, std::max<size_t>((concurrency + threads - 1) / threads, 2), ""};
 }
 

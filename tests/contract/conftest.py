@@ -12,6 +12,7 @@ UPPER = ["", "Cache|", "Compress|", "Cache|Compress|", "Compress|Cache|"]
 BOTTOM = ["Empty", "Fake", "Posix"]
 OWN = [upper + bottom for bottom in BOTTOM for upper in UPPER]
 VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct", "Fault|Posix", "Cache|Fault|Posix"]
+VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
 THEIRS = ["Dict", "Heap", "Compress|Heap"]
 
 OPTIONS = {
@@ -33,10 +34,11 @@ def third_party(heap_library):
 
 
 def target_of(name):
-    """Return the target of a pipeline string; 'Posix, direct' has io_direct on."""
-    pipeline, _, direct = name.partition(", ")
+    """Return the target of a pipeline string; 'Posix, aio' has that engine and io_direct on."""
+    pipeline, _, way = name.partition(", ")
     options = [OPTIONS.get(word, {}) for word in pipeline.split("|")]
-    options.append({"io_direct": "true"} if direct else {})
+    options.append({"io_direct": "true"} if way else {})
+    options.append({"posix_io_engine": way} if way not in ("", "direct") else {})
     return Target(pipeline, {key: value for part in options for key, value in part.items()})
 
 
