@@ -86,6 +86,8 @@ bool DumpRun::start() {
     if (fresh_.empty()) return end();
     file_.emplace(directory, scratch_);
     if (const int error = open_temporary(); error != 0) {
+        context_.log.write(UCM_LOG_WARN, "cannot write block %s in %s: %s", id_.hex().c_str(),
+                           directory.path().c_str(), errno_text(error).c_str());
         fail(fresh_, status_of_errno(error), error);
         return end();
     }
@@ -249,7 +251,11 @@ void DumpRun::took_payload() {
     uint64_t moved = std::max(file_->moved(), header) - header;
     UCM_FAILPOINT("posix.payload_written");
     context_.metrics.add(kDumpOutBytes, moved);
-    if (error != 0) sealed_ = false;
+    if (error != 0) {
+        sealed_ = false;
+        context_.log.write(UCM_LOG_WARN, "cannot write %s: %s", draft.temporary.c_str(),
+                           errno_text(error).c_str());
+    }
     if (status_of_errno(error) == UCM_NO_SPACE) draft.directory->was_full();
     for (size_t k = 0; k < run_.size(); k++) {
         if (error != 0 && moved < run_[k].bytes()) {
@@ -363,7 +369,10 @@ bool DumpRun::publish(int error) {
         if (status_of_errno(error) == UCM_NO_SPACE) draft.directory->was_full();
         fail(written_, status_of_errno(error), error);
         abandoned_ = true;
-        dumper_.abandon(id_, draft, ("it cannot be published: " + errno_text(error)).c_str());
+        dumper_.abandon(id_, draft,
+                        ("it cannot be published as " + draft.directory->block_path(id_) + ": " +
+                         errno_text(error))
+                            .c_str());
         return end();
     }
     for (size_t i : written_) results_[i] = result(UCM_OK);

@@ -37,11 +37,12 @@ HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint6
 }  // namespace
 
 Context::Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted,
-                 const char *durability_word)
+                 const char *durability_word, bool verify)
     : lookup_only((args.flags & UCM_OPEN_LOOKUP_ONLY) != 0),
       log(args.host, "Posix"),
       directories(paths, wanted, log),
       durability(durability_of(durability_word)),
+      verifies(verify),
       shape(lookup_only ? BlockShape() : BlockShape(*args.layout, wanted.space.id())),
       rows(rows_of(args, lookup_only)) {}
 

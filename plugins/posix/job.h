@@ -29,12 +29,13 @@ enum class Durability { kNone, kData, kFull };
 // What every part of one open store uses.
 struct Context {
     Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted,
-            const char *durability_word);
+            const char *durability_word, bool verify);
 
     const bool lookup_only;
     const Logger log;
     Directories directories;
     const Durability durability;
+    const bool verifies;
     const BlockShape shape;
     const Rows rows;
     Metrics<kMetrics> metrics;

@@ -189,15 +189,15 @@ void Loader::load_alone(const Placed &shard) {
         error = block_->file.error();
         if (error == 0) File::fill_in(context_.rows, run);
     }
-    if (error == kEndOfFile || (error == 0 && !sound(run[0])))
-        corrupt_.push_back(shard);
-    else if (error != 0)
-        finish(shard, status_of_errno(error, UCM_NOT_FOUND), error);
-    else
-        finish(run[0], UCM_OK, 0);
+    if (error == 0 && sound(run[0])) return finish(run[0], UCM_OK, 0);
+    if (error == 0 || error == kEndOfFile) return corrupt_.push_back(shard);
+    context_.log.write(UCM_LOG_WARN, "cannot read shard %u of %s: %s", task_->shard(shard.index),
+                       directory_->block_path(id_).c_str(), errno_text(error).c_str());
+    finish(shard, status_of_errno(error, UCM_NOT_FOUND), error);
 }
 
 bool Loader::sound(const Placed &shard) {
+    if (!context_.verifies) return true;
     const ShardEntry &entry = shard.entry;
     return all_zero(shard.page + shard.in_page, size_t(shard.bytes() - entry.length)) &&
            context_.rows.checksum(scratch_.memory, id_, task_->shard(shard.index), shard.addresses,
@@ -226,6 +226,9 @@ bool Loader::end(BlockState state) {
             directory_->missed(id_);
             return fail_all(UCM_NOT_FOUND);
         case BlockState::kFailed:
+            context_.log.write(UCM_LOG_WARN, "cannot read %s: %s",
+                               directory_->block_path(id_).c_str(),
+                               errno_text(block_->error).c_str());
             return fail_all(status_of_errno(block_->error), block_->error);
         case BlockState::kMisfit:
             return fail_all(UCM_INCOMPATIBLE);

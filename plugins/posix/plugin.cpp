@@ -29,6 +29,8 @@ const ucm_option kOptions[] = {
      "Group of new files, by name or number; empty: as it comes."},
     {"posix_durability", UCM_TYPE_STRING, 0, "none", "none|data|full", nullptr,
      "What is synced before a block is published: nothing, its data, or its folder too."},
+    {"posix_verify", UCM_TYPE_BOOL, 0, "true", nullptr, nullptr,
+     "Off only to measure what checks cost; refused unless UCM_MEASURE=verify is set."},
 };
 
 // In the order of ucm::StandardMetric and ucm::posix::Metric.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "store.h"
 
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -43,6 +44,15 @@ Wanted wanted_of(const ucm_open_args &args) {
     return wanted;
 }
 
+bool verify_of(const ucm_open_args &args) {
+    if (Values(args)[kVerify].i) return true;
+    const char *purpose = getenv("UCM_MEASURE");
+    if (purpose && std::strcmp(purpose, "verify") == 0) return false;
+    throw Error(UCM_INVALID,
+                "posix_verify: what is loaded is always checked; off is for measuring what that "
+                "costs, with UCM_MEASURE=verify in the environment");
+}
+
 DraftLimits draft_limits(const Directories &directories) {
     DraftLimits limits;
     if (const uint64_t total = directories.total_bytes()) limits.bytes = total / 2;
@@ -61,7 +71,8 @@ ucm_status closed(ucm_error *err) {
 
 PosixStore::PosixStore(const ucm_open_args &args)
     : timeout_ms_(Values(args)[kTimeoutMs].i),
-      context_(args, Values(args)[kStorageBackends], wanted_of(args), Values(args)[kDurability].s),
+      context_(args, Values(args)[kStorageBackends], wanted_of(args), Values(args)[kDurability].s,
+               verify_of(args)),
       tasks_(layout_of(args)),
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),

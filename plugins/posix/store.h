@@ -27,7 +27,8 @@ enum Option {
     kFingerprint,
     kFileMode,
     kFileGroup,
-    kDurability
+    kDurability,
+    kVerify
 };
 
 // Blocks as files in directories.

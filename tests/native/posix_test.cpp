@@ -80,7 +80,8 @@ class Gate {
 };
 
 struct Faults {
-    Fault writes, reads, links, closes, direct;
+    Fault writes, reads, links, closes, direct, syncs;
+    std::atomic<int> data_syncs{0}, folder_syncs{0};
     std::atomic<int64_t> room{INT64_MAX};  // bytes until the disk is full
     Gate write_gate, read_gate;
 } faults;
@@ -88,8 +89,8 @@ struct Faults {
 // Undoes what a test set, also when it fails.
 struct Calm {
     ~Calm() {
-        for (Fault *fault :
-             {&faults.writes, &faults.reads, &faults.links, &faults.closes, &faults.direct})
+        for (Fault *fault : {&faults.writes, &faults.reads, &faults.links, &faults.closes,
+                             &faults.direct, &faults.syncs})
             fault->set(0, 0, 0);
         faults.room = INT64_MAX;
         faults.write_gate.open();
@@ -145,6 +146,18 @@ int renameat2(int from_folder, const char *from, int to_folder, const char *to,
         reinterpret_cast<int (*)(int, const char *, int, const char *, unsigned)>(
             dlsym(RTLD_NEXT, "renameat2"));
     return faults.links.strikes() ? -1 : next(from_folder, from, to_folder, to, flags);
+}
+
+int fdatasync(int fd) {
+    static const auto next = real(&fdatasync, "fdatasync");
+    faults.data_syncs++;
+    return faults.syncs.strikes() ? -1 : next(fd);
+}
+
+int fsync(int fd) {
+    static const auto next = real(&fsync, "fsync");
+    faults.folder_syncs++;
+    return next(fd);
 }
 
 int close(int fd) {
@@ -812,6 +825,48 @@ TEST_CASE("a block that cannot be published is abandoned with all its shards", "
     REQUIRE(stack.host().logged("abandoned"));
     REQUIRE(all_ok(stack.dump({id})));
     REQUIRE(stack.loads_back({id}));
+}
+
+TEST_CASE("posix_durability says what is synced before a block is published", "[posix]") {
+    Calm calm;
+    TempDir directory;
+    const std::string word = GENERATE("none", "data", "full");
+    Stack stack({"Posix"}, in(directory, {{"posix_durability", word}}), Geometry{2, {5000}});
+    const BlockId first = make_id(1);
+    REQUIRE(dump_one(stack, first, 0).status == UCM_OK);
+    faults.data_syncs = faults.folder_syncs = 0;
+    REQUIRE(published(dump_one(stack, first, 1)));
+    REQUIRE(faults.data_syncs == (word == "none" ? 0 : 1));
+    // Its folder is new, and so is what that is in.
+    REQUIRE(faults.folder_syncs == (word == "full" ? 4 : 0));
+    // A block that is there may be of a writer who promised less.
+    REQUIRE(published(dump_one(stack, first, 1)));
+    REQUIRE(faults.data_syncs == (word == "none" ? 0 : 2));
+    REQUIRE(faults.folder_syncs == (word == "full" ? 5 : 0));
+}
+
+TEST_CASE("a block that cannot be synced is abandoned, and the sync is not tried again",
+          "[posix]") {
+    Calm calm;
+    TempDir directory;
+    Stack stack({"Posix"}, in(directory, {{"posix_durability", "data"}}), Geometry{1, {5000}});
+    const BlockId id = make_id(1);
+    faults.syncs.set(EIO, 0, 1);
+    faults.data_syncs = 0;
+    REQUIRE(dump_one(stack, id, 0).status == UCM_IO);
+    REQUIRE(faults.data_syncs == 1);
+    REQUIRE_FALSE(stack.lookup({id})[0]);
+    REQUIRE(temporaries(directory) == 0);
+    REQUIRE(published(dump_one(stack, id, 0)));
+}
+
+TEST_CASE("an engine that this build or machine lacks is one clear error, and auto goes on",
+          "[posix]") {
+    TempDir directory;
+    Stack stack({"Posix"}, in(directory, {{"posix_io_engine", "auto"}, {"io_direct", "true"}}));
+    REQUIRE(all_ok(stack.dump(make_ids(3))));
+    REQUIRE(stack.host().logged("posix_io_engine: "));
+    REQUIRE(refusal(in(directory, {{"posix_verify", "false"}})).find("posix_verify: ") == 0);
 }
 
 TEST_CASE("a write that fails in the middle of a run fails one shard", "[posix]") {
