@@ -1,7 +1,7 @@
 """Posix over real NFS, and under power cuts: in a Debian guest, as few kernels here have a client.
 
     make nfs                            everything
-    make nfs ARGS="--only power_cut"    the tests with this in their name
+    make nfs ARGS="--only quota,kill"   the tests with one of these in their name
 
 It makes a root disk of Debian 12 with Debian's own kernel, once, in build/nfs; boots it in QEMU,
 emulated, so that no hypervisor is needed; and runs guest/main.py there on the built wheel. What the
@@ -24,7 +24,7 @@ SUITE = "bookworm"
 GUEST_PYTHON = "3.11"
 PACKAGES = (
     "linux-image-amd64 kmod zstd python3 libstdc++6 libzstd1 iproute2 procps "
-    "nfs-kernel-server nfs-common rpcbind e2fsprogs dmsetup"
+    "nfs-kernel-server nfs-common rpcbind e2fsprogs dmsetup libaio1 liburing2"
 ).split()
 MODULES = "nfsd nfs nfsv3 nfsv4 dm-flakey veth ext4 virtio_blk virtio_pci".split()
 # Debian's initrd has every driver there is, which emulation takes a minute to unpack.
@@ -198,7 +198,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="disks of the guest")
     parser.add_argument("--wheel", type=Path, required=True, help="the package to test")
-    parser.add_argument("--only", metavar="WORD", help="tests with this in their name")
+    parser.add_argument("--only", metavar="WORDS", help="tests with one in their name: quota,kill")
     parser.add_argument("--minutes", type=int, default=45, help="for all of the guest's run")
     args = parser.parse_args()
     start = time.monotonic()

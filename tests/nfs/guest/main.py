@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 import tests
-from stage import LeftOut, Server
+from stage import LeftOut, Server, kill_all_hosts
 
 import ucm
 
@@ -15,7 +15,7 @@ import ucm
 def run(test, server, only):
     """Return how it ended, or None where it was not asked for."""
     title = test.__doc__.splitlines()[0].rstrip(".")
-    if only not in test.__name__:
+    if not any(word in test.__name__ for word in only.split(",")):
         return None
     begin, said = time.monotonic(), ""
     try:
@@ -25,6 +25,8 @@ def run(test, server, only):
         end, said = "left out", str(why)
     except Exception:
         end, said = "FAIL", traceback.format_exc()
+    finally:
+        kill_all_hosts()
     print(f"{end:8} {time.monotonic() - begin:6.1f} s  {title}", flush=True)
     for line in said.splitlines():
         print(f"{'':20}{line}", flush=True)
