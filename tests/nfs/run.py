@@ -22,11 +22,12 @@ HERE = Path(__file__).parent
 TRANSCRIPT = HERE.parents[1] / "docs" / "nfs-run.txt"
 SUITE = "bookworm"
 GUEST_PYTHON = "3.11"
-PACKAGES = (
-    "linux-image-amd64 kmod zstd python3 libstdc++6 libzstd1 iproute2 procps "
-    "nfs-kernel-server nfs-common rpcbind e2fsprogs dmsetup libaio1 liburing2"
-).split()
-MODULES = "nfsd nfs nfsv3 nfsv4 dm-flakey veth ext4 virtio_blk virtio_pci".split()
+PACKAGES = [
+    *("linux-image-amd64", "kmod", "zstd", "iproute2", "procps", "e2fsprogs", "dmsetup"),
+    *("nfs-kernel-server", "nfs-common", "rpcbind"),
+    *("python3", "libstdc++6", "libzstd1", "libaio1", "liburing2"),
+]
+MODULES = ["nfsd", "nfs", "nfsv3", "nfsv4", "dm-flakey", "veth", "ext4", "virtio_blk"]
 # Debian's initrd has every driver there is, which emulation takes a minute to unpack.
 CUSTOMIZE = r"""
 set -e
@@ -137,8 +138,8 @@ class Guest:
 
     def command(self):
         disks = [self.make_disk("export.img", 1 << 30), self.make_disk("flakey.img", 256 << 20)]
-        command = "qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1536".split()
-        command += "-nographic -no-reboot -nic none".split()
+        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
+        command += ["-m", "1536", "-nographic", "-no-reboot", "-nic", "none"]
         command += ["-kernel", self.kernel, "-initrd", self.initrd]
         command += ["-append", "console=ttyS0 quiet panic=-1 root=/dev/vda rw"]
         for disk, options in (

@@ -6,9 +6,9 @@ import time
 import traceback
 from pathlib import Path
 
-import tests
 from stage import LeftOut, Server, kill_all_hosts
 
+import tests
 import ucm
 
 

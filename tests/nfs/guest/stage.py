@@ -1,11 +1,10 @@
-"""What the tests stand on: an NFS server, mounts of two hosts, processes on them, a disk that dies."""
+"""What the tests stand on: an NFS server, mounts and processes of two hosts, a disk that dies."""
 
 import contextlib
 import ctypes
 import errno
 import hashlib
 import multiprocessing
-import os
 import random
 import shutil
 import socket
@@ -103,7 +102,8 @@ def mount_of(host, version, options="", export=EXPORT):
     if version == "3":  # its locks need a daemon, of which there is one
         sh(f"mount -t nfs -o {options} 127.0.0.1:{export} {at}")
     else:
-        inside = f"hostname host-{host} && mount -t nfs -o {options} {Server.ADDRESS[host]}:{export} {at}"
+        source = f"{Server.ADDRESS[host]}:{export}"
+        inside = f"hostname host-{host} && mount -t nfs -o {options} {source} {at}"
         sh(f"nsenter --net=/run/netns/host-{host} unshare --uts sh -c '{inside}'")
     return at
 
