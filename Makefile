@@ -17,8 +17,8 @@ SOURCES := $(shell find include plugins ucm -name __pycache__ -prune -o -print) 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help deps package dev demo test check style types native native-plain native-asan \
-    native-tsan pytest docs bench e2e e2e-small clean
+.PHONY: help deps package wheel dev demo test check style types native native-plain native-asan \
+    native-tsan pytest docs bench e2e e2e-small nfs clean
 
 help:
 	@echo 'make demo    build, install into $(VENV), move real KV cache through a pipeline'
@@ -27,6 +27,7 @@ help:
 	@echo 'make bench   measure this machine'
 	@echo 'make e2e     two vLLM engines on one directory; installs vLLM (2 GB) in $(VENV)-e2e'
 	@echo '             make e2e-small: with a random model alone'
+	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
 	@echo 'make deps    the system packages that these need; they call it themselves'
 	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest.'
 	@echo 'make clean   remove $(VENV) and build/'
@@ -113,13 +114,18 @@ docs: dev package
 bench: dev package
 	$(IN_VENV) $(BIN)/python benchmarks/run.py $(ARGS)
 
-# The package goes into vLLM's own environment as a wheel.
-e2e: E2E :=
-e2e-small: E2E := --small
-e2e e2e-small: package
+# The package goes as a wheel into vLLM's own environment, and into the guest.
+wheel: package
 	@rm -rf build/dist
 	@$(IN_VENV) $(PIP) wheel -q --no-build-isolation --no-deps -Cbuild-dir=build/wheel -w build/dist .
+
+e2e: E2E :=
+e2e-small: E2E := --small
+e2e e2e-small: wheel
 	$(BIN)/python tests/e2e/run.py --folder $(VENV)-e2e --wheel build/dist/*.whl $(E2E) $(ARGS)
+
+nfs: wheel
+	$(BIN)/python tests/nfs/run.py --folder build/nfs --wheel build/dist/*.whl $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-e2e build

@@ -34,6 +34,7 @@ NOT_RUN = {
     ("README.md", "$ make demo"): "builds the package, and is this test",
     ("README.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
+    ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",
     ("examples/c_store/README.md", "pip install ."): "builds the package",
     (

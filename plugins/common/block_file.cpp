@@ -262,7 +262,8 @@ DirectoryId make_directory_id(const std::string &directory, const std::string &a
     id[6] = uint8_t((id[6] & 0x0f) | 0x40);  // a random UUID, version 4
     id[8] = uint8_t((id[8] & 0x3f) | 0x80);
     const std::string mine = aside + "/format", path = format_path(directory);
-    access.write_file(mine, kFormatLine + uuid_text(id) + "\n", false);
+    // Once in a directory's life; torn by a power cut, it would be refused for ever.
+    access.write_file(mine, kFormatLine + uuid_text(id) + "\n", true);
     const int error = ::link(mine.c_str(), path.c_str()) == 0 ? 0 : errno;
     ::unlink(mine.c_str());
     if (error != 0 && error != EEXIST)

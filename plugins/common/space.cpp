@@ -132,6 +132,14 @@ void sync_folder(const std::string &path) {
     }
 }
 
+// A network file system may say for seconds that there is nothing at a path where another host has
+// made a folder. Making one asks the server, and ends that.
+void ask_server(const std::string &path) {
+    struct stat st{};
+    if (::stat(path.c_str(), &st) != 0 && errno == ENOENT && ::mkdir(path.c_str(), 0700) == 0)
+        ::rmdir(path.c_str());
+}
+
 std::string time_text() {
     const time_t now = time(nullptr);
     struct tm parts{};
@@ -266,6 +274,7 @@ bool Space::put_in_place(const std::string &aside, WriterFolder &writer,
         error = place_folder(namespace_path_, writer, access);
         if (error == 0) error = ::rename(aside.c_str(), path_.c_str()) == 0 ? 0 : errno;
     }
+    if (error == ENOTEMPTY || error == EEXIST) ask_server(path_);
     if ((error == ENOTEMPTY || error == EEXIST) && !there()) {
         // A power cut or a hand has taken the manifest; the blocks are good.
         const std::string from = aside + "/space", to = path_ + "/space";
@@ -348,6 +357,7 @@ int place_folder(const std::string &path, WriterFolder &writer, const Access &ac
     if (::rename(aside.c_str(), path.c_str()) == 0) return 0;
     error = errno;
     ::rmdir(aside.c_str());
+    if (error == ENOTEMPTY || error == EEXIST) ask_server(path);
     // A link to a folder elsewhere is as good.
     struct stat st{};
     if (error != ENOENT && ::stat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode)) return 0;

@@ -126,8 +126,10 @@ void sweep_writer(const std::string &folder, bool of_this_machine) {
     const int locked = fd < 0 ? errno : lock_file(fd);
     const bool dead = of_this_machine && locked == 0 && leads_to(path, fd);
     // A lock that is held is believed from wherever it comes.
-    if (dead || (locked != EAGAIN && long_idle(folder))) remove_folder(folder);
+    const bool swept = dead || (locked != EAGAIN && long_idle(folder));
+    if (swept) remove_folder(folder);
     if (fd >= 0) ::close(fd);
+    if (swept) ::rmdir(folder.c_str());  // see ~WriterFolder
 }
 
 void refuse(const std::string &path, const std::string &directory, int error) {
@@ -172,7 +174,11 @@ WriterFolder::WriterFolder(std::string directory, const Access &access)
 }
 
 WriterFolder::~WriterFolder() {
-    if (leads_to(path_ + "/lock", lock_.get())) remove_folder(path_);
+    const bool mine = leads_to(path_ + "/lock", lock_.get());
+    if (mine) remove_folder(path_);
+    lock_.close();
+    // NFS keeps what is open under another name in its folder until it is closed.
+    if (mine) ::rmdir(path_.c_str());
 }
 
 std::string WriterFolder::path() const {
