@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import shutil
 import statistics
 import subprocess
 from pathlib import Path
@@ -20,7 +19,7 @@ class Fio:
         self.program, self.folder = program, Path(folder)
         self.block, self.shard, self.blocks = shape
         self.best = {}  # by operation: (depth, jobs, bytes a request)
-        self.counts = None
+        self.counts, self.number = None, itertools.count()
 
     def candidates(self, quick):
         sizes = {self.shard, min(self.shard, 1 << 20)}
@@ -28,7 +27,7 @@ class Fio:
         return list(itertools.product(depths, JOBS, sorted(sizes)))
 
     def tune(self, repeat, quick=False):
-        """Find the best depth, jobs and request size for each operation; return all that was seen."""
+        """Find the best depth, jobs and request size of each operation; return all medians."""
         seen = {"dump": {}, "load": {}}
         for _ in range(repeat):
             for way in self.candidates(quick):
@@ -95,8 +94,12 @@ class Fio:
         return self.run("load", self.blocks)
 
     def remove(self):
-        shutil.rmtree(self.folder)
-        os.mkdir(self.folder)
+        """As Worker.remove."""
+        aside = self.folder.with_name(f"{self.folder.name}.retired.{next(self.number)}")
+        self.folder.rename(aside)
+        self.folder.mkdir()
+        for path in aside.iterdir():
+            os.truncate(path, 0)
         return {}
 
     def counted(self, operation):
@@ -106,7 +109,7 @@ class Fio:
         if operation == "load":  # one file is left for the second round
             for path in self.folder.iterdir():
                 if path.name != "0.0":
-                    path.unlink()
+                    path.rename(self.folder.with_name(f"aside.{path.name}"))
         else:
             self.remove()
         self.run(operation, 1)

@@ -86,7 +86,7 @@ PEERS = {"fio": fio, "vllm": vllm, "reference": reference}
 
 
 def checksum_cost(folder):
-    """CPU nanoseconds per byte of the checksum by itself, by bytes a piece, as our layers build it."""
+    """CPU nanoseconds per byte of the checksum alone, by bytes a piece, built as in our layers."""
     source, program = Path(__file__).with_name("checksum_cost.c"), folder / "checksum_cost"
     folder.mkdir(parents=True, exist_ok=True)
     run("cc", "-O3", "-o", program, source)

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -97,7 +96,6 @@ class Side:
     def end(self):
         self.process.stdin.close()
         self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Runner:
@@ -144,8 +142,8 @@ class Runner:
             for side in (ours, *others.values()):
                 side.open(shape)
             if "fio" in self.peers:
-                folder = self.fresh()
-                folder.mkdir()
+                folder = self.fresh() / "now"
+                folder.mkdir(parents=True)
                 fio = others["fio"] = peer_fio.Fio(self.peers["fio"]["program"], folder, shape)
                 tuned = fio.tune(self.args.tune, self.args.quick)
             rounds = self.alternate(ours, others)
@@ -351,6 +349,8 @@ def main():
     args = parse()
     args.data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="posix-peers-", dir=args.data) as folder:
+        # Folders in it start far from each other, and from inodes that were deleted just now.
+        subprocess.run(["chattr", "+T", folder], capture_output=True, check=False)
         runner = Runner(args, Path(folder))
         result = {"engine": args.engine, "machine": describe(folder, runner), "transfers": {}}
         for part in args.only or PARTS:
