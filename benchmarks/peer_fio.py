@@ -5,11 +5,12 @@ import json
 import os
 import statistics
 import subprocess
+import tempfile
 from pathlib import Path
 
 from peer_meter import EVENTS, parse_perf
 
-DEPTHS, JOBS = (1, 2, 4, 8, 16, 32), (1, 2)
+DEPTHS, JOBS, OPERATIONS = (1, 2, 4, 8, 16, 32), (1, 2), ("dump", "load")
 
 
 class Fio:
@@ -19,7 +20,8 @@ class Fio:
         self.program, self.folder = program, Path(folder)
         self.block, self.shard, self.blocks = shape
         self.best = {}  # by operation: (depth, jobs, bytes a request)
-        self.counts, self.number = None, itertools.count()
+        self.start = {}  # CPU seconds, by operation
+        self.number = itertools.count()
 
     def candidates(self, quick):
         sizes = {self.shard, min(self.shard, 1 << 20)}
@@ -28,11 +30,11 @@ class Fio:
 
     def tune(self, repeat, quick=False):
         """Find the best depth, jobs and request size of each operation; return all medians."""
-        seen = {"dump": {}, "load": {}}
+        seen = {name: {} for name in OPERATIONS}
         for _ in range(repeat):
             for way in self.candidates(quick):
                 self.best = {"dump": way, "load": way}
-                for operation in ("dump", "load"):
+                for operation in OPERATIONS:
                     seconds = getattr(self, operation)()["seconds"]
                     seen[operation].setdefault(way, []).append(seconds)
                 self.remove()
@@ -41,6 +43,7 @@ class Fio:
             for operation, ways in seen.items()
         }
         self.best = {name: min(ways, key=ways.get) for name, ways in medians.items()}
+        self.measure_start(repeat)
         return {
             name: {
                 f"depth {d}, {j} jobs, {s >> 10} KiB": spans for (d, j, s), spans in ways.items()
@@ -60,9 +63,8 @@ class Fio:
         for i, path in enumerate(aside):
             path.rename(path.with_name(f"{i // each}.{i % each}"))
 
-    def run(self, operation, blocks):
+    def command(self, operation, blocks):
         depth, jobs, size = self.best[operation]
-        jobs = min(jobs, blocks)
         write = operation == "dump"
         if not write:
             self.arrange(jobs)
@@ -72,26 +74,46 @@ class Fio:
         command += ["--fallocate=none", "--ioengine=io_uring", f"--iodepth={depth}"]
         command += [f"--rw={'write' if write else 'read'}", f"--numjobs={jobs}"]
         command += ["--group_reporting", "--output-format=json"]
-        command += ["--create_on_open=1"] if write else []
-        if self.counts is not None:
+        return command + (["--create_on_open=1"] if write else [])
+
+    def run(self, operation, blocks, counted=False):
+        """Return its own figure of the time, CPU time of all that it is, and what perf counts."""
+        command = self.command(operation, blocks)
+        if counted:
             command = ["perf", "stat", "-x,", "-e", ",".join(EVENTS.values()), *command]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"fio: {(done.stderr or done.stdout).strip()}")
-        if self.counts is not None:
-            self.counts.append(parse_perf(done.stderr))
-        job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-        part = job["write" if write else "read"]
-        seconds = part["io_bytes"] / part["bw_bytes"]
-        # Its shares are of the time that each job takes, start and end included.
-        cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
-        return {"seconds": seconds, "cpu_seconds": cpu}
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            fio = subprocess.Popen(command, stdout=out, stderr=err)
+            _, status, used = os.wait4(fio.pid, 0)
+            fio.returncode = os.waitstatus_to_exitcode(status)
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read().decode())
+        if fio.returncode != 0:
+            raise RuntimeError(f"fio: {''.join(texts).strip()}")
+        part = json.loads(texts[0][texts[0].index("{") :])["jobs"][0]
+        part = part["write" if operation == "dump" else "read"]
+        return {
+            "seconds": part["io_bytes"] / part["bw_bytes"],
+            "cpu_seconds": used.ru_utime + used.ru_stime,
+            "counts": parse_perf(texts[1]) if counted else None,
+        }
+
+    def less_start(self, operation):
+        """A round, less what fio spends on its start.
+
+        Its own figures of CPU time leave out the kernel's threads that do its io_uring writes.
+        """
+        result = self.run(operation, self.blocks)
+        del result["counts"]
+        result["cpu_seconds"] = max(0.0, result["cpu_seconds"] - self.start.get(operation, 0.0))
+        return result
 
     def dump(self):
-        return self.run("dump", self.blocks)
+        return self.less_start("dump")
 
     def load(self):
-        return self.run("load", self.blocks)
+        return self.less_start("load")
 
     def remove(self):
         """As Worker.remove."""
@@ -102,16 +124,28 @@ class Fio:
             os.truncate(path, 0)
         return {}
 
-    def counted(self, operation):
-        """Count a round's system calls, less those of a round of one block: fio's own start."""
-        self.counts = []
-        self.run(operation, self.blocks)
-        if operation == "load":  # one file is left for the second round
-            for path in self.folder.iterdir():
-                if path.name != "0.0":
-                    path.rename(self.folder.with_name(f"aside.{path.name}"))
-        else:
+    def measure_start(self, repeat):
+        """What a round of one block a job costs, nearly all of it fio's start."""
+        cpu = {name: [] for name in OPERATIONS}
+        for _ in range(repeat):
+            for name in OPERATIONS:
+                cpu[name].append(self.run(name, max(JOBS))["cpu_seconds"])
             self.remove()
-        self.run(operation, 1)
-        (whole, start), self.counts = self.counts, None
-        return {name: None if whole[name] is None else whole[name] - start[name] for name in EVENTS}
+        self.start = {name: statistics.median(values) for name, values in cpu.items()}
+
+    def counted(self):
+        """Return a round's counts by operation, less those of fio's start."""
+        sizes = (self.blocks, max(JOBS))
+        counts = {}
+        for blocks in sizes:
+            for name in OPERATIONS:
+                counts[name, blocks] = self.run(name, blocks, counted=True)["counts"]
+            self.remove()
+        whole, start = ({n: counts[n, blocks] for n in OPERATIONS} for blocks in sizes)
+        return {
+            name: {
+                event: None if whole[name][event] is None else whole[name][event] - value
+                for event, value in start[name].items()
+            }
+            for name in OPERATIONS
+        }

@@ -181,22 +181,16 @@ class Runner:
 
     def facts(self, side):
         """What is counted rather than timed, in rounds of their own."""
-        facts = {}
-        is_fio = isinstance(side, peer_fio.Fio)
+        if isinstance(side, peer_fio.Fio):
+            return side.counted() if self.perf else {}
+        facts = {name: {} for name in OPERATIONS}
         if self.perf:
-            if is_fio:
-                facts["dump"] = side.counted("dump")
-                side.remove()
-                side.dump()
-                facts["load"] = side.counted("load")
-            else:
-                facts = {name: side.counted(name) for name in OPERATIONS}
+            facts = {name: side.counted(name) for name in OPERATIONS}
             side.remove()
-        for name in OPERATIONS if not is_fio else ():
+        for name in OPERATIONS:
             total, kernel = side.threads(name)
-            facts.setdefault(name, {}).update(threads=total, kernel_threads=kernel)
-        if not is_fio:
-            side.remove()
+            facts[name].update(threads=total, kernel_threads=kernel)
+        side.remove()
         return facts
 
     def verification(self, engine):
