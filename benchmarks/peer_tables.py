@@ -90,17 +90,18 @@ def transfer_table(result, operation, engine):
     return table([*columns, "copies/byte", "threads"], rows)
 
 
-def transfers(result):
+def transfers(result, engine):
     parts = []
-    for case, figures in result["transfers"].items():
+    for case, figures in result.get("transfers", {}).items():
         block, shard, blocks = figures["shape"]
-        parts.append(
-            f"### Blocks of {case}\n\n{blocks} blocks of {block // 1024:,} KiB, "
-            f"{block // shard} shards each, a round. "
+        shards = "in one shard" if block == shard else f"in {block // shard} shards"
+        text = (
+            f"### Blocks of {case}\n\nA round: {blocks} blocks of {block // 1024:,} KiB {shards}."
         )
         if chosen := figures.get("fio_chosen"):
-            parts[-1] += "fio's best: " + "; ".join(f"{k}: {v}" for k, v in chosen.items()) + "."
-        parts += [transfer_table(figures, name, result["engine"]) for name in OPERATIONS]
+            text += " fio's best: " + "; ".join(f"{k} {v}" for k, v in chosen.items()) + "."
+        parts.append(text + "\n")
+        parts += [transfer_table(figures, name, engine) for name in OPERATIONS]
     return parts
 
 
@@ -182,12 +183,12 @@ def transfer_bars(case, figures, operation):
         yield f"{what}, CPU", f"{value:.2f} of {reference}", "at most 0.5", value <= 0.5
 
 
-def other_bars(result):
+def other_bars(result, engine):
     for case, figures in result.get("transfers", {}).items():
         for operation in OPERATIONS:
             count = figures["facts"]["ours"][operation]["threads"]
             most = max(8, os.cpu_count() + 4)
-            if result["engine"] == "io_uring":
+            if engine == "io_uring":
                 yield f"{operation}, {case}, threads", count, f"at most {most}", count <= most
     for case, pairs in result.get("verification", {}).get("cases", {}).items():
         size = pairs["shape"][0] * pairs["shape"][2]
@@ -209,36 +210,47 @@ def other_bars(result):
         yield "opening an empty directory, ms", f"{ms:.1f}", "under 20", ms < 20
 
 
-def bars(result):
+def bars(result, engine):
     rows = []
-    for case, figures in result["transfers"].items():
+    for case, figures in result.get("transfers", {}).items():
         for operation in OPERATIONS:
             rows += transfer_bars(case, figures, operation)
-    rows += other_bars(result)
+    rows += other_bars(result, engine)
     rows = [[what, got, bar, "yes" if passed else "**no**"] for what, got, bar, passed in rows]
     return ["### Bars\n", table(["what", "measured", "bar", "passed"], rows)] if rows else []
 
 
-def machine(result):
-    facts = dict(result["machine"])
+def machine(results):
+    """Who measured what on what, of all engines."""
+    parts = []
+    last = list(results.values())[-1]
+    facts = dict(last["machine"])
     peers, missing = facts.pop("peers"), facts.pop("left_out")
-    command = facts.pop("command")
-    facts["load_average"] = f"{facts['load_average']:.1f} at the start"
-    lines = [
-        f"`{command}`\n",
-        ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in facts.items()) + ".",
-    ]
+    text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
     if peers:
-        lines[-1] += " Peers: " + "; ".join(peers.values()) + "."
-    lines += [f"Left out: {name}, {reason}." for name, reason in missing.items()]
-    return ["\n".join(lines) + "\n"]
+        text += ". Peers: " + "; ".join(peers.values())
+    parts.append(f"Machine: {text}.")
+    parts += [f"Left out: {name}, {reason}." for name, reason in missing.items()]
+    runs = {}
+    for engine, result in results.items():
+        for part, run in result["runs"].items():
+            key = run["command"], run["date"]
+            runs.setdefault(key, []).append((f"{engine}, {part}", run["load_average"]))
+    for (command, date), done in runs.items():
+        low, high = min(load for _, load in done), max(load for _, load in done)
+        parts.append(f"{date}, load average {low:.1f} to {high:.1f} when parts began: `{command}`")
+    return ["\n\n".join(parts) + "\n"]
 
 
-def tables(result):
-    parts = machine(result) + bars(result) + transfers(result)
-    for name, part in (("verification", verification), ("lookup", lookups), ("open", opening)):
-        if name in result:
-            parts += part(result)
+def tables(results):
+    results = {engine: result for engine, result in results.items() if "machine" in result}
+    parts = machine(results) if results else ["Nothing was measured yet.\n"]
+    for engine, result in results.items():
+        parts += [f"## posix_io_engine: {engine}\n", *bars(result, engine)]
+        parts += transfers(result, engine)
+        for name, part in (("verification", verification), ("lookup", lookups), ("open", opening)):
+            if name in result:
+                parts += part(result)
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Posix beside fio, vLLM's file tier and the reference implementation, in alternated pairs.
+"""Posix beside fio, vLLM's file tier and the reference, uc-manager, in alternated pairs.
 
 python benchmarks/posix_peers.py                           all of it, as Markdown; an hour
 python benchmarks/posix_peers.py --only lookup --engine auto
@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import peer_tables
 from ucm.cli._measure import machine
 
 KIB, MIB = 1 << 10, 1 << 20
-# name: (bytes of a block, bytes of a shard, whether blocks of several shards are all that it has)
+# name: (bytes of a block, bytes of a shard)
 CASES = {
     "1 MiB": (MIB, MIB),
     "4 MiB": (4 * MIB, 4 * MIB),
@@ -249,7 +250,7 @@ class Runner:
                 spans.setdefault(key, []).append(statistics.median(span for span, _ in got))
         return {"asked": n, "seconds": spans, "open_seconds": opened}
 
-    def opening(self, engine):
+    def open(self, engine):
         """Open empty directories, each a new one."""
         result = {}
         for name in ("ours", *(["reference"] if "reference" in self.peers else [])):
@@ -279,23 +280,25 @@ class Runner:
         return result
 
 
-def describe(folder, runner):
+def file_system(folder):
+    """Tell its kind and options; files that come and go are dear on ext4 without a journal."""
+    command = ["findmnt", "-no", "FSTYPE,OPTIONS,SOURCE", "-T", str(folder)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    if len(found) != 3:
+        return "unknown"
+    kind, options, source = found
+    journal = any(Path("/proc/fs/jbd2").glob(f"{Path(source).name}-*"))
+    bare = " without a journal" if kind == "ext4" and not journal else ""
+    return f"{kind}{bare} ({options})"
+
+
+def describe(args, runner):
     """What was measured on, and what with."""
-    mount = subprocess.run(
-        ["findmnt", "-no", "FSTYPE,OPTIONS", "-T", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.split()
-    versions = {name: peer["version"] for name, peer in runner.peers.items()}
     return {
         **machine(),
-        "file_system": " ".join(mount) or "unknown",
-        "peers": versions,
+        "file_system": file_system(args.data),
+        "peers": {name: peer["version"] for name, peer in runner.peers.items()},
         "left_out": runner.missing,
-        "load_average": os.getloadavg()[0],
-        "date": time.strftime("%Y-%m-%d"),
-        "command": "python benchmarks/posix_peers.py " + " ".join(sys.argv[1:]),
     }
 
 
@@ -311,7 +314,7 @@ def parse():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--engine", default="psync", help="posix_io_engine of ours")
+    add("--engine", default="psync", help="posix_io_engine of ours; several with commas")
     add("--option", type=pair_of, action="append", default=[], help="KEY=VALUE for our Posix")
     add("--unverified-option", default="", metavar="KEY=VALUE", help="what switches checks off")
     add("--peers", default="fio,vllm,reference", help="which; empty for none")
@@ -328,6 +331,8 @@ def parse():
     add("--opens", type=int, default=7)
     add("--warm-seconds", type=float, default=10)
     add("--quick", action="store_true", help="few pairs of little data: a test of this script")
+    add("--results", type=Path, help="keeps the figures of all parts; FOLDER/results.json")
+    add("--show", action="store_true", help="measure nothing, show what is kept")
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--write", type=Path, metavar="PAGE", help="put the tables into this page")
     args = parser.parse_args()
@@ -336,34 +341,48 @@ def parse():
         args.stored = args.stored or [100]
     args.stored = args.stored or [1000, 1000000]
     args.folder, args.data = args.folder.resolve(), args.data.resolve()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    args.results = args.results or args.folder / f"{'quick' if args.quick else 'results'}.json"
     return args
+
+
+def measure(args, runner, engine, result):
+    """Run the parts that are asked for; what another run found of the others stays."""
+    result["machine"] = describe(args, runner)
+    command = " ".join(["python benchmarks/posix_peers.py", *map(shlex.quote, sys.argv[1:])])
+    for part in args.only or PARTS:
+        load = os.getloadavg()[0]
+        run = {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": load}
+        cases = (args.case or CASES) if part == "transfers" else [None]
+        for case in cases:
+            runner.say(f"{engine}: {part}{f', blocks of {case}' if case else ''}")
+            if case:
+                result.setdefault(part, {})[case] = runner.transfers(engine, case)
+            else:
+                result[part] = getattr(runner, part)(engine)
+            result.setdefault("runs", {})[f"{part}, {case}" if case else part] = run
+            yield
 
 
 def main():
     args = parse()
     args.data.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(args.results.read_text()) if args.results.exists() else {}
+    results = {engine: kept.get(engine, {}) for engine in args.engine.split(",")}
     with tempfile.TemporaryDirectory(prefix="posix-peers-", dir=args.data) as folder:
         # Folders in it start far from each other, and from inodes that were deleted just now.
         subprocess.run(["chattr", "+T", folder], capture_output=True, check=False)
-        runner = Runner(args, Path(folder))
-        result = {"engine": args.engine, "machine": describe(folder, runner), "transfers": {}}
-        for part in args.only or PARTS:
-            runner.say(f"{part}: {args.engine}")
-            if part == "transfers":
-                for case in args.case or CASES:
-                    runner.say(f"transfers: {case}")
-                    result["transfers"][case] = runner.transfers(args.engine, case)
-            elif part == "open":
-                result["open"] = runner.opening(args.engine)
-            else:
-                result[part] = getattr(runner, part)(args.engine)
+        runner = None if args.show else Runner(args, Path(folder))
+        for engine, result in results.items() if runner else ():
+            for _ in measure(args, runner, engine, result):
+                args.results.write_text(json.dumps({**kept, **results}))
     if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        text = peer_tables.tables(result)
-        print(text)
-        if args.write:
-            peer_tables.write(args.write, text)
+        print(json.dumps(results, indent=2))
+        return
+    text = peer_tables.tables(results)
+    print(text)
+    if args.write:
+        peer_tables.write(args.write, text)
 
 
 if __name__ == "__main__":
