@@ -75,6 +75,13 @@ def thread_names(pid):
     return names
 
 
+def device_bytes(pid, operation):
+    """Return how many bytes this process has moved past the page cache, or left it to write."""
+    field = "read_bytes" if operation == "load" else "write_bytes"
+    with open(f"/proc/{pid}/io") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
 class Watched:
     """A with block in which the threads of a process are looked at every millisecond."""
 

@@ -68,6 +68,13 @@ def threads(facts):
     return f"{facts['threads']}" + (f", {kernel} of them the kernel's" if kernel else "")
 
 
+def from_page_cache(result):
+    """Name the sides whose loads did not read the device, so that they are no O_DIRECT loads."""
+    size = case_bytes(result)
+    loads = {name: facts["load"] for name, facts in result["facts"].items() if "load" in facts}
+    return [name for name, load in loads.items() if load.get("device_bytes", size) < 0.99 * size]
+
+
 def transfer_table(result, operation, engine):
     size, rows = case_bytes(result), []
     for name in ("ours", *others(result)):
@@ -100,6 +107,8 @@ def transfers(result, engine):
         )
         if chosen := figures.get("fio_chosen"):
             text += " fio's best: " + "; ".join(f"{k} {v}" for k, v in chosen.items()) + "."
+        if cached := from_page_cache(figures):
+            text += f" **Loads of {', '.join(cached)} came from the page cache.**"
         parts.append(text + "\n")
         parts += [transfer_table(figures, name, engine) for name in OPERATIONS]
     return parts

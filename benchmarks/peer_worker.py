@@ -253,6 +253,24 @@ class Worker:
             os.truncate(aside, 0)
         return {}
 
+    def tells(self):
+        """Tell whether a load tells of a byte that was changed in a file."""
+        self.dump()
+        path = self.side.path(self.ids[0])
+        with open(path, "r+b") as file:
+            at = file.seek(-1, os.SEEK_END)
+            last = file.read(1)
+            file.seek(at)
+            file.write(bytes([last[0] ^ 1]))
+        try:
+            self.side.load(self.ids, self.target)
+            told = False
+        except Exception:
+            told = True
+        Path(path).touch()  # it may have been moved away
+        self.remove()
+        return {"tells": told}
+
     def plant(self, blocks):
         self.planted = self.side.plant(blocks)
         return {}

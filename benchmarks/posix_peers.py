@@ -45,11 +45,12 @@ class Failed(Exception):
 class Side:
     """A worker process, and the folder that is its own."""
 
-    def __init__(self, kind, peer, folder, options):
+    def __init__(self, kind, peer, folder, options, variables=()):
         self.kind, self.folder, self.options = kind, folder, options
         worker = Path(__file__).with_name("peer_worker.py")
         # Libraries for linear algebra start threads that are nobody's here.
         env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        env.update(variables)
         self.process = subprocess.Popen(
             [peer.get("python", sys.executable), worker, kind],
             stdin=subprocess.PIPE,
@@ -88,11 +89,16 @@ class Side:
             self.ask(operation)
         return counted.counts
 
-    def threads(self, operation):
-        """Return the most threads beside those of Python in a round, and the kernel's of them."""
+    def watched(self, operation):
+        """Do a round; return what it was in threads, and how many bytes met the device."""
+        moved = peer_meter.device_bytes(self.process.pid, operation)
         with peer_meter.Watched(self.process.pid) as watched:
             self.ask(operation)
-        return watched.peak - self.threads_before, watched.kernel
+        return {
+            "threads": watched.peak - self.threads_before,  # Python's own are not counted
+            "kernel_threads": watched.kernel,
+            "device_bytes": peer_meter.device_bytes(self.process.pid, operation) - moved,
+        }
 
     def end(self):
         self.process.stdin.close()
@@ -103,6 +109,8 @@ class Runner:
     def __init__(self, args, folder):
         self.args, self.folder, self.number = args, folder, itertools.count()
         self.perf = peer_meter.perf_counts()
+        if not self.perf:
+            self.say("perf cannot count here: as root, apt-get install linux-perf")
         self.peers, self.missing = {}, {}
         for name in filter(None, args.peers.split(",")):
             try:
@@ -117,9 +125,12 @@ class Runner:
     def fresh(self):
         return self.folder / str(next(self.number))
 
-    def ours(self, engine, options=()):
-        given = {"posix_io_engine": engine, **dict(self.args.option), **dict(options)}
-        return Side("ours", {}, self.fresh(), given)
+    def ours(self, engine, key="", value=""):
+        """Ours, with one thing more: an option, or a variable of its environment."""
+        given = {"posix_io_engine": engine, **dict(self.args.option)}
+        variables = {key: value} if key.isupper() else {}
+        given.update({key: value} if key and not variables else {})
+        return Side("ours", {}, self.fresh(), given, variables)
 
     def others(self, shape):
         """Return the sides that can do this case, not yet open, by name."""
@@ -189,8 +200,7 @@ class Runner:
             facts = {name: side.counted(name) for name in OPERATIONS}
             side.remove()
         for name in OPERATIONS:
-            total, kernel = side.threads(name)
-            facts[name].update(threads=total, kernel_threads=kernel)
+            facts[name].update(side.watched(name))
         side.remove()
         return facts
 
@@ -201,10 +211,12 @@ class Runner:
         for case in ("1 MiB", "64 x 64 KiB") if key else ():
             block, shard = CASES[case]
             shape = [block, shard, self.args.total_mib * MIB // block]
-            checked, bare = self.ours(engine), self.ours(engine, {key: value}.items())
+            checked, bare = self.ours(engine), self.ours(engine, key, value)
             try:
-                checked.open(shape)
-                bare.open(shape)
+                for side, tells in ((checked, True), (bare, False)):
+                    side.open(shape)
+                    if side.ask("tells")["tells"] != tells:
+                        raise Failed(f"{key}={value} does not switch the checks off; see {case}")
                 result["cases"][case] = {"shape": shape, **self.alternate(checked, {"bare": bare})}
             finally:
                 checked.end()
@@ -316,7 +328,12 @@ def parse():
     add = parser.add_argument
     add("--engine", default="psync", help="posix_io_engine of ours; several with commas")
     add("--option", type=pair_of, action="append", default=[], help="KEY=VALUE for our Posix")
-    add("--unverified-option", default="", metavar="KEY=VALUE", help="what switches checks off")
+    add(
+        "--unverified-option",
+        default="",
+        metavar="KEY=VALUE",
+        help="option or variable for no checks",
+    )
     add("--peers", default="fio,vllm,reference", help="which; empty for none")
     add("--reference-engines", default="psync,aio")
     add("--vllm-threads", type=int, default=4)
@@ -374,8 +391,11 @@ def main():
         subprocess.run(["chattr", "+T", folder], capture_output=True, check=False)
         runner = None if args.show else Runner(args, Path(folder))
         for engine, result in results.items() if runner else ():
-            for _ in measure(args, runner, engine, result):
-                args.results.write_text(json.dumps({**kept, **results}))
+            try:
+                for _ in measure(args, runner, engine, result):
+                    args.results.write_text(json.dumps({**kept, **results}))
+            except Failed as error:
+                sys.exit(f"posix_peers: {error}")
     if args.json:
         print(json.dumps(results, indent=2))
         return
