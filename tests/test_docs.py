@@ -33,6 +33,10 @@ NOT_RUN = {
     ("CONTRIBUTING.md", "$ make test"): "is this test",
     ("README.md", "$ make demo"): "builds the package, and is this test",
     ("README.md", "vllm serve MODEL"): "needs vLLM",
+    (
+        "docs/performance.md",
+        '$ make bench-posix ARGS="--write docs/performance.md"',
+    ): "takes an hour, and installs peers",
     ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",

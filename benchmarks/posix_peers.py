@@ -1,0 +1,409 @@
+"""Posix beside fio, vLLM's file tier and the reference, uc-manager, in alternated pairs.
+
+python benchmarks/posix_peers.py                           all of it, as Markdown; an hour
+python benchmarks/posix_peers.py --only lookup --engine auto
+python benchmarks/posix_peers.py --quick --peers ""        does the script still run?
+python benchmarks/posix_peers.py --write docs/performance.md
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import peer_fio
+import peer_install
+import peer_meter
+import peer_tables
+
+from ucm.cli._measure import machine
+
+KIB, MIB = 1 << 10, 1 << 20
+# name: (bytes of a block, bytes of a shard)
+CASES = {
+    "1 MiB": (MIB, MIB),
+    "4 MiB": (4 * MIB, 4 * MIB),
+    "64 x 64 KiB": (4 * MIB, 64 * KIB),
+    "64 KiB": (64 * KIB, 64 * KIB),
+}
+OPERATIONS = ("dump", "load")
+PARTS = ("transfers", "verification", "lookup", "open")
+
+
+class Failed(Exception):
+    """A side said that it could not do a round."""
+
+
+class Side:
+    """A worker process, and the folder that is its own."""
+
+    def __init__(self, kind, peer, folder, options, variables=()):
+        self.kind, self.folder, self.options = kind, folder, options
+        worker = Path(__file__).with_name("peer_worker.py")
+        # Libraries for linear algebra start threads that are nobody's here.
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        env.update(variables)
+        self.process = subprocess.Popen(
+            [peer.get("python", sys.executable), worker, kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        folder.mkdir(parents=True)
+
+    def ask(self, do, **arguments):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"ended with {self.process.wait()}"}
+        if "error" in answer:
+            raise Failed(f"{self.kind}, {do}: {answer['error']}")
+        return answer
+
+    def open(self, shape, **arguments):
+        self.threads_before = len(peer_meter.thread_names(self.process.pid))
+        folder = str(self.folder)
+        return self.ask("open", folder=folder, shape=shape, options=self.options, **arguments)
+
+    def dump(self):
+        return self.ask("dump")
+
+    def load(self):
+        return self.ask("load")
+
+    def remove(self):
+        return self.ask("remove")
+
+    def counted(self, operation):
+        with peer_meter.Counted(self.process.pid) as counted:
+            self.ask(operation)
+        return counted.counts
+
+    def watched(self, operation):
+        """Do a round; return what it was in threads, and how many bytes met the device."""
+        moved = peer_meter.device_bytes(self.process.pid, operation)
+        with peer_meter.Watched(self.process.pid) as watched:
+            self.ask(operation)
+        return {
+            "threads": watched.peak - self.threads_before,  # Python's own are not counted
+            "kernel_threads": watched.kernel,
+            "device_bytes": peer_meter.device_bytes(self.process.pid, operation) - moved,
+        }
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Runner:
+    def __init__(self, args, folder):
+        self.args, self.folder, self.number = args, folder, itertools.count()
+        self.perf = peer_meter.perf_counts()
+        if not self.perf:
+            self.say("perf cannot count here: as root, apt-get install linux-perf")
+        self.peers, self.missing = {}, {}
+        for name in filter(None, args.peers.split(",")):
+            try:
+                self.peers[name] = peer_install.PEERS[name](args.folder)
+            except peer_install.Missing as reason:
+                self.missing[name] = str(reason)
+                self.say(f"{name} is left out: {reason}")
+
+    def say(self, text):
+        print(text, file=sys.stderr, flush=True)
+
+    def fresh(self):
+        return self.folder / str(next(self.number))
+
+    def ours(self, engine, key="", value=""):
+        """Ours, with one thing more: an option, or a variable of its environment."""
+        given = {"posix_io_engine": engine, **dict(self.args.option)}
+        variables = {key: value} if key.isupper() else {}
+        given.update({key: value} if key and not variables else {})
+        return Side("ours", {}, self.fresh(), given, variables)
+
+    def others(self, shape):
+        """Return the sides that can do this case, not yet open, by name."""
+        args, sides = self.args, {}
+        if "vllm" in self.peers and shape[0] == shape[1]:
+            peer = self.peers["vllm"]
+            options = {"library": peer["library"], "threads": args.vllm_threads}
+            sides["vllm"] = Side("vllm", peer, self.fresh(), {**options, "blocks_per_job": 16})
+        if "reference" in self.peers:
+            peer = self.peers["reference"]
+            for engine in args.reference_engines.split(","):
+                options = {"home": peer["home"], "posix_io_engine": engine}
+                sides[f"reference {engine}"] = Side("reference", peer, self.fresh(), options)
+        return sides
+
+    def transfers(self, engine, case):
+        block, shard = CASES[case]
+        shape = [block, shard, self.args.total_mib * MIB // block]
+        ours, others, tuned = self.ours(engine), self.others(shape), None
+        try:
+            for side in (ours, *others.values()):
+                side.open(shape)
+            if "fio" in self.peers:
+                folder = self.fresh() / "now"
+                folder.mkdir(parents=True)
+                fio = others["fio"] = peer_fio.Fio(self.peers["fio"]["program"], folder, shape)
+                tuned = fio.tune(self.args.tune, self.args.quick)
+            rounds = self.alternate(ours, others)
+            facts = {name: self.facts(side) for name, side in (("ours", ours), *others.items())}
+        finally:
+            for side in (ours, *others.values()):
+                if isinstance(side, Side):
+                    side.end()
+        result = {"shape": shape, "rounds": rounds, "facts": facts, "fio_seconds": tuned}
+        if tuned:
+            result["fio_chosen"] = {name: fio.chosen(name) for name in OPERATIONS}
+        return result
+
+    def alternate(self, ours, others):
+        """Pairs of ours and each other, back to back; who is first changes every round."""
+        rounds = {name: [] for name in others or ["none"]}
+        for side in (ours, *others.values()):  # the first round of each is not counted
+            self.once(side)
+        for turn in range(self.args.pairs):
+            for name in rounds:
+                pair = [("ours", ours)] + ([(name, others[name])] if others else [])
+                results = {key: {} for key, _ in pair}
+                for operation in OPERATIONS:
+                    for key, side in pair[:: -1 if turn % 2 else 1]:
+                        results[key][operation] = getattr(side, operation)()
+                for _, side in pair:
+                    side.remove()
+                rounds[name].append({"ours": results["ours"], "other": results.get(name)})
+        return rounds
+
+    def once(self, side):
+        side.dump()
+        side.load()
+        side.remove()
+
+    def facts(self, side):
+        """What is counted rather than timed, in rounds of their own."""
+        if isinstance(side, peer_fio.Fio):
+            return side.counted() if self.perf else {}
+        facts = {name: {} for name in OPERATIONS}
+        if self.perf:
+            facts = {name: side.counted(name) for name in OPERATIONS}
+            side.remove()
+        for name in OPERATIONS:
+            facts[name].update(side.watched(name))
+        side.remove()
+        return facts
+
+    def verification(self, engine):
+        """CPU with and without checks, alternated, and of the checksum by itself."""
+        key, _, value = self.args.unverified_option.partition("=")
+        result = {"checksum_ns_per_byte": peer_install.checksum_cost(self.args.folder), "cases": {}}
+        for case in ("1 MiB", "64 x 64 KiB") if key else ():
+            block, shard = CASES[case]
+            shape = [block, shard, self.args.total_mib * MIB // block]
+            checked, bare = self.ours(engine), self.ours(engine, key, value)
+            try:
+                for side, tells in ((checked, True), (bare, False)):
+                    side.open(shape)
+                    if side.ask("tells")["tells"] != tells:
+                        raise Failed(f"{key}={value} does not switch the checks off; see {case}")
+                result["cases"][case] = {"shape": shape, **self.alternate(checked, {"bare": bare})}
+            finally:
+                checked.end()
+                bare.end()
+        return result
+
+    def lookup(self, engine):
+        results = {}
+        for stored in self.args.stored:
+            sides = {"ours": self.ours(engine)}
+            if "reference" in self.peers:
+                peer = self.peers["reference"]
+                options = {"home": peer["home"], "posix_io_engine": "psync"}
+                sides["reference"] = Side("reference", peer, self.fresh(), options)
+            try:
+                results[stored] = self.lookup_at(sides, stored)
+            finally:
+                for side in sides.values():
+                    side.end()
+        return results
+
+    def lookup_at(self, sides, stored):
+        shape, n, spans, opened = [4096, 4096, 1], min(1000, stored), {}, {}
+        for name, side in sides.items():
+            side.open(shape, memory=False)
+            self.say(f"lookup: {name}, {stored:,} blocks are made")
+            side.ask("plant", blocks=stored)
+            opened[name] = []
+            for _ in range(self.args.opens):
+                side.ask("close")
+                answer = side.ask("reopen", options=side.options)
+                opened[name].append(answer["seconds"])
+        until = time.monotonic() + self.args.warm_seconds
+        while True:  # an index may need its time
+            for side, present in itertools.product(sides.values(), (True, False)):
+                side.ask("lookup", present=present, n=n, repeat=20)
+            if time.monotonic() > until:
+                break
+        for _ in range(self.args.pairs):
+            for (name, side), present in itertools.product(sides.items(), (True, False)):
+                got = side.ask("lookup", present=present, n=n, repeat=20)["spans"]
+                key = f"{name}, {'present' if present else 'absent'}"
+                spans.setdefault(key, []).append(statistics.median(span for span, _ in got))
+        return {"asked": n, "seconds": spans, "open_seconds": opened}
+
+    def open(self, engine):
+        """Open empty directories, each a new one."""
+        result = {}
+        for name in ("ours", *(["reference"] if "reference" in self.peers else [])):
+            result[name] = []
+            for _ in range(self.args.opens + 1):
+                if name == "ours":
+                    side = self.ours(engine)
+                else:
+                    peer = self.peers[name]
+                    options = {"home": peer["home"], "posix_io_engine": "psync"}
+                    side = Side(name, peer, self.fresh(), options)
+                try:
+                    side.open([MIB, MIB, 1], memory=False)  # the library is loaded here
+                    side.ask("close")
+                    empty = side.folder / "empty"
+                    empty.mkdir()
+                    answer = side.ask(
+                        "open",
+                        folder=str(empty),
+                        shape=[MIB, MIB, 1],
+                        options=side.options,
+                        memory=False,
+                    )
+                    result[name].append(answer["seconds"])
+                finally:
+                    side.end()
+        return result
+
+
+def file_system(folder):
+    """Tell its kind and options; files that come and go are dear on ext4 without a journal."""
+    command = ["findmnt", "-no", "FSTYPE,OPTIONS,SOURCE", "-T", str(folder)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    if len(found) != 3:
+        return "unknown"
+    kind, options, source = found
+    journal = any(Path("/proc/fs/jbd2").glob(f"{Path(source).name}-*"))
+    bare = " without a journal" if kind == "ext4" and not journal else ""
+    return f"{kind}{bare} ({options})"
+
+
+def describe(args, runner):
+    """What was measured on, and what with."""
+    return {
+        **machine(),
+        "file_system": file_system(args.data),
+        "peers": {name: peer["version"] for name, peer in runner.peers.items()},
+        "left_out": runner.missing,
+    }
+
+
+def pair_of(text):
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def parse():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--engine", default="psync", help="posix_io_engine of ours; several with commas")
+    add("--option", type=pair_of, action="append", default=[], help="KEY=VALUE for our Posix")
+    add(
+        "--unverified-option",
+        default="",
+        metavar="KEY=VALUE",
+        help="option or variable for no checks",
+    )
+    add("--peers", default="fio,vllm,reference", help="which; empty for none")
+    add("--reference-engines", default="psync,aio")
+    add("--vllm-threads", type=int, default=4)
+    add("--folder", type=Path, default=Path("build/peers"), help="keeps what peers need")
+    add("--data", type=Path, default=Path("build"), help="blocks are stored below it")
+    add("--only", choices=PARTS, action="append", help="only this part")
+    add("--case", choices=CASES, action="append", help="only this case of transfers")
+    add("--pairs", type=int, default=15)
+    add("--total-mib", type=int, default=256, help="bytes of a round")
+    add("--tune", type=int, default=3, help="rounds of fio for each depth and number of jobs")
+    add("--stored", type=int, action="append", help="blocks there at lookups")
+    add("--opens", type=int, default=7)
+    add("--warm-seconds", type=float, default=10)
+    add("--quick", action="store_true", help="few pairs of little data: a test of this script")
+    add("--results", type=Path, help="keeps the figures of all parts; FOLDER/results.json")
+    add("--show", action="store_true", help="measure nothing, show what is kept")
+    add("--json", action="store_true", help="print JSON and nothing else")
+    add("--write", type=Path, metavar="PAGE", help="put the tables into this page")
+    args = parser.parse_args()
+    if args.quick:
+        args.pairs, args.total_mib, args.tune, args.opens, args.warm_seconds = 2, 8, 1, 1, 0
+        args.stored = args.stored or [100]
+    args.stored = args.stored or [1000, 1000000]
+    args.folder, args.data = args.folder.resolve(), args.data.resolve()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    args.results = args.results or args.folder / f"{'quick' if args.quick else 'results'}.json"
+    return args
+
+
+def measure(args, runner, engine, result):
+    """Run the parts that are asked for; what another run found of the others stays."""
+    result["machine"] = describe(args, runner)
+    command = " ".join(["python benchmarks/posix_peers.py", *map(shlex.quote, sys.argv[1:])])
+    for part in args.only or PARTS:
+        load = os.getloadavg()[0]
+        run = {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": load}
+        cases = (args.case or CASES) if part == "transfers" else [None]
+        for case in cases:
+            runner.say(f"{engine}: {part}{f', blocks of {case}' if case else ''}")
+            if case:
+                result.setdefault(part, {})[case] = runner.transfers(engine, case)
+            else:
+                result[part] = getattr(runner, part)(engine)
+            result.setdefault("runs", {})[f"{part}, {case}" if case else part] = run
+            yield
+
+
+def main():
+    args = parse()
+    args.data.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(args.results.read_text()) if args.results.exists() else {}
+    results = {engine: kept.get(engine, {}) for engine in args.engine.split(",")}
+    with tempfile.TemporaryDirectory(prefix="posix-peers-", dir=args.data) as folder:
+        # Folders in it start far from each other, and from inodes that were deleted just now.
+        subprocess.run(["chattr", "+T", folder], capture_output=True, check=False)
+        runner = None if args.show else Runner(args, Path(folder))
+        for engine, result in results.items() if runner else ():
+            try:
+                for _ in measure(args, runner, engine, result):
+                    args.results.write_text(json.dumps({**kept, **results}))
+            except Failed as error:
+                sys.exit(f"posix_peers: {error}")
+    if args.json:
+        print(json.dumps(results, indent=2))
+        return
+    text = peer_tables.tables(results)
+    print(text)
+    if args.write:
+        peer_tables.write(args.write, text)
+
+
+if __name__ == "__main__":
+    main()
