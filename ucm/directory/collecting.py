@@ -116,6 +116,7 @@ def _evict(path: Path, found: Collected, dry_run: bool) -> None:
             found.after = used
         if found.after <= found.target or not coldest:
             return
+        gone = found.blocks
         for candidate in _in_order(coldest, time.time_ns()):
             if found.after <= found.target:
                 return
@@ -125,6 +126,8 @@ def _evict(path: Path, found: Collected, dry_run: bool) -> None:
                 found.block_bytes += candidate.bytes
                 space = os.path.relpath(os.path.dirname(os.path.dirname(candidate.path)), path)
                 found.spaces[space] = found.spaces.get(space, 0) + 1
+        if found.blocks == gone:  # in use, all of them, or not to be removed
+            return
         after = coldest[-1]
 
 
@@ -153,23 +156,18 @@ def _walk(path: Path, after: _Candidate | None) -> tuple[int, list[_Candidate]]:
             for entry in names.blocks(space.path):
                 with contextlib.suppress(FileNotFoundError):
                     info = entry.stat(follow_symlinks=False)
-                    total += disk_bytes(info)
-                    one = _Candidate(info.st_mtime_ns, entry.path, disk_bytes(info))
+                    total += names.disk_bytes(info)
+                    one = _Candidate(info.st_mtime_ns, entry.path, names.disk_bytes(info))
                     if after is None or one > after:
                         yield one
         for folder in ("writers", "quarantine", "trash"):
             for top, _, files in os.walk(path / ".ucm" / folder):
                 for name in files:
                     with contextlib.suppress(FileNotFoundError):
-                        total += disk_bytes(os.lstat(os.path.join(top, name)))
+                        total += names.disk_bytes(os.lstat(os.path.join(top, name)))
 
     coldest = heapq.nsmallest(CANDIDATES, candidates())
     return total, coldest
-
-
-def disk_bytes(info: os.stat_result) -> int:
-    """Return what a file counts for."""
-    return max(info.st_blocks * 512, info.st_size)
 
 
 def _in_order(coldest: list[_Candidate], now_ns: int) -> list[_Candidate]:

@@ -1,17 +1,37 @@
-"""The ledger of a storage directory, ``.ucm/ledger``, as plugins/common/ledger.h writes it."""
+"""The ledger of a storage directory, ``.ucm/ledger``, as plugins/common/ledger.h has it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import struct
+import time
 from pathlib import Path
+
+import xxhash
+
+from ucm.directory import names
 
 # Defaults of posix_gc_trigger_threshold_ratio and posix_gc_recycle_percent.
 TRIGGER, RECYCLE = 0.9, 0.1
 
+_MAGIC = b"UCMLEDGR"
+# magic, version, flags, nonce, inode, used, added, granted, wanted, limit, rounds, clock_ns,
+# eviction_age_ns, left_ns, slots, writers, check
+_PAGE = struct.Struct("<8sII16s7Q3qIIQ")
+_AT_FLAGS = 12
+_ACCOUNT = struct.Struct("<216s4QQ")
+_FIRST_ACCOUNT = 4096
+_SLOTS = 1024
+_CHECK_BYTES = 8
+_COUNT_FIRST, _TOO_HIGH = 1, 2
+_LOCK_WAIT_S = 2
+
 
 @dataclasses.dataclass
 class Account:
-    """What one writer has of it."""
+    """What one writer has of it; capacity: what it asks the limit to be, 0: none."""
 
     writer: str
     granted: int
@@ -21,7 +41,7 @@ class Account:
 
 @dataclasses.dataclass
 class Ledger:
-    """Bytes in use, and who may write how many."""
+    """Bytes in use, and who may write how many; limit: that of the living, 0: none."""
 
     limit: int = 0
     used: int = 0
@@ -33,13 +53,73 @@ class Ledger:
     @property
     def setters(self) -> list[Account]:
         """Those who set the limit."""
-        return [one for one in self.accounts if self.limit and one.capacity == self.limit]
+        return [one for one in self.accounts if one.alive and one.capacity == self.limit > 0]
 
 
 def read(directory: Path) -> Ledger | None:
-    """Read it; None where there is none."""
-    return None
+    """Read it, without a lock; None where there is none."""
+    try:
+        data = _path(directory).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Ledger(problem=f"it cannot be read: {error.strerror}")
+    if not _is_sound(data):
+        return Ledger(problem="it is torn; the next writer counts anew")
+    _, version, flags, nonce, _, used, *_, slots, _, _ = _PAGE.unpack_from(data)
+    if version != 1:
+        return Ledger(problem=f"its version is {version}, which this version does not know")
+    found = Ledger(used=used, recount=bool(flags & (_COUNT_FIRST | _TOO_HIGH)))
+    seed = xxhash.xxh3_64_intdigest(nonce)
+    for slot in range(min(slots, _SLOTS)):
+        at = _FIRST_ACCOUNT + slot * _ACCOUNT.size
+        record = data[at : at + _ACCOUNT.size]
+        if len(record) < _ACCOUNT.size:
+            break
+        writer, granted, capacity, _, _, check = _ACCOUNT.unpack(record)
+        name = writer.rstrip(b"\0").decode(errors="replace")
+        if not name or check != xxhash.xxh3_64_intdigest(record[:-_CHECK_BYTES], seed):
+            continue
+        alive = names.is_locked(str(directory / ".ucm" / "writers" / name / "lock"))
+        found.accounts.append(Account(name, granted, capacity, alive))
+        found.granted += granted
+    found.limit = min((a.capacity for a in found.accounts if a.alive and a.capacity), default=0)
+    return found
 
 
 def want_recount(directory: Path) -> None:
-    """Have the next one who may count do so: something went that the ledger does not know of."""
+    """Say in it that less is used than it knows; without that it is counted at the next walk."""
+    until = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        with names.opened(_path(directory), os.O_RDWR) as fd:
+            taken = names.lock(fd)
+            if taken and names.leads_to(_path(directory), fd):
+                _set_flag(fd)
+                return
+        if taken is None or time.monotonic() > until:
+            return
+        time.sleep(0.001)
+
+
+def _set_flag(fd: int) -> None:
+    data = bytearray(os.pread(fd, _PAGE.size, 0))
+    if not _is_sound(data) or _PAGE.unpack_from(data)[1] != 1:
+        return
+    data[_AT_FLAGS] |= _TOO_HIGH
+    data[-_CHECK_BYTES:] = _check(data).to_bytes(_CHECK_BYTES, "little")
+    with contextlib.suppress(OSError):
+        os.pwrite(fd, data, 0)
+
+
+def _path(directory: Path) -> Path:
+    return directory / ".ucm" / "ledger"
+
+
+def _is_sound(data: bytes | bytearray) -> bool:
+    if len(data) < _PAGE.size or data[:8] != _MAGIC:
+        return False
+    return bool(_PAGE.unpack_from(data)[-1] == _check(data))
+
+
+def _check(data: bytes | bytearray) -> int:
+    return xxhash.xxh3_64_intdigest(bytes(data[: _PAGE.size - _CHECK_BYTES]))

@@ -109,7 +109,7 @@ def blocks(space: Path | str) -> Iterator[os.DirEntry[str]]:
 
 @contextlib.contextmanager
 def opened(path: Path | str, flags: int) -> Iterator[int]:
-    """Open a file for a while; -1 where it cannot be."""
+    """Open a file for a while; -1 where it cannot be, and has no locks."""
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -165,6 +165,11 @@ def long_idle(folder: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):
             latest = max(latest, path.stat().st_mtime)
     return time.time() - latest > _FOREIGN_IDLE_S
+
+
+def disk_bytes(info: os.stat_result) -> int:
+    """Return what a file counts for."""
+    return max(info.st_blocks * 512, info.st_size)
 
 
 def make_folder(directory: Path, name: str) -> Path:

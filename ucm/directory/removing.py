@@ -115,34 +115,39 @@ def _remove_writer(folder: Path, only_look: bool) -> int:
     for entry in names.scan(folder):
         if entry.name == "lock":
             continue
-        with contextlib.suppress(FileNotFoundError):
-            if entry.is_dir(follow_symlinks=False):  # on its way to its place
-                for file in [] if only_look else names.scan(entry.path):
-                    os.unlink(file.path)
-                if not only_look:
-                    os.rmdir(entry.path)
-                continue
-            size += entry.stat(follow_symlinks=False).st_size
+        if entry.is_dir(follow_symlinks=False):  # on its way to its place
+            size += sum(_take(file, only_look) for file in names.scan(entry.path))
             if not only_look:
-                os.unlink(entry.path)
+                with contextlib.suppress(OSError):
+                    os.rmdir(entry.path)
+        else:
+            size += _take(entry, only_look)
     if not only_look:
         with contextlib.suppress(OSError):
             os.unlink(folder / "lock")
+        with contextlib.suppress(OSError):
             os.rmdir(folder)
     return size
 
 
+def _take(entry: os.DirEntry[str], only_look: bool) -> int:
+    """Delete a file, unless one only looks; return what it counts for."""
+    try:
+        info = entry.stat(follow_symlinks=False)
+        if not only_look:
+            os.unlink(entry.path)
+    except OSError:  # it went, or stays for another
+        return 0
+    return names.disk_bytes(info)
+
+
 def empty_quarantine(directory: Path, only_look: bool = False) -> int:
     """Delete what was kept for inspection; return the bytes."""
-    freed = 0
-    for entry in names.scan(directory / ".ucm" / "quarantine"):
-        with contextlib.suppress(FileNotFoundError):
-            if entry.is_file(follow_symlinks=False):
-                size = entry.stat(follow_symlinks=False).st_size
-                if not only_look:
-                    os.unlink(entry.path)
-                freed += size
-    return freed
+    return sum(
+        _take(entry, only_look)
+        for entry in names.scan(directory / ".ucm" / "quarantine")
+        if entry.is_file(follow_symlinks=False)
+    )
 
 
 def _remove_quarantined(space: Space) -> None:
