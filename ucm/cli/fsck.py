@@ -102,11 +102,9 @@ def _as_json(one: Checked) -> dict[str, object]:
 
 def _show(one: Checked) -> None:
     size = _common.human_bytes
-    notes = one.total - one.damaged
-    click.echo(
-        f"{one.directory}: {one.blocks} blocks, {size(one.bytes)} verified; "
-        f"{one.damaged or 'no'} damaged{f', {notes} notes' if notes else ''}"
-    )
+    damage = f"{one.damaged} damaged" if one.damaged else "no damage"
+    notes = f", {one.total - one.damaged} notes" if one.total > one.damaged else ""
+    click.echo(f"{one.directory}: {one.blocks} blocks, {size(one.bytes)} verified, {damage}{notes}")
     if one.findings:
         rows = [(f.kind, f.path, f.problem, f.action) for f in one.findings[:_TOLD]]
         _common.print_table(("kind", "path", "problem", "done"), rows)

@@ -41,10 +41,10 @@ def command(
     else:
         _show(found, dry_run)
     if found.problem:
-        click.echo(f"ucm: {found.kept} blocks cannot be removed; {found.problem}", err=True)
-    if found.after > found.target and not as_json:
-        click.echo("ucm: what is left is no block, or could not be removed", err=True)
-    return int(found.after > found.target or found.problem is not None)
+        click.echo(f"ucm: {found.refused} blocks cannot be removed; {found.problem}", err=True)
+    elif not found.enough:
+        click.echo("ucm: more is left than wanted: it was used meanwhile", err=True)
+    return int(not found.enough or found.problem is not None)
 
 
 def _show(found: Collected, dry_run: bool) -> None:
@@ -59,7 +59,7 @@ def _show(found: Collected, dry_run: bool) -> None:
     swept = "".join(
         f", {size(freed)} {what}"
         for freed, what in (
-            (found.orphan_bytes, "of killed writers"),
+            (found.orphan_bytes, "of killed writers and removals"),
             (found.quarantine_bytes, "in quarantine"),
         )
         if freed

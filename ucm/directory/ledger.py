@@ -41,12 +41,16 @@ class Account:
 
 @dataclasses.dataclass
 class Ledger:
-    """Bytes in use, and who may write how many; limit: that of the living, 0: none."""
+    """Bytes in use, and who may write how many.
+
+    limit: that of the living, 0: none. clock_ns: the latest that a block was used.
+    """
 
     limit: int = 0
     used: int = 0
     granted: int = 0
     recount: bool = False
+    clock_ns: int = 0
     problem: str | None = None
     accounts: list[Account] = dataclasses.field(default_factory=list)
 
@@ -66,10 +70,12 @@ def read(directory: Path) -> Ledger | None:
         return Ledger(problem=f"it cannot be read: {error.strerror}")
     if not _is_sound(data):
         return Ledger(problem="it is torn; the next writer counts anew")
-    _, version, flags, nonce, _, used, *_, slots, _, _ = _PAGE.unpack_from(data)
+    _, version, flags, nonce, _, used, *rest = _PAGE.unpack_from(data)
+    clock_ns, _, _, slots = rest[-6:-2]
     if version != 1:
         return Ledger(problem=f"its version is {version}, which this version does not know")
-    found = Ledger(used=used, recount=bool(flags & (_COUNT_FIRST | _TOO_HIGH)))
+    recount = bool(flags & (_COUNT_FIRST | _TOO_HIGH))
+    found = Ledger(used=used, recount=recount, clock_ns=clock_ns)
     seed = xxhash.xxh3_64_intdigest(nonce)
     for slot in range(min(slots, _SLOTS)):
         at = _FIRST_ACCOUNT + slot * _ACCOUNT.size

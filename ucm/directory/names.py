@@ -172,6 +172,16 @@ def disk_bytes(info: os.stat_result) -> int:
     return max(info.st_blocks * 512, info.st_size)
 
 
+def bytes_in(folder: Path | str) -> int:
+    """Return what the files in a folder count for."""
+    total = 0
+    for entry in scan(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if entry.is_file(follow_symlinks=False):
+                total += disk_bytes(entry.stat(follow_symlinks=False))
+    return total
+
+
 def make_folder(directory: Path, name: str) -> Path:
     """Make a folder in .ucm as the others there are."""
     base, path = directory / ".ucm", directory / ".ucm" / name

@@ -76,15 +76,17 @@ def is_still(path: str, was: os.stat_result) -> bool:
         return False
 
 
-def sweep_trash(directory: Path) -> int:
-    """Delete what removed spaces have left; return the bytes."""
+def sweep_trash(directory: Path, only_look: bool = False) -> int:
+    """Delete what removed spaces have left; return what it counts for."""
     freed = 0
     for entry in names.scan(directory / ".ucm" / "trash"):
         with contextlib.suppress(FileNotFoundError):
             info = entry.stat(follow_symlinks=False)
             # Somebody may still be at it.
             if entry.is_dir(follow_symlinks=False) and time.time() - info.st_ctime > _TRASH_AGE_S:
-                freed += _delete(Path(entry.path))[1]
+                freed += sum(names.bytes_in(top) for top, _, _ in os.walk(entry.path))
+                if not only_look:
+                    _delete(Path(entry.path))
     return freed
 
 
