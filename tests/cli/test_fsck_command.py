@@ -1,5 +1,7 @@
 import json
 import os
+import random
+import threading
 
 import pytest
 import xxhash
@@ -217,6 +219,29 @@ def test_blocks_that_vanish_or_change_meanwhile_are_fine(ucm_command, folder, fi
     (found,) = ucm_command("fsck", folder, "--delete", "--threads", "1", "--json").json
     assert found["findings"] == []
     assert replaced.exists()
+
+
+def test_beside_a_running_engine_there_is_no_damage(ucm_command, folder, fill):
+    fill(20)
+    stop = threading.Event()
+
+    def engine():
+        rng = random.Random(5)
+        with ucm.open_pipeline("Posix", storage_backends=str(folder), **SIZES) as store:
+            while not stop.is_set():
+                block_id = bytes([rng.randrange(20)]) * 16
+                store.remove([block_id])
+                store.wait(store.dump([block_id] * 2, [0, 1], [[rng.randbytes(2048)]] * 2))
+
+    thread = threading.Thread(target=engine)
+    thread.start()
+    try:
+        for _ in range(20):
+            outcome = ucm_command("fsck", folder, "--delete", "--json")
+            assert (outcome.code, outcome.json[0]["findings"]) == (0, [])
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_what_the_device_cannot_read_is_damage(ucm_command, folder, fill, monkeypatch):
