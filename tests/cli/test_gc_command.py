@@ -4,6 +4,7 @@ import struct
 import time
 
 import pytest
+import xxhash
 from ledgers import write_ledger
 
 import ucm
@@ -197,6 +198,19 @@ def test_the_ledger_is_told_that_it_counts_too_much(ucm_command, folder, fill, a
     ucm_command(args[0], folder, *args[1:])
     found = ledger.read(folder)
     assert (found.recount, found.used, found.problem) == (True, 1 << 20, None)
+
+
+def test_stores_that_have_an_index_are_told(ucm_command, folder, fill):
+    """As plugins/common/recent.cpp has it: a head that has run away from its readers."""
+    (block,) = fill(1)
+    header = struct.pack("<8sII16sQ16s", b"UCMRECNT", 1, 8, bytes(range(16)), 5, bytes(16))
+    header += struct.pack("<Q", xxhash.xxh3_64_intdigest(header))
+    path = block.parents[1] / "recent"
+    path.write_bytes(header.ljust(4096 + 8 * 32, b"\0"))
+    ucm_command("gc", folder, "--to", 0)
+    after = path.read_bytes()
+    assert struct.unpack_from("<Q", after, 32) == (5 + 8 + 1,)
+    assert struct.unpack_from("<Q", after, 56) == (xxhash.xxh3_64_intdigest(after[:56]),)
 
 
 def test_a_size_that_is_none_is_2(ucm_command, refused, folder, fill):

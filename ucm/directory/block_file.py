@@ -94,8 +94,11 @@ def read_header(read: Callable[[int], bytes | memoryview], size: int, name: str)
 def read_depth(path: str) -> int:
     """Return how deep a block is in its prefix, 0 where it cannot be told. Checks nothing."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), 4, _AT_DEPTH)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            data = os.pread(fd, 4, _AT_DEPTH)
+        finally:
+            os.close(fd)
     except OSError:
         return 0
     depth = int.from_bytes(data, "little") if len(data) == 4 else _NO_DEPTH

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ucm.directory import block_file, ledger, names, reading, removing
+from ucm.directory import block_file, ledger, names, reading, removing, ring
 from ucm.directory.reading import Space
 
 # More than these are counted only.
@@ -113,8 +113,11 @@ def check(
     finally:
         checker.stopped = True
         pool.shutdown(cancel_futures=True)
-    if any(finding.action for finding in found.findings):
+    acted = {Path(finding.path).parents[1] for finding in found.findings if finding.action}
+    if acted:
         ledger.want_recount(path)
+    for folder in acted:
+        ring.tell(folder)
     found.findings.sort(key=lambda finding: (not finding.damage, finding.kind, finding.path))
     return found
 

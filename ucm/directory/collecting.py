@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ucm import errors
-from ucm.directory import block_file, ledger, names, removing
+from ucm.directory import block_file, ledger, names, removing, ring
 
 # The coldest that one walk keeps, as a store's own.
 CANDIDATES = 131072
@@ -79,6 +79,8 @@ def collect(
         _evict(path, found, dry_run)
         if not dry_run:
             ledger.want_recount(path)
+            for space in found.spaces:
+                ring.tell(path / space)
     return found
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import struct
-import time
 from pathlib import Path
 
 import xxhash
@@ -26,7 +25,6 @@ _FIRST_ACCOUNT = 4096
 _SLOTS = 1024
 _CHECK_BYTES = 8
 _COUNT_FIRST, _TOO_HIGH = 1, 2
-_LOCK_WAIT_S = 2
 
 
 @dataclasses.dataclass
@@ -95,26 +93,16 @@ def read(directory: Path) -> Ledger | None:
 
 def want_recount(directory: Path) -> None:
     """Say in it that less is used than it knows; without that it is counted at the next walk."""
-    until = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        with names.opened(_path(directory), os.O_RDWR) as fd:
-            taken = names.lock(fd)
-            if taken and names.leads_to(_path(directory), fd):
-                _set_flag(fd)
-                return
-        if taken is None or time.monotonic() > until:
+    with names.locked(_path(directory)) as fd:
+        if fd < 0:
             return
-        time.sleep(0.001)
-
-
-def _set_flag(fd: int) -> None:
-    data = bytearray(os.pread(fd, _PAGE.size, 0))
-    if not _is_sound(data) or _PAGE.unpack_from(data)[1] != 1:
-        return
-    data[_AT_FLAGS] |= _TOO_HIGH
-    data[-_CHECK_BYTES:] = _check(data).to_bytes(_CHECK_BYTES, "little")
-    with contextlib.suppress(OSError):
-        os.pwrite(fd, data, 0)
+        data = bytearray(os.pread(fd, _PAGE.size, 0))
+        if not _is_sound(data) or _PAGE.unpack_from(data)[1] != 1:
+            return
+        data[_AT_FLAGS] |= _TOO_HIGH
+        data[-_CHECK_BYTES:] = _check(data).to_bytes(_CHECK_BYTES, "little")
+        with contextlib.suppress(OSError):
+            os.pwrite(fd, data, 0)
 
 
 def _path(directory: Path) -> Path:

@@ -28,6 +28,7 @@ _OLDER_FOLDERS = ("000", "555", "aaa", "fff")
 _OLDER_BLOCK = re.compile(r"[0-9a-f]{32}(\.tmp)?")
 _OLDER_NAMES = 16
 _FOREIGN_IDLE_S = 24 * 3600
+_LOCK_WAIT_S = 2
 # struct flock: type, whence, start, length, pid.
 _FLOCK = struct.Struct("hhqqi4x")
 
@@ -150,6 +151,22 @@ def leads_to(path: Path | str, fd: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def locked(path: Path | str) -> Iterator[int]:
+    """Open and lock a small file that stores change in turn; -1 where it cannot be."""
+    until = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        with opened(path, os.O_RDWR) as fd:
+            taken = lock(fd)
+            if taken and leads_to(path, fd):
+                yield fd
+                return
+        if taken is None or time.monotonic() > until:
+            yield -1
+            return
+        time.sleep(0.001)
 
 
 def machine() -> str:
