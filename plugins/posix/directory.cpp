@@ -11,6 +11,8 @@
 
 #include <algorithm>
 
+#include "older.h"
+
 namespace ucm::posix {
 namespace {
 
@@ -66,14 +68,13 @@ size_t count_files(const std::string &path) {
 
 Directory::Directory(const std::string &path, const Wanted &wanted, const Logger &log)
     : path_(absolute(path)), log_(log), access_(wanted.access), direct_(wanted.direct) {
+    if (!identified()) refuse_older_blocks(path_);
     if (wanted.writes) {
         writer_ = std::make_unique<WriterFolder>(path_, access_);
         if (direct_) try_direct();
         id_ = make_directory_id(path_, writer_->path(), access_);
         identified_ = true;
         sweep_trash(path_);
-    } else {
-        identified();
     }
     if (wanted.layout) open_space(wanted);
 }

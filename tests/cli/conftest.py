@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
+import ucm
 import ucm.cli
 
 
@@ -67,3 +68,38 @@ def refused():
             assert word in outcome.err
 
     return check
+
+
+SIZES = {"block_size": 4096, "shard_size": 2048}
+
+
+@pytest.fixture
+def fill(folder):
+    """Store blocks 0 to n of two shards; return where they are."""
+
+    def dump(n, pipeline="Posix", **options):
+        options = {"storage_backends": str(folder), **SIZES, **options}
+        with ucm.open_pipeline(pipeline, **options) as store:
+            for i in range(n):
+                store.wait(store.dump([bytes([i]) * 16] * 2, [0, 1], [[bytes([i]) * 2048]] * 2))
+        return sorted(folder.glob("*/*/???/*"))
+
+    return dump
+
+
+@pytest.fixture
+def uc_manager(folder):
+    """Lay out a directory as UCM's uc-manager does."""
+
+    def make(kind):
+        if kind == "config":
+            (folder / ".ucm_gc.config").write_text("{}")
+            return
+        top = folder if kind == "folders" else folder / "data"
+        for number in range(4096) if kind != "flat" else ():
+            (top / f"{number:03x}").mkdir(parents=True)
+        block = top / "abc" / ("abc" * 11)[:32] if kind != "flat" else top / ("f" * 32)
+        block.parent.mkdir(parents=True, exist_ok=True)
+        block.write_bytes(b"raw" * 1000)
+
+    return make

@@ -1,21 +1,13 @@
+import os
+import time
+
 import pytest
+from ledgers import write_ledger
 
 import ucm
+import ucm.directory
 
 SIZES = {"block_size": 4096, "shard_size": 2048}
-
-
-@pytest.fixture
-def fill():
-    """Return a function that stores n blocks of two shards."""
-
-    def dump(folder, n, pipeline="Posix", **options):
-        options = {"storage_backends": str(folder), **SIZES, **options}
-        with ucm.open_pipeline(pipeline, **options) as store:
-            for i in range(n):
-                store.wait(store.dump([bytes([i]) * 16] * 2, [0, 1], [[bytes(2048)]] * 2))
-
-    return dump
 
 
 def listing(folder):
@@ -23,8 +15,8 @@ def listing(folder):
 
 
 def test_json_has_every_space(ucm_command, folder, fill):
-    fill(folder, 3, model="llama")
-    fill(folder, 1, "Compress|Posix", namespace="team-a", dtype="bf16")
+    fill(3, model="llama")
+    fill(1, "Compress|Posix", namespace="team-a", dtype="bf16")
     before = listing(folder)
     (found,) = ucm_command("inspect", folder, "--json").json
     assert listing(folder) == before
@@ -39,12 +31,19 @@ def test_json_has_every_space(ucm_command, folder, fill):
     )
     assert (one["shards_per_block"], one["raw_capacity"], one["encoding"]) == (2, 2048, "")
     assert (one["blocks"], one["bytes"]) == (3, 3 * 3 * 4096)
-    assert one["oldest"] <= one["newest"]
+    assert one["disk_bytes"] >= one["bytes"]
+    assert (one["dtype"], other["dtype"]) == ("bytes", "bf16")
+    assert one["coldest"] <= one["hottest"]
+    assert one["used"] == {"hour": 3, "day": 0, "week": 0, "older": 0}
+    assert one["headers"]["read"] == 3
+    assert one["headers"]["oldest"] <= one["headers"]["newest"]
+    assert (one["headers"]["ratio"], found["ledger"]) == (1.0, None)
+    assert other["headers"]["ratio"] > 10
     assert (other["namespace"], other["encoding"], other["blocks"]) == ("team-a", "ucmz.1", 1)
 
 
 def test_people_see_the_same(ucm_command, folder, fill):
-    fill(folder, 3, model="llama")
+    fill(3, model="llama")
     outcome = ucm_command("inspect", folder)
     assert outcome.code == 0
     for word in (str(folder), "llama", "2 x 2048 B", "36.0 KiB", "0 writers alive"):
@@ -52,14 +51,14 @@ def test_people_see_the_same(ucm_command, folder, fill):
 
 
 def test_one_namespace_alone(ucm_command, folder, fill):
-    fill(folder, 1)
-    fill(folder, 1, namespace="team-a")
+    fill(1)
+    fill(1, namespace="team-a")
     (found,) = ucm_command("inspect", folder, "--namespace", "team-a", "--json").json
     assert [space["namespace"] for space in found["spaces"]] == ["team-a"]
 
 
 def test_blocks_come_from_their_headers(ucm_command, folder, fill):
-    fill(folder, 2)
+    fill(2)
     bad = next(folder.glob("*/*/010/*"))
     bad.write_bytes(b"no block" * 512)
     (found,) = ucm_command("inspect", folder, "--blocks", "--json").json
@@ -82,7 +81,7 @@ def test_what_writers_have_open_is_counted(ucm_command, folder):
 
 
 def test_corrupt_blocks_are_counted_by_namespace(ucm_command, folder, fill):
-    fill(folder, 1, namespace="a.b")
+    fill(1, namespace="a.b")
     next(folder.glob("*/*/000/*")).write_bytes(bytes(4096))
     options = {"storage_backends": str(folder), "namespace": "a.b", **SIZES}
     with ucm.open_pipeline("Posix", **options) as store, pytest.raises(ucm.CorruptError):
@@ -93,11 +92,73 @@ def test_corrupt_blocks_are_counted_by_namespace(ucm_command, folder, fill):
 
 
 def test_a_torn_manifest_is_told(ucm_command, folder, fill):
-    fill(folder, 1)
+    fill(1)
     next(folder.glob("*/*/space")).write_text("ucm sp")
     (found,) = ucm_command("inspect", folder, "--json").json
     assert found["spaces"][0]["problem"] == "its manifest is torn"
     assert found["spaces"][0]["blocks"] == 1
+
+
+def test_last_used_is_the_files_and_published_the_headers(ucm_command, folder, fill):
+    for path, age in zip(fill(4), (60, 7200, 2 * 86400, 30 * 86400), strict=True):
+        os.utime(path, (0, time.time() - age))
+    (found,) = ucm_command("inspect", folder, "--json").json
+    (space,) = found["spaces"]
+    assert space["used"] == {"hour": 1, "day": 1, "week": 1, "older": 1}
+    assert space["coldest"] < space["headers"]["oldest"]
+    outcome = ucm_command("inspect", folder)
+    assert "1/1/1/1" in outcome.out
+    assert "60 s to 30 d ago" in outcome.out
+
+
+def test_headers_are_sampled_unless_all_are_wanted(ucm_command, folder, fill, monkeypatch):
+    monkeypatch.setattr(ucm.directory, "SAMPLED_HEADERS", 3)
+    fill(10)
+    assert "from 3 of 10 headers; --headers" in ucm_command("inspect", folder).out
+    outcome = ucm_command("inspect", folder, "--headers", "--json")
+    assert outcome.json[0]["spaces"][0]["headers"]["read"] == 10
+    assert "headers;" not in ucm_command("inspect", folder, "--headers").out
+
+
+def test_a_header_that_is_not_sound_is_counted(ucm_command, folder, fill):
+    path, _ = fill(2)
+    path.write_bytes(b"no block" * 512)
+    assert "1 headers are not sound; ucm fsck" in ucm_command("inspect", folder).out
+
+
+def test_the_ledger_says_who_sets_the_limit(ucm_command, folder, fill):
+    fill(1)
+    with ucm.open_pipeline("Posix", storage_backends=str(folder), **SIZES):
+        (writer,) = (path.name for path in folder.glob(".ucm/writers/*"))
+        accounts = ((writer, 4096, 1 << 30), ("of-the-dead", 8192, 1 << 20))
+        write_ledger(folder, *accounts, used=1 << 20, flags=2)
+        (found,) = ucm_command("inspect", folder, "--json").json
+        shown = found["ledger"]
+        assert (shown["limit"], shown["used"], shown["granted"]) == (1 << 30, 1 << 20, 12288)
+        assert (shown["recount"], shown["set_by"]) == (True, [writer])
+        assert [one["alive"] for one in shown["accounts"]] == [True, False]
+        text = ucm_command("inspect", folder).out
+        assert f"limit 1.00 GiB, set by {writer}; 1.0 MiB used, 12.0 KiB granted" in text
+        assert "to be recounted" in text
+    path = folder / ".ucm" / "ledger"
+    path.write_bytes(path.read_bytes()[:100])
+    assert "ledger: it is torn" in ucm_command("inspect", folder).out
+
+
+@pytest.mark.parametrize("kind", ["config", "folders", "data", "flat"])
+@pytest.mark.parametrize("command", [["inspect"], ["fsck"], ["gc", "--to", "0"]])
+def test_a_directory_of_uc_manager_is_refused(
+    ucm_command, refused, folder, uc_manager, kind, command
+):
+    uc_manager(kind)
+    refused(ucm_command(*command, folder), 1, str(folder), "uc-manager", "another directory")
+
+
+@pytest.mark.parametrize("kind", ["config", "folders", "flat"])
+def test_ours_is_ours_whatever_else_lies_there(ucm_command, folder, fill, uc_manager, kind):
+    fill(1)
+    uc_manager(kind)
+    assert ucm_command("inspect", folder).code == 0
 
 
 def test_another_folder_is_1(ucm_command, refused, tmp_path):

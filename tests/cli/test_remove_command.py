@@ -66,12 +66,15 @@ def test_one_space_alone(ucm_command, folder, filled):
     assert other.exists()
 
 
-def test_only_what_nothing_was_added_to(ucm_command, folder, filled):
+def test_only_what_was_not_used_for_so_long(ucm_command, folder, filled):
     args = ("remove", folder, "--namespace", "default", "--older-than", "7d", "--yes")
     assert ucm_command(*args).out == "nothing to remove\n"
     old = next(space for space in spaces(folder) if space.parent.name == "default")
-    for path in old.glob("???/*"):
+    first, *others = old.glob("???/*")
+    for path in others:
         os.utime(path, (0, time.time() - 8 * 86400))
+    assert ucm_command(*args).out == "nothing to remove\n"
+    os.utime(first, (0, time.time() - 8 * 86400))
     assert "removed 1 spaces" in ucm_command(*args).out
     assert not old.exists()
     assert len(spaces(folder)) == 2

@@ -15,6 +15,7 @@
 #include <catch2/catch.hpp>
 #include <condition_variable>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <thread>
 
@@ -1078,6 +1079,48 @@ TEST_CASE("a directory that cannot be used is one clear error", "[posix]") {
                 .find("name it once") != std::string::npos);
     REQUIRE(refusal({{"storage_backends", "/proc"}}).find("cannot write in /proc") !=
             std::string::npos);
+}
+
+// As UCM's uc-manager lays it out.
+void lay_out_older(const std::string &path, const std::string &kind) {
+    if (kind == "config") return write_all(path + "/.ucm_gc.config", "{}");
+    std::string top = path;
+    if (kind != "folders") std::filesystem::create_directory(top += "/data");
+    if (kind == "flat") return write_all(top + "/" + std::string(32, 'f'), "raw");
+    char name[4];
+    for (unsigned i = 0; i < 4096; i++) {
+        snprintf(name, sizeof name, "%03x", i);
+        std::filesystem::create_directory(top + "/" + name);
+    }
+}
+
+TEST_CASE("a directory of uc-manager is refused and left as it is", "[posix]") {
+    const std::string kind = GENERATE("config", "folders", "data", "flat");
+    Geometry geometry;
+    geometry.lookup_only = GENERATE(false, true);
+    TempDir directory;
+    lay_out_older(directory.path(), kind);
+    const std::string told = refusal(in(directory), geometry);
+    REQUIRE(told.find(directory.path() + " holds blocks of UCM's uc-manager") != std::string::npos);
+    REQUIRE(told.find("name another directory") != std::string::npos);
+    REQUIRE_FALSE(exists(directory.path() + "/.ucm"));
+    // What is ours stays ours.
+    const std::string inner = directory.path() + "/inner";
+    std::filesystem::create_directory(inner);
+    {
+        Stack stack({"Posix"}, {{"storage_backends", inner}});
+    }
+    lay_out_older(inner, kind);
+    Stack stack({"Posix"}, {{"storage_backends", inner}});
+}
+
+TEST_CASE("a directory of a few similar names is no uc-manager's", "[posix]") {
+    TempDir directory;
+    for (const char *name : {"/000", "/555", "/data", "/data/fff"})
+        std::filesystem::create_directory(directory.path() + name);
+    write_all(directory.path() + "/data/README", "mine");
+    write_all(directory.path() + "/data/" + std::string(32, 'f'), "mine too");
+    Stack stack({"Posix"}, in(directory));
 }
 
 TEST_CASE("a copy of a directory is not taken for a second one", "[posix]") {

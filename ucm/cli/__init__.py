@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from ucm._version import __version__
-from ucm.cli import bench, check, config, demo, inspect, plugins, remove
+from ucm.cli import bench, check, config, demo, fsck, gc, inspect, plugins, remove
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +28,8 @@ cli.add_command(check.command)
 cli.add_command(config.command)
 cli.add_command(bench.command)
 cli.add_command(inspect.command)
+cli.add_command(fsck.command)
+cli.add_command(gc.command)
 cli.add_command(remove.command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,6 +33,20 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> None:
+    """Print a table; ``right``: so many columns after the first are numbers."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for at, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="right" if 0 < at <= right else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console().print(table)
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, str]:
@@ -67,3 +81,11 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Show an age in the largest unit of which there are two."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

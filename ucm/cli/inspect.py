@@ -12,23 +12,36 @@ from ucm.cli import _common
 
 if TYPE_CHECKING:
     from ucm.directory import Directory, Space
+    from ucm.directory.ledger import Ledger
 
 
 @click.command("inspect", short_help="Show what storage directories hold.")
 @click.argument("directories", nargs=-1, required=True, metavar="DIR...")
 @click.option("--namespace", help="Only what belongs to this namespace.")
+@click.option(
+    "--headers",
+    "all_headers",
+    is_flag=True,
+    help="Read the header of every block, not of 1,000 a space, for ratio and time of publishing.",
+)
 @click.option("--blocks", "with_blocks", is_flag=True, help="Every block too, from its header.")
 @_common.json_flag
 def command(
-    directories: tuple[str, ...], namespace: str | None, with_blocks: bool, as_json: bool
+    directories: tuple[str, ...],
+    namespace: str | None,
+    all_headers: bool,
+    with_blocks: bool,
+    as_json: bool,
 ) -> None:
-    """Show what the storage directories of Posix hold: namespaces, models, layouts, sizes.
+    """Show what the storage directories of Posix hold: namespaces, models, layouts, sizes, ages.
 
-    Opens no store and writes nothing; engines may go on meanwhile.
+    Opens no store and writes nothing; engines may go on meanwhile. A block's file says when it was
+    last used, its header when it was published.
     """
     from ucm import directory
 
-    found = [directory.inspect(path, namespace) for path in directories]
+    headers = None if all_headers else directory.SAMPLED_HEADERS
+    found = [directory.inspect(path, namespace, headers) for path in directories]
     if as_json:
         _common.print_json([_as_json(one, with_blocks) for one in found])
         return
@@ -46,12 +59,21 @@ def _as_json(one: Directory, with_blocks: bool) -> dict[str, Any]:
 
     shown = dataclasses.asdict(one)
     for space, plain in zip(one.spaces, shown["spaces"], strict=True):
-        plain["oldest"], plain["newest"] = _time(space.oldest), _time(space.newest)
+        plain["coldest"], plain["hottest"] = _time(space.coldest), _time(space.hottest)
+        plain["headers"]["oldest"] = _time(space.headers.oldest)
+        plain["headers"]["newest"] = _time(space.headers.newest)
+        plain["headers"]["ratio"] = space.headers.ratio
         if with_blocks:
             plain["block_list"] = [
-                {**dataclasses.asdict(block), "published": _time(block.published)}
+                {
+                    **dataclasses.asdict(block),
+                    "published": _time(block.published),
+                    "used": _time(block.used),
+                }
                 for block in directory.blocks(space)
             ]
+    if one.ledger:
+        shown["ledger"]["set_by"] = [account.writer for account in one.ledger.setters]
     return shown
 
 
@@ -68,24 +90,10 @@ def layout_text(space: Space) -> str:
 
 
 def _show(one: Directory) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     click.echo(f"{one.directory} ({one.uuid})")
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("namespace", "model", "fingerprint", "layout", "space"):
-        table.add_column(column, overflow="fold")
-    for column in ("blocks", "size", "oldest", "newest"):
-        table.add_column(column, justify="right", overflow="fold")
-    for space in one.spaces:
-        layout = space.problem or layout_text(space)
-        times = [_time(space.oldest) or "", _time(space.newest) or ""]
-        cells = [space.namespace, space.model, space.fingerprint, layout, space.space]
-        cells += [str(space.blocks), _common.human_bytes(space.bytes), *times]
-        table.add_row(*map(escape, cells))
     if one.spaces:
-        _common.console().print(table)
+        _show_spaces(one)
+        _show_blocks(one)
     else:
         click.echo("  no spaces: nothing was stored yet")
     size = _common.human_bytes
@@ -94,3 +102,79 @@ def _show(one: Directory) -> None:
         f"{one.quarantined} files ({size(one.quarantined_bytes)}) in quarantine, "
         f"{one.trash} removed spaces still being deleted"
     )
+    if one.ledger:
+        _show_ledger(one.ledger)
+
+
+def _show_spaces(one: Directory) -> None:
+    rows = [
+        (
+            space.space,
+            space.namespace,
+            space.model,
+            space.fingerprint,
+            space.problem or layout_text(space),
+        )
+        for space in one.spaces
+    ]
+    _common.print_table(("space", "namespace", "model", "fingerprint", "layout"), rows)
+
+
+def _show_blocks(one: Directory) -> None:
+    size, rows = _common.human_bytes, []
+    for space in one.spaces:
+        read, used = space.headers, space.used
+        rows.append(
+            (
+                space.space[:8],
+                str(space.blocks),
+                size(space.bytes),
+                size(space.disk_bytes),
+                space.dtype,
+                f"{read.ratio:.2f}" if read.ratio else "",
+                _ages(read.newest, read.oldest),
+                _ages(space.hottest, space.coldest),
+                "/".join(str(count) for count in used.values()) if space.blocks else "",
+            )
+        )
+    columns = ("space", "blocks", "size", "on disk", "dtype", "ratio", "published", "last used")
+    _common.print_table((*columns, "in 1h/1d/1w/older"), rows, right=3)
+    sampled = [space for space in one.spaces if space.headers.read < space.blocks]
+    if sampled:
+        click.echo(
+            f"  ratio and published: from {sum(s.headers.read for s in sampled)} of "
+            f"{sum(s.blocks for s in sampled)} headers; --headers reads all"
+        )
+    if problems := sum(space.headers.problems for space in one.spaces):
+        click.echo(f"  {problems} headers are not sound; ucm fsck says more")
+
+
+def _ages(newest: float | None, oldest: float | None) -> str:
+    if newest is None or oldest is None:
+        return ""
+    texts = [_common.human_seconds(max(0.0, time.time() - stamp)) for stamp in (newest, oldest)]
+    return f"{texts[0]} ago" if texts[0] == texts[1] else f"{texts[0]} to {texts[1]} ago"
+
+
+def _show_ledger(found: Ledger) -> None:
+    size = _common.human_bytes
+    if found.problem:
+        click.echo(f"  ledger: {found.problem}")
+        return
+    limit = f"limit {size(found.limit)}" if found.limit else "no limit"
+    setters = ", ".join(account.writer for account in found.setters)
+    click.echo(
+        f"  ledger: {limit}{f', set by {setters}' if setters else ''}; {size(found.used)} used, "
+        f"{size(found.granted)} granted{'; to be recounted' if found.recount else ''}"
+    )
+    if found.accounts:
+        rows = [
+            (
+                account.writer,
+                "yes" if account.alive else "no",
+                size(account.granted),
+                size(account.capacity) if account.capacity else "none",
+            )
+            for account in found.accounts
+        ]
+        _common.print_table(("writer", "alive", "granted", "posix_capacity_gb"), rows)

@@ -35,7 +35,7 @@ def _age(context: click.Context, parameter: click.Parameter, value: str | None) 
 @click.option("--model", help="Only those of this model.")
 @click.option("--space", "start", help="Only this space: its digits, or how they begin.")
 @click.option(
-    "--older-than", callback=_age, metavar="AGE", help="Only spaces to which nothing was added, 7d."
+    "--older-than", callback=_age, metavar="AGE", help="Only spaces not used for so long, 7d."
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_common.json_flag
