@@ -37,8 +37,8 @@ class Engine {
     virtual Io *finish(bool wait) = 0;
     // Becomes readable when a request that runs is finished; -1 at depth 1.
     virtual int fd() const { return -1; }
-    // What was started goes to the kernel.
-    virtual void submit() {}
+    // What was started goes to the kernel. False: not all of it; a finish that waits tries again.
+    virtual bool submit() { return true; }
 };
 
 // Runs the system call here and now.

@@ -91,7 +91,7 @@ class Aio final : public Engine {
         waiting_.push_back(block);
     }
 
-    void submit() override {
+    bool submit() override {
         size_t at = 0;
         while (at < waiting_.size()) {
             const int taken = library_.submit(context_, long(waiting_.size() - at), &waiting_[at]);
@@ -103,6 +103,7 @@ class Aio final : public Engine {
             }
         }
         waiting_.clear();
+        return refused_.empty();
     }
 
     Io *finish(bool wait) override {

@@ -61,9 +61,10 @@ class Uring final : public Engine {
         io_uring_sqe_set_data(entry, &io);
     }
 
-    void submit() override {
+    bool submit() override {
         // EAGAIN and EBUSY: the kernel is short of memory, or of room for what is finished.
         if (io_uring_sq_ready(&ring_)) io_uring_submit(&ring_);
+        return io_uring_sq_ready(&ring_) == 0;
     }
 
     Io *finish(bool wait) override {

@@ -152,9 +152,8 @@ void File::prepare(Io::Way way, const Rows &rows, std::vector<Placed> &run, uint
     for (const iovec &piece : pieces) left_ += piece.iov_len;
     offset_ = header > 0 || run.empty() ? 0 : run.front().entry.offset;
     if (bounced_) std::swap(scratch_.pieces, scratch_.memory);
-    // A write past the end of a file holds up whoever submits it; one into room that is made does
-    // not. Where a file system makes no room it says so again when it is written.
-    if (way == Io::Way::kWrite && direct_ && !run.empty())
+    // Where there is none, the write says so again.
+    if (way == Io::Way::kWrite && direct_ && scratch_.makes_room && !run.empty())
         ::fallocate(scratch_.fd.get(), 0, off_t(offset_), off_t(left_));
 }
 

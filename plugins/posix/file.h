@@ -21,13 +21,17 @@ constexpr int kEndOfFile = std::numeric_limits<int>::max();  // no errno
 
 // What a job needs while it runs; made at open. Its pages take memory when first touched.
 struct Scratch {
-    explicit Scratch(bool direct)
-        : header(kMaxHeaderBytes),
+    Scratch(bool direct, bool queued)
+        : makes_room(direct && queued),
+          header(kMaxHeaderBytes),
           pages(kRunShards * UCM_ALIGNMENT),
           bounce(direct ? kRunBytes : 0) {}
 
     uint8_t *page(size_t i) const { return pages.base() + i * UCM_ALIGNMENT; }
 
+    // A write past the end of a file holds up whoever submits it; one into room that is made does
+    // not.
+    const bool makes_room;
     Mapping header;
     Mapping pages;   // of each shard of a run: the end that fills no whole page
     Mapping bounce;  // for O_DIRECT with memory that is not aligned

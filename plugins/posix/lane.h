@@ -28,7 +28,7 @@ class Lane {
     Lane(Queue<Item> &queue, const EngineChoice &choice, bool direct, Make make)
         : queue_(queue), engine_(make_engine(choice)) {
         for (size_t i = 0; i < engine_->depth(); i++) {
-            scratches_.push_back(std::make_unique<Scratch>(direct));
+            scratches_.push_back(std::make_unique<Scratch>(direct, engine_->depth() > 1));
             works_.push_back(make(*scratches_.back()));
             works_.back()->io().slot = i;
             free_.push_back(i);
@@ -46,8 +46,7 @@ class Lane {
                 if (!wait_for_item()) return;
                 continue;
             }
-            engine_->submit();
-            const bool full = free_.empty() || bell_.get() < 0;
+            const bool full = !engine_->submit() || free_.empty() || bell_.get() < 0;
             if (!full) wait_for_either();
             for (Io *io = engine_->finish(full); io; io = engine_->finish(false)) {
                 const size_t slot = io->slot;
