@@ -277,8 +277,23 @@ def test_two_flags_that_contradict_are_2(ucm_command, refused, folder, fill):
     refused(ucm_command("fsck", folder, "--delete", "--quarantine"), 2, "--quarantine", "--delete")
 
 
-def test_another_folder_is_1(ucm_command, refused, tmp_path):
-    refused(ucm_command("fsck", tmp_path), 1, "is not a storage directory")
+def test_another_folder_is_2(ucm_command, refused, tmp_path):
+    refused(ucm_command("fsck", tmp_path), 2, "is not a storage directory")
+
+
+def test_a_folder_that_cannot_be_read_is_told(ucm_command, folder, fill, monkeypatch):
+    path, _ = fill(2)
+    real = os.scandir
+
+    def refuse(opened):
+        if str(opened) == str(path.parent):
+            raise PermissionError(13, "Permission denied", opened)
+        return real(opened)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    outcome = ucm_command("fsck", folder, "--delete", "--json")
+    assert (outcome.code, kinds(outcome)) == (1, ["unreadable"])
+    assert outcome.json[0]["blocks"] == 1
 
 
 def test_a_bar_on_a_terminal(ucm_command, folder, fill, monkeypatch):

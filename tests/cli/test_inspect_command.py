@@ -146,12 +146,14 @@ def test_the_ledger_says_who_sets_the_limit(ucm_command, folder, fill):
 
 
 @pytest.mark.parametrize("kind", ["config", "folders", "data", "flat"])
-@pytest.mark.parametrize("command", [["inspect"], ["fsck"], ["gc", "--to", "0"]])
+@pytest.mark.parametrize(
+    ("command", "code"), [(["inspect"], 1), (["fsck"], 2), (["gc", "--to", "0"], 1)]
+)
 def test_a_directory_of_uc_manager_is_refused(
-    ucm_command, refused, folder, uc_manager, kind, command
+    ucm_command, refused, folder, uc_manager, kind, command, code
 ):
     uc_manager(kind)
-    refused(ucm_command(*command, folder), 1, str(folder), "uc-manager", "another directory")
+    refused(ucm_command(*command, folder), code, str(folder), "uc-manager", "another directory")
 
 
 @pytest.mark.parametrize("kind", ["config", "folders", "flat"])

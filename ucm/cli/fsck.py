@@ -41,12 +41,18 @@ def command(
     """Verify every byte of every block, and name what else is not as it should be.
 
     Reports only, unless told otherwise; engines may go on meanwhile and keep what they have in the
-    page cache. Exit code 0: no damage; 1: damage was found; 2: the command line is wrong.
+    page cache. Exit code 0: no damage; 1: damage was found; 2: the command line is wrong,
+    or a DIR is no storage directory.
     """
-    from ucm import directory
+    from ucm import directory, errors
 
     if quarantine and deletes:
         raise click.UsageError("--quarantine and --delete are both given; keep one of them")
+    for path in directories:
+        try:
+            directory.check_format(path)
+        except errors.StoreError as error:  # 1 is for damage
+            raise click.UsageError(str(error)) from None
     action = "quarantine" if quarantine else "delete" if deletes else None
     threads = threads or max(4, min(16, 2 * (os.cpu_count() or 1)))
     found = []
@@ -76,8 +82,11 @@ def _progress(directories: tuple[str, ...]) -> Iterator[Callable[[int], None]]:
 
     from ucm import directory
 
-    total = sum(directory.stored_bytes(path) for path in directories)
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda size: None
+        return
+    total = sum(directory.stored_bytes(path) for path in directories)
     columns = (
         TextColumn("verifying"),
         BarColumn(),
@@ -85,9 +94,7 @@ def _progress(directories: tuple[str, ...]) -> Iterator[Callable[[int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda size: progress.advance(task, size)
 

@@ -2,6 +2,7 @@
 
 from ucm.directory.checking import Checked, Finding, check, stored_bytes
 from ucm.directory.collecting import Collected, collect
+from ucm.directory.names import check_format
 from ucm.directory.reading import (
     SAMPLED_HEADERS,
     Block,
@@ -25,6 +26,7 @@ __all__ = [
     "Space",
     "blocks",
     "check",
+    "check_format",
     "collect",
     "idle_seconds",
     "inspect",

@@ -99,7 +99,7 @@ def check(
         for space in reading.spaces(path):
             if space.problem:
                 found.add(Finding("manifest", str(space.path / "space"), space.problem))
-            for entry in names.scan(space.path):
+            for entry in _list(space.path, found):
                 if names.FOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                     waiting.append(pool.submit(checker.folder, space, entry.path))
                 elif entry.name not in names.SPACE_FILES:
@@ -143,6 +143,14 @@ def _around(path: Path) -> Iterator[Finding]:
             yield from (_foreign(entry) for entry in inside if entry.name not in named)
 
 
+def _list(path: Path | str, found: Checked) -> list[os.DirEntry[str]]:
+    try:
+        return list(names.scan(path))
+    except OSError as error:
+        found.add(Finding("unreadable", str(path), f"it cannot be read: {error.strerror}"))
+        return []
+
+
 def _foreign(entry: os.DirEntry[str]) -> Finding:
     return Finding("foreign", entry.path, "it is none of a store's")
 
@@ -159,7 +167,7 @@ class _Checker:
     def folder(self, space: Space, path: str) -> Checked:
         """Verify the blocks of one folder."""
         found = Checked(path)
-        for entry in names.scan(path):
+        for entry in _list(path, found):
             if self.stopped:
                 break
             if not names.BLOCK.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):

@@ -33,8 +33,9 @@ _LOCK_WAIT_S = 2
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-def check_format(path: Path) -> str:
+def check_format(directory: str | os.PathLike[str]) -> str:
     """Return a storage directory's UUID; raise where it is none, or one of another kind."""
+    path = Path(directory)
     mark = path / ".ucm" / "format"
     try:
         lines = mark.read_text().split("\n")
