@@ -113,6 +113,7 @@ bool Dumper::begin(Run &run, Directory &directory) {
         state = open_block(context_, directory, run.id, run.scratch, published);
     }
     if (state == BlockState::kFits) {
+        directory.published(run.id, false);
         for (ucm_result &one : run.results) one = result(UCM_OK, 0, 0, UCM_RESULT_PUBLISHED);
         return false;
     }
@@ -336,6 +337,7 @@ int Dumper::put_in_place(Run &run, const struct stat &mine) {
             error = 0;
         if (error == 0) {
             UCM_FAILPOINT("posix.published");
+            directory.published(run.id);
             context_.metrics.add(kPublishedBlocks, 1);
             return 0;
         }
@@ -345,7 +347,10 @@ int Dumper::put_in_place(Run &run, const struct stat &mine) {
         } else if (error == EEXIST) {
             OpenBlock other(directory, run.scratch);
             const BlockState state = open_block(context_, directory, run.id, run.scratch, other);
-            if (state == BlockState::kFits) return 0;  // another writer was first
+            if (state == BlockState::kFits) {  // another writer was first
+                directory.published(run.id, false);
+                return 0;
+            }
             draft.replace = state != BlockState::kAbsent;
         } else {
             return error;

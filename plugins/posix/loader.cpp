@@ -30,6 +30,7 @@ void Loader::load(Directory &directory) {
     const BlockState state = open_block(context_, directory, id_, scratch_, block);
     switch (state) {
         case BlockState::kAbsent:
+            directory.missed(id_);
             return fail_all(UCM_NOT_FOUND);
         case BlockState::kFailed:
             return fail_all(status_of_errno(block.error), block.error);
