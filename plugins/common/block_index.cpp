@@ -196,10 +196,7 @@ void BlockIndex::hear_now() {
     std::vector<Change> news;
     switch (ring_.read(news)) {
         case Recent::News::kSame:
-            for (const Change &change : news) {
-                if (change.what == Change::kRemoved) doubt(change.id);
-                apply(change.id, change.what == Change::kPublished);
-            }
+            for (const Change &change : news) hear_of(change);
             epoch_ = latest_;
             break;
         case Recent::News::kLost:
@@ -209,6 +206,14 @@ void BlockIndex::hear_now() {
         case Recent::News::kFailed:
             epoch_ = 0;
     }
+}
+
+// What is heard may be older than what this process did since: then the file is asked.
+void BlockIndex::hear_of(const Change &change) {
+    const bool add = change.what == Change::kPublished;
+    const bool unsure = !add || (doubt_count_ > 0 && doubted(change.id));
+    if (unsure) doubt(change.id);
+    apply(change.id, add && !unsure);
 }
 
 bool BlockIndex::walk_wanted(int64_t now_ns) const {
@@ -234,6 +239,13 @@ BlockIndex::Answer BlockIndex::find(const BlockId &id) const {
 }
 
 bool BlockIndex::look(const BlockId &id) {
+    bool learned;
+    return look(id, &learned);
+}
+
+// *learned: the index knows it as well; otherwise something else happened in that folder.
+bool BlockIndex::look(const BlockId &id, bool *learned) {
+    *learned = true;
     Folder &folder = folders_[folder_of(id)];
     uint32_t removals;
     {
@@ -253,7 +265,8 @@ bool BlockIndex::look(const BlockId &id) {
         file.stx_size % UCM_ALIGNMENT != 0)
         return false;
     Hold hold(folder);
-    if (folder.removals == removals) apply(folder, hash_of(id), true);
+    *learned = folder.removals == removals;
+    if (*learned) apply(folder, hash_of(id), true);
     return true;
 }
 
@@ -313,7 +326,7 @@ void BlockIndex::missed(const BlockId &id) {
 void BlockIndex::doubt(const BlockId &id) {
     const int64_t due = monotonic_ns() + (file_system_.local ? 0 : kDoubtNs);
     std::lock_guard<std::mutex> hold(doubt_mutex_);
-    const auto [at, fresh] = doubts_.insert_or_assign(id, due);
+    const bool fresh = doubts_.insert_or_assign(id, Doubt{due, next_doubt_++}).second;
     if (fresh) doubt_order_.push_back(id);
     if (doubts_.size() > kMostDoubts) {
         doubts_.erase(doubt_order_.front());
@@ -330,23 +343,24 @@ bool BlockIndex::doubted(const BlockId &id) const {
 void BlockIndex::settle_doubts(const std::atomic<bool> &stop) {
     for (size_t left = kMostDoubts; left > 0 && !stop; left--) {
         BlockId id;
-        int64_t due;
+        Doubt now;
         {
             std::lock_guard<std::mutex> hold(doubt_mutex_);
             if (doubt_order_.empty()) return;
             id = doubt_order_.front();
-            due = doubts_.at(id);
-            if (due > monotonic_ns()) return;
+            now = doubts_.at(id);
+            if (now.due_ns > monotonic_ns()) return;
         }
+        bool learned;
         try {
-            look(id);
+            look(id, &learned);
         } catch (const Error &) {
             return;  // later
         }
         std::lock_guard<std::mutex> hold(doubt_mutex_);
         if (doubt_order_.empty() || !(doubt_order_.front() == id)) continue;
         doubt_order_.pop_front();
-        if (doubts_.at(id) == due)
+        if (learned && doubts_.at(id).number == now.number)
             doubts_.erase(id);
         else
             doubt_order_.push_back(id);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Which blocks a space holds, in memory: 8 bytes a block in tables that are three quarters full. The
-// folders are the truth. They are listed once in the background, then the ring of recent.h tells
-// what changes, and slow rounds find what nobody told. See docs/block-format.md, "Lookup".
+// Which blocks a space holds, in memory: 8 bytes a block in tables that are three quarters full.
+// The folders are the truth. They are listed once in the background, then the ring of recent.h
+// tells what changes, and slow rounds find what nobody told. See docs/block-format.md, "Lookup".
 #pragma once
 
 #include <sys/stat.h>
@@ -103,6 +103,8 @@ class BlockIndex {
         bool trusted = false;  // the list is of that time for sure
     };
 
+    bool look(const BlockId &id, bool *learned);
+    void hear_of(const Change &change);
     void apply(const BlockId &id, bool add);
     void apply(Folder &folder, uint64_t hash, bool add);
     void hear_now();
@@ -130,11 +132,16 @@ class BlockIndex {
     std::atomic<int64_t> heard_ns_{0}, asked_ns_{0}, append_ns_{0}, wake_ns_{0};
     std::atomic<bool> walking_{false};
 
-    std::mutex hear_mutex_;   // guards latest_: the ring is read, and told on, by one at a time
-    uint32_t latest_ = 0;     // the highest epoch that was
+    std::mutex hear_mutex_;  // guards latest_: the ring is read, and told on, by one at a time
+    uint32_t latest_ = 0;    // the highest epoch that was
 
-    mutable std::mutex doubt_mutex_;  // guards the two below
-    std::unordered_map<BlockId, int64_t, BlockIdHash> doubts_;  // when to look at the file
+    mutable std::mutex doubt_mutex_;  // guards the three below
+    struct Doubt {
+        int64_t due_ns;
+        uint64_t number;
+    };
+    std::unordered_map<BlockId, Doubt, BlockIdHash> doubts_;
+    uint64_t next_doubt_ = 0;
     std::deque<BlockId> doubt_order_;
     std::atomic<size_t> doubt_count_{0};
 

@@ -28,8 +28,7 @@ constexpr unsigned kLocal[] = {
 // The options of the last mount with this device, which hides those before.
 std::string mount_options(dev_t device) {
     std::ifstream file("/proc/self/mountinfo");
-    const std::string wanted =
-        std::to_string(major(device)) + ":" + std::to_string(minor(device));
+    const std::string wanted = std::to_string(major(device)) + ":" + std::to_string(minor(device));
     std::string line, found;
     while (std::getline(file, line)) {
         std::istringstream words(line);
@@ -55,8 +54,8 @@ FileSystem file_system_of(const std::string &path) {
     FileSystem found;
     struct statfs fs{};
     if (::statfs(path.c_str(), &fs) != 0) return found;
-    found.local = std::find(std::begin(kLocal), std::end(kLocal), unsigned(fs.f_type)) !=
-                  std::end(kLocal);
+    found.local =
+        std::find(std::begin(kLocal), std::end(kLocal), unsigned(fs.f_type)) != std::end(kLocal);
     struct stat st{};
     if (!found.local && ::stat(path.c_str(), &st) == 0)
         found.private_locks = private_locks(mount_options(st.st_dev));

@@ -24,10 +24,12 @@ namespace {
 
 constexpr char kMagic[8] = {'U', 'C', 'M', 'R', 'E', 'C', 'N', 'T'};
 constexpr uint32_t kVersion = 1, kMostSlots = 1u << 20;
-constexpr uint64_t kRecords = 4096;     // where the slots begin
-constexpr size_t kListed = 4096;        // changes that wait to be appended
-constexpr size_t kOwnRanges = 1024;     // forgotten ones are only heard again
-constexpr int kLockTries = 3, kReadTries = 3, kTurns = 4;
+constexpr uint64_t kRecords = 4096;  // where the slots begin
+constexpr size_t kListed = 4096;     // changes that wait to be appended
+constexpr size_t kOwnRanges = 1024;  // forgotten ones are only heard again
+constexpr int kLockTries = 6, kYields = 3, kReadTries = 3, kTurns = 4;
+constexpr useconds_t kLockPauseUs = 50;
+constexpr int64_t kBusyNs = 5000000;
 constexpr int64_t kForbiddenNs = 60ll * 1000000000;
 
 bool no_locks(int error) {
@@ -248,6 +250,7 @@ void Recent::note(const BlockId &id, Change::What what) {
 bool Recent::flush(const Maker *maker) {
     // Whoever waits here finds that the one before has taken its changes along.
     std::lock_guard<std::mutex> hold(file_mutex_);
+    if (monotonic_ns() < busy_until_ns_) return false;
     std::vector<Change> batch;
     bool lost;
     {
@@ -304,8 +307,15 @@ int Recent::append(const std::vector<Change> &batch, bool lost, const Maker *mak
 int Recent::lock() {
     for (int turn = 1;; turn++) {
         const int error = set_lock(fd_.get(), F_WRLCK);
-        if (error != EAGAIN || turn == kLockTries) return no_locks(error) ? EAGAIN : error;
-        sched_yield();
+        if (error != EAGAIN && !no_locks(error)) return error;
+        if (error != EAGAIN || turn == kLockTries) {
+            busy_until_ns_ = monotonic_ns() + kBusyNs;
+            return EAGAIN;
+        }
+        if (turn <= kYields)
+            sched_yield();
+        else
+            usleep(kLockPauseUs);
     }
 }
 

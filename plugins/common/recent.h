@@ -95,10 +95,11 @@ class Recent {
     dev_t device_ = 0;
     ino_t inode_ = 0;
     std::array<uint8_t, 16> nonce_{};
-    uint64_t position_ = 0;  // the last record that was read
-    Slot last_{};            // what stood in its slot
+    uint64_t position_ = 0;                          // the last record that was read
+    Slot last_{};                                    // what stood in its slot
     std::deque<std::pair<uint64_t, uint64_t>> own_;  // first and last number of what we wrote
     int64_t forbidden_until_ns_ = 0;                 // none is made before, since locks failed
+    int64_t busy_until_ns_ = 0;                      // another held the lock for too long
 
     mutable std::mutex told_mutex_;  // guards impossible_
     std::string impossible_;

@@ -100,7 +100,7 @@ class Directory {
     DirectoryId id_{};
     std::unique_ptr<WriterFolder> writer_;
     std::unique_ptr<Space> space_;
-    std::mutex index_mutex_;  // guards indexes_
+    std::mutex index_mutex_;                                                    // guards indexes_
     std::vector<std::pair<std::string, std::shared_ptr<BlockIndex>>> indexes_;  // by space
     std::atomic<BlockIndex *> index_{nullptr};                                  // the one in use
 };

@@ -45,8 +45,7 @@ const ucm_metric kMetrics[] = {
      "Blocks of lookups that the index did not answer: one system call each."},
     {"index_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",
      "Blocks that the index in memory knows."},
-    {"index_listed", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "%",
-     "Folders that the index answers for."},
+    {"index_listed", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "%", "Folders that the index answers for."},
 };
 static_assert(sizeof kMetrics / sizeof *kMetrics == ucm::posix::kMetrics);
 

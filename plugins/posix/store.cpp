@@ -177,8 +177,7 @@ ucm_status PosixStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
             return ucm_fail(err, UCM_TIMEOUT, 0, "the deadline passed during the lookup");
         const size_t i = backwards ? args.n - 1 - k : k;
         // A prefix ends at the first absent one: a publisher that was killed may not have told.
-        const bool here =
-            present(BlockId::at(args.block_ids, i), args.mode == UCM_LOOKUP_PREFIX);
+        const bool here = present(BlockId::at(args.block_ids, i), args.mode == UCM_LOOKUP_PREFIX);
         if (here && args.tiers) args.tiers[i] = 1;
         if (here && backwards) {
             hits = i + 1;
