@@ -290,7 +290,7 @@ def _delete(target: Path) -> tuple[int, int, list[str]]:
             if _FOLDER.fullmatch(name):
                 gone, bytes_gone = _delete_folder(top, name)
                 count, size = count + gone, size + bytes_gone
-            elif name == "space":
+            elif name in ("space", "recent"):
                 _unlink(top, name)
         left = [str(target / name) for name in os.listdir(top)]
     finally:

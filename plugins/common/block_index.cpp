@@ -23,7 +23,8 @@ namespace {
 constexpr uint64_t kMostBlocks = 32ull << 20;  // in memory; of the rest the files are asked
 constexpr size_t kMostDoubts = 16384;          // the oldest ones stay absent until a round
 constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs;
-constexpr int64_t kHearEveryNs = 50 * kMs;  // over a network
+constexpr int64_t kHearEveryNs = 50 * kMs;     // over a network
+constexpr int64_t kHeardWithinNs = 100 * kMs;  // for what was heard to be good for an answer
 constexpr int64_t kAppendEveryNs = 50 * kMs, kAppendJitterNs = 50 * kMs;
 constexpr int64_t kDoubtNs = 5 * kSecond;  // over a network, where old attributes are believed
 constexpr int64_t kWakeEveryNs = kSecond, kPauseNs = kSecond;
@@ -180,19 +181,34 @@ bool BlockIndex::hear() {
     if (!file_system_.private_locks.empty()) return false;
     const int64_t now = monotonic_ns();
     asked_ns_.store(now, std::memory_order_relaxed);
-    if (file_system_.local || now - heard_ns_.load(std::memory_order_relaxed) >= kHearEveryNs)
-        hear_now();
+    if (file_system_.local) hear_now();
     return walk_wanted(now);
 }
 
+bool BlockIndex::heard_within(int64_t ns) const {
+    return monotonic_ns() - heard_ns_.load(std::memory_order_acquire) <= ns;
+}
+
+void BlockIndex::await_news() {
+    if (file_system_.local || !file_system_.private_locks.empty()) return;
+    if (heard_within(kHeardWithinNs)) return;
+    if (!deaf_) {
+        std::unique_lock<std::mutex> hold(await_mutex_);
+        if (news_.wait_for(hold, std::chrono::nanoseconds(kHeardWithinNs),
+                           [&] { return heard_within(kHeardWithinNs); }))
+            return;
+        deaf_ = true;
+    }
+    epoch_ = 0;
+}
+
+void BlockIndex::hear_if_due() {
+    if (!file_system_.local && !heard_within(kHearEveryNs)) hear_now();
+}
+
 void BlockIndex::hear_now() {
-    std::unique_lock<std::mutex> hold(hear_mutex_, std::defer_lock);
-    // Over a network another one's answer is as good.
-    if (file_system_.local)
-        hold.lock();
-    else if (!hold.try_lock())
-        return;
-    heard_ns_.store(monotonic_ns(), std::memory_order_relaxed);
+    std::lock_guard<std::mutex> hold(hear_mutex_);
+    const int64_t now = monotonic_ns();
     std::vector<Change> news;
     switch (ring_.read(news)) {
         case Recent::News::kSame:
@@ -206,6 +222,11 @@ void BlockIndex::hear_now() {
         case Recent::News::kFailed:
             epoch_ = 0;
     }
+    heard_ns_.store(now, std::memory_order_release);
+    deaf_ = false;
+    if (file_system_.local) return;
+    std::lock_guard<std::mutex> awaited(await_mutex_);
+    news_.notify_all();
 }
 
 // What is heard may be older than what this process did since: then the file is asked.
@@ -218,6 +239,7 @@ void BlockIndex::hear_of(const Change &change) {
 
 bool BlockIndex::walk_wanted(int64_t now_ns) const {
     if (walking_.load(std::memory_order_relaxed)) return false;
+    if (!file_system_.local && now_ns - heard_ns_ >= kHearEveryNs) return true;
     const uint32_t epoch = epoch_.load(std::memory_order_relaxed);
     if (epoch == 0) return now_ns >= wake_ns_.load(std::memory_order_relaxed);
     return epoch != round_epoch_.load(std::memory_order_relaxed) ||
@@ -351,6 +373,7 @@ void BlockIndex::settle_doubts(const std::atomic<bool> &stop) {
             now = doubts_.at(id);
             if (now.due_ns > monotonic_ns()) return;
         }
+        hear_if_due();
         bool learned;
         try {
             look(id, &learned);
@@ -394,10 +417,14 @@ int64_t BlockIndex::walk(const std::atomic<bool> &stop, const Maker *maker, cons
 
 // True: what it did is out of date already.
 bool BlockIndex::walk_now(const std::atomic<bool> &stop, const Maker *maker) {
+    const int64_t asked = monotonic_ns();
+    if (asked_ns_ == 0 || asked - asked_ns_ > kAskedNs) return false;
+    if (file_system_.local)
+        hear_now();
+    else
+        hear_if_due();
     settle_doubts(stop);
     const int64_t start = monotonic_ns();
-    if (asked_ns_ == 0 || start - asked_ns_ > kAskedNs) return false;
-    hear_now();
     wake_ns_ = start + kWakeEveryNs;
     if (epoch_ == 0 && maker && ring_.make(*maker)) hear_now();
     const uint32_t epoch = epoch_;
@@ -434,6 +461,7 @@ bool BlockIndex::round(const std::atomic<bool> &stop, uint32_t epoch) {
     const size_t start = size_t(monotonic_ns()) % kFolders;
     for (size_t k = 0; k < kFolders && read && !stop && epoch == epoch_; k++) {
         const size_t number = (start + k) % kFolders;
+        hear_if_due();
         if (there[number]) {
             visit(number, epoch);
         } else {

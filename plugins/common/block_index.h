@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -54,8 +55,10 @@ class BlockIndex {
 
     enum class Answer { kPresent, kAbsent, kUnsure };
     // Hears what other processes did; to be called at the beginning of each lookup. True: there is
-    // something for walk to do.
+    // something for walk to do. Over a network walk hears, since that may hang; then await_news
+    // waits for it, not for long.
     bool hear();
+    void await_news();
     // Unsure: look has to tell.
     Answer find(const BlockId &id) const;
     // Asks the file system, and remembers the block if its file is there. Throws where that cannot
@@ -105,6 +108,8 @@ class BlockIndex {
 
     bool look(const BlockId &id, bool *learned);
     void hear_of(const Change &change);
+    void hear_if_due();
+    bool heard_within(int64_t ns) const;
     void apply(const BlockId &id, bool add);
     void apply(Folder &folder, uint64_t hash, bool add);
     void hear_now();
@@ -132,6 +137,10 @@ class BlockIndex {
     std::atomic<int64_t> heard_ns_{0}, asked_ns_{0}, append_ns_{0}, wake_ns_{0};
     std::atomic<bool> walking_{false};
 
+    std::atomic<bool> deaf_{false};  // nothing was heard though somebody waited
+
+    std::mutex await_mutex_;  // guards nothing: for news_
+    std::condition_variable news_;
     std::mutex hear_mutex_;  // guards latest_: the ring is read, and told on, by one at a time
     uint32_t latest_ = 0;    // the highest epoch that was
 

@@ -276,7 +276,7 @@ bool Recent::flush(const Maker *maker) {
 
 int Recent::append(const std::vector<Change> &batch, bool lost, const Maker *maker) {
     for (int turn = 0; turn < kTurns; turn++) {
-        int error = local_ ? follow() : open(O_RDWR);
+        int error = open(O_RDWR);
         if (absent(error)) {
             if (!maker) return ENOENT;
             if (error = make_file(*maker, false); error != 0) return error;

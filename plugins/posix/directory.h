@@ -60,6 +60,9 @@ class Directory {
     // To be called at the beginning of each lookup. `space` is that of a handle without a layout:
     // "<namespace>/<32 hex>", or "". True: there is something for walk to do.
     bool attend(const std::string &space);
+    void await_news() {
+        if (BlockIndex *index = this->index()) index->await_news();
+    }
     // What this handle learns of a block, for later lookups, here and in other processes. `anew`:
     // by this handle; otherwise it was found to be there.
     void published(const BlockId &id, bool anew = true);
@@ -115,6 +118,10 @@ class Directories {
     std::string find(const BlockId &id);
     // To be called at the beginning of each lookup. True: there is something for walk to do.
     bool attend();
+    // After that, and once walk runs: waits for what other hosts tell, not for long.
+    void await_news() {
+        for (auto &directory : all_) directory->await_news();
+    }
     // After a miss: is it worth looking again?
     bool look_again();
     struct Known {

@@ -144,10 +144,12 @@ void PosixStore::stop() {
 }
 
 void PosixStore::attend() {
-    if (!context_.directories.attend() || walk_wanted_) return;
-    std::lock_guard<std::mutex> hold(stop_mutex_);
-    walk_wanted_ = true;
-    stop_wake_.notify_all();
+    if (context_.directories.attend() && !walk_wanted_) {
+        std::lock_guard<std::mutex> hold(stop_mutex_);
+        walk_wanted_ = true;
+        stop_wake_.notify_all();
+    }
+    context_.directories.await_news();
 }
 
 bool PosixStore::present(const BlockId &id, bool sure) {

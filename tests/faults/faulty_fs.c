@@ -41,7 +41,8 @@ static int errno_of(const char *word) {
         const char *word;
         int error;
     } known[] = {{"EIO", EIO},       {"ENOSPC", ENOSPC}, {"ESTALE", ESTALE},      {"EROFS", EROFS},
-                 {"EACCES", EACCES}, {"EDQUOT", EDQUOT}, {"ETIMEDOUT", ETIMEDOUT}};
+                 {"EACCES", EACCES}, {"EDQUOT", EDQUOT}, {"ETIMEDOUT", ETIMEDOUT},
+                 {"ENOLCK", ENOLCK}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(word, known[i].word) == 0) return known[i].error;
     return 0;

@@ -166,6 +166,12 @@ Answer asked(BlockIndex &index, const BlockId &id) {
     return index.find(id);
 }
 
+// Over a network it is the thread in the background that hears.
+Answer asked(BlockIndex &index, const BlockId &id, const Place &place) {
+    walk(index, place);
+    return index.find(id);
+}
+
 Options in(const TempDir &directory) {
     return {{"storage_backends", directory.path()}, {"posix_data_trans_concurrency", "2"}};
 }
@@ -459,14 +465,25 @@ TEST_CASE("over a network what was done is told a little later", "[index]") {
     indexes.publish(id);
     REQUIRE(indexes.ours.find(id) == Answer::kPresent);
     indexes.ours.tidy(&indexes.place.maker);
-    while (asked(indexes.theirs, id) != Answer::kPresent) usleep(1000);
+    while (asked(indexes.theirs, id, indexes.place) != Answer::kPresent) usleep(1000);
     indexes.remove(id);
     REQUIRE(indexes.ours.find(id) == Answer::kUnsure);
-    while (asked(indexes.theirs, id) == Answer::kPresent) {
+    while (asked(indexes.theirs, id, indexes.place) == Answer::kPresent) {
         indexes.ours.tidy(&indexes.place.maker);
         usleep(1000);
     }
     REQUIRE_FALSE(indexes.theirs.look(id));
+}
+
+TEST_CASE("over a network an index that hears nothing is unsure", "[index]") {
+    Indexes indexes(kNetwork);
+    const BlockId id = make_id(1);
+    REQUIRE(indexes.ours.find(id) == Answer::kAbsent);
+    usleep(200000);  // nobody walks, as when the mount hangs
+    REQUIRE(indexes.ours.hear());
+    indexes.ours.await_news();
+    REQUIRE(indexes.ours.find(id) == Answer::kUnsure);
+    REQUIRE(asked(indexes.ours, id, indexes.place) == Answer::kAbsent);
 }
 
 TEST_CASE("a removal that is told after the block came back does not hide it", "[index]") {
