@@ -105,7 +105,7 @@ def test_what_a_killed_publisher_did_not_tell_is_found_by_prefix(
         kit.dump(reader, block_of(99))
         while reader.stats()["Posix"]["index_listed"] < 100:
             reader.lookup([block_of(99).id])
-        said, code = run_actor("Posix", f"{name}=crash@3")
+        said, code = run_actor("Posix", f"{name}=crash@1")
         assert code == -signal.SIGKILL
         assert said[-1][0] == "dumping"
         ids = [block_of(99).id, block_of(said[-1][1]).id]
