@@ -38,6 +38,9 @@ constexpr std::string_view kNames[] = {
     "posix.header_written",     //
     "posix.before_publish",     // closed
     "posix.published",          // in its place
+    "posix.ring_made",          // the file `recent`, beside its place
+    "posix.ring_records",       // of changes, not counted yet
+    "posix.ring_appended",      // locked still
     "posix.before_discard",     // of a temporary file, whatever became of it
     "posix.before_quarantine",  //
     "posix.quarantined",        //

@@ -168,8 +168,8 @@ class Sweeper {
                     }
                 });
                 ::unlinkat(folder, entry.c_str(), AT_REMOVEDIR);
-            } else if (entry == "space") {
-                ::unlinkat(folder, "space", 0);
+            } else if (entry == "space" || entry == "recent") {
+                ::unlinkat(folder, entry.c_str(), 0);
             }
         });
         ::unlinkat(parent, name.c_str(), AT_REMOVEDIR);
@@ -221,8 +221,9 @@ SpaceId SpaceIdentity::id() const {
 
 Space::Space(const std::string &directory, const SpaceIdentity &identity)
     : lines_(identity.lines()),
+      below_(identity.label + "/" + hex(identity.id())),
       namespace_path_(directory + "/" + identity.label),
-      path_(namespace_path_ + "/" + hex(identity.id())),
+      path_(directory + "/" + below_),
       name_(identity.label + "." + hex(identity.id())),
       id_(identity.id()) {}
 

@@ -35,6 +35,8 @@ class Space {
 
     const SpaceId &id() const { return id_; }
     const std::string &path() const { return path_; }
+    // "<namespace>/<32 hex>", where it is in its directory.
+    const std::string &below() const { return below_; }
     // What files of it are called in a folder for all spaces.
     const std::string &name() const { return name_; }
     // False: it is not there, or its manifest is torn. Throws where it is another's or unreadable.
@@ -47,7 +49,7 @@ class Space {
   private:
     bool put_in_place(const std::string &aside, WriterFolder &writer, const Access &access) const;
 
-    std::string lines_, namespace_path_, path_, name_;
+    std::string lines_, below_, namespace_path_, path_, name_;
     SpaceId id_;
 };
 

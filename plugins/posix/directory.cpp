@@ -107,6 +107,11 @@ int Directory::sync_block(const BlockId &id) {
     return error;
 }
 
+Directory::~Directory() {
+    const std::optional<Maker> mine = maker();
+    for (const auto &[space, index] : indexes_) index->tidy(mine ? &*mine : nullptr, true);
+}
+
 bool Directory::identified() {
     if (identified_.load(std::memory_order_acquire)) return true;
     std::lock_guard<std::mutex> hold(mutex_);
@@ -147,6 +152,12 @@ int Directory::make_block_folder(const BlockId &id) {
 }
 
 bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
+    const bool gone = take_away(id, device, inode);
+    if (gone) removed(id);
+    return gone;
+}
+
+bool Directory::take_away(const BlockId &id, dev_t device, ino_t inode) {
     const std::string name = block_path(id), folder = path_ + "/.ucm/quarantine";
     std::lock_guard<std::mutex> hold(mutex_);
     struct stat st{};
@@ -168,18 +179,64 @@ bool Directory::quarantine(const BlockId &id, dev_t device, ino_t inode) {
     return false;
 }
 
-void Directory::published(const BlockId &) {}
-void Directory::removed(const BlockId &) {}
-void Directory::missed(const BlockId &) {}
+std::optional<Maker> Directory::maker() {
+    if (!writer_) return std::nullopt;
+    return Maker{*writer_, access_};
+}
+
+BlockIndex *Directory::use_index(const std::string &space) {
+    std::lock_guard<std::mutex> hold(index_mutex_);
+    std::shared_ptr<BlockIndex> found;
+    for (const auto &[name, index] : indexes_)
+        if (name == space) found = index;
+    if (!found && !space.empty() && identified()) {
+        found = BlockIndex::of(path_, id_, space);
+        indexes_.emplace_back(space, found);
+    }
+    index_.store(found.get(), std::memory_order_release);
+    return found.get();
+}
+
+BlockIndex *Directory::own_index() {
+    BlockIndex *index = this->index();
+    return index || !space_ ? index : use_index(space_->below());
+}
+
+bool Directory::attend(const std::string &space) {
+    BlockIndex *index = space_ ? own_index() : use_index(space);
+    return index && index->hear();
+}
+
+void Directory::published(const BlockId &id, bool anew) {
+    const std::optional<Maker> mine = maker();
+    if (BlockIndex *index = own_index()) index->published(id, anew, mine ? &*mine : nullptr);
+}
+
+void Directory::removed(const BlockId &id) {
+    const std::optional<Maker> mine = maker();
+    if (BlockIndex *index = own_index()) index->removed(id, mine ? &*mine : nullptr);
+}
+
+void Directory::missed(const BlockId &id) {
+    if (BlockIndex *index = this->index()) index->missed(id);
+}
+
 void Directory::loaded(const BlockId &, const struct stat &) {}
 int Directory::reserve(uint64_t, int64_t) {
     return 0;
 }
 void Directory::settle(uint64_t, uint64_t) {}
 void Directory::was_full() {}
-void Directory::tidy() {}
-int64_t Directory::walk(const std::atomic<bool> &) {
-    return kWalkPauseNs;
+void Directory::tidy() {
+    const std::optional<Maker> mine = maker();
+    if (BlockIndex *index = this->index()) index->tidy(mine ? &*mine : nullptr);
+}
+int64_t Directory::walk(const std::atomic<bool> &stop) {
+    const std::optional<Maker> mine = maker();
+    BlockIndex *index = this->index();
+    if (!index) return kWalkPauseNs;
+    index->tidy(mine ? &*mine : nullptr, !mine);  // who does not write has no thread for tidy
+    return index->walk(stop, mine ? &*mine : nullptr, log_);
 }
 
 Directories::Directories(const ucm_value &paths, const Wanted &wanted, const Logger &log) {
@@ -227,6 +284,30 @@ Directory *Directories::of(const BlockId &id) {
         }
     }
     return known_[place_block(ids_, id)];
+}
+
+bool Directories::attend() {
+    const std::string space = finder_ ? finder_->current() : "";
+    bool walk = false;
+    for (auto &directory : all_) walk = directory->attend(space) || walk;
+    return walk;
+}
+
+bool Directories::look_again() {
+    if (!finder_ || !finder_->look_again()) return false;
+    attend();
+    return true;
+}
+
+Directories::Known Directories::known() const {
+    Known known;
+    for (auto &directory : all_)
+        if (const BlockIndex *index = directory->index()) {
+            known.blocks += index->blocks();
+            known.listed += index->listed();
+            known.folders += BlockIndex::kFolders;
+        }
+    return known;
 }
 
 std::string Directories::find(const BlockId &id) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "block_file.h"
+#include "block_index.h"
 #include "log.h"
 #include "space.h"
 #include "writer_lock.h"
@@ -30,6 +31,7 @@ class Directory {
   public:
     // Throws where the directory cannot be used. A reader makes nothing and needs no permission to.
     Directory(const std::string &path, const Wanted &wanted, const Logger &log);
+    ~Directory();
 
     const std::string &path() const { return path_; }
     // A directory that nobody has written to has no id yet, and no blocks.
@@ -55,8 +57,17 @@ class Directory {
     // Takes the block away from its name; false where it is no longer this file.
     bool quarantine(const BlockId &id, dev_t device, ino_t inode);
 
-    // What this handle learns of a block, for later lookups, here and in other processes.
-    void published(const BlockId &id);
+    // What lookups ask; NULL where nothing was ever written.
+    BlockIndex *index() const { return index_.load(std::memory_order_acquire); }
+    // To be called at the beginning of each lookup. `space` is that of a handle without a layout:
+    // "<namespace>/<32 hex>", or "". True: there is something for walk to do.
+    bool attend(const std::string &space);
+    void await_news() {
+        if (BlockIndex *index = this->index()) index->await_news();
+    }
+    // What this handle learns of a block, for later lookups, here and in other processes. `anew`:
+    // by this handle; otherwise it was found to be there.
+    void published(const BlockId &id, bool anew = true);
     void removed(const BlockId &id);
     void missed(const BlockId &id);  // a load found no file
     // A shard of the block, whose file this is, was loaded.
@@ -81,6 +92,10 @@ class Directory {
     void try_direct();
     void open_space(const Wanted &wanted);
     void check_same() const;
+    bool take_away(const BlockId &id, dev_t device, ino_t inode);
+    BlockIndex *use_index(const std::string &space);
+    BlockIndex *own_index();
+    std::optional<Maker> maker();
 
     std::string path_;
     const Logger &log_;
@@ -92,6 +107,9 @@ class Directory {
     std::unique_ptr<WriterFolder> writer_;
     std::unique_ptr<Space> space_;
     std::atomic<bool> folders_synced_[4096] = {};  // by the three digits: its entry in the space
+    std::mutex index_mutex_;                                                    // guards indexes_
+    std::vector<std::pair<std::string, std::shared_ptr<BlockIndex>>> indexes_;  // by space
+    std::atomic<BlockIndex *> index_{nullptr};                                  // the one in use
 };
 
 class Directories {
@@ -104,8 +122,18 @@ class Directories {
     Directory *of(const BlockId &id);
     // Its file, of a handle without a layout too; "" where it cannot be.
     std::string find(const BlockId &id);
+    // To be called at the beginning of each lookup. True: there is something for walk to do.
+    bool attend();
+    // After that, and once walk runs: waits for what other hosts tell, not for long.
+    void await_news() {
+        for (auto &directory : all_) directory->await_news();
+    }
     // After a miss: is it worth looking again?
-    bool look_again() { return finder_ && finder_->look_again(); }
+    bool look_again();
+    struct Known {
+        uint64_t blocks = 0, listed = 0, folders = 0;
+    };
+    Known known() const;
     void tidy();
     int64_t walk(const std::atomic<bool> &stop);
     // Bytes of all their file systems.

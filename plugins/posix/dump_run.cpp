@@ -105,7 +105,7 @@ bool DumpRun::begin_draft(Directory &directory) {
             for (ucm_result &one : results_)
                 one = error == 0 ? result(UCM_OK, 0, 0, UCM_RESULT_PUBLISHED)
                                  : result(status_of_errno(error), 0, error);
-            directory.published(id_);
+            directory.published(id_, false);
             return false;
         }
     }
@@ -409,7 +409,10 @@ int DumpRun::put_in_place(const struct stat &mine) {
         } else if (error == EEXIST) {
             OpenBlock other(directory, scratch_);
             const BlockState state = open_block(context_, directory, id_, scratch_, other);
-            if (state == BlockState::kFits) return make_lasting(other);  // another was first
+            if (state == BlockState::kFits) {  // another writer was first
+                directory.published(id_, false);
+                return make_lasting(other);
+            }
             draft.replace = state != BlockState::kAbsent;
         } else {
             return error;

@@ -20,6 +20,9 @@ enum Metric {
     kPublishedBlocks,
     kAbandonedBlocks,
     kUnfinishedBlocks,
+    kLookupStats,
+    kIndexBlocks,
+    kIndexListed,
     kMetrics
 };
 

@@ -45,6 +45,11 @@ const ucm_metric kMetrics[] = {
     {"abandoned_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",
      "Unfinished blocks that were given up."},
     {"unfinished_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks", "Blocks that miss shards."},
+    {"lookup_stats_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "calls",
+     "Blocks of lookups that the index did not answer: one system call each."},
+    {"index_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",
+     "Blocks that the index in memory knows."},
+    {"index_listed", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "%", "Folders that the index answers for."},
 };
 static_assert(sizeof kMetrics / sizeof *kMetrics == ucm::posix::kMetrics);
 

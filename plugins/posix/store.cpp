@@ -135,11 +135,12 @@ void PosixStore::tidy_loop() {
 void PosixStore::walk_loop() {
     std::unique_lock<std::mutex> hold(stop_mutex_);
     while (!stopped_) {
+        walk_wanted_ = false;
         hold.unlock();
         const int64_t pause_ns = context_.directories.walk(stopped_);
         hold.lock();
         stop_wake_.wait_for(hold, std::chrono::nanoseconds(pause_ns),
-                            [&] { return stopped_.load(); });
+                            [&] { return stopped_ || walk_wanted_; });
     }
 }
 
@@ -156,19 +157,25 @@ void PosixStore::stop() {
     walk_.join();
 }
 
-bool PosixStore::present(const BlockId &id) {
+void PosixStore::attend() {
+    if (context_.directories.attend() && !walk_wanted_) {
+        std::lock_guard<std::mutex> hold(stop_mutex_);
+        walk_wanted_ = true;
+        stop_wake_.notify_all();
+    }
+    context_.directories.await_news();
+}
+
+bool PosixStore::present(const BlockId &id, bool sure) {
     do {
-        const std::string path = context_.directories.find(id);
-        if (path.empty()) continue;
-        struct stat st{};
-        if (::stat(path.c_str(), &st) == 0)
-            return S_ISREG(st.st_mode) && st.st_size >= UCM_ALIGNMENT &&
-                   st.st_size % UCM_ALIGNMENT == 0;
-        const int error = errno;
-        if (status_of_errno(error, UCM_NOT_FOUND) != UCM_NOT_FOUND)
-            throw Error(status_of_errno(error),
-                        "cannot look up " + path + ": " + errno_text(error) + who_owns(path),
-                        error);
+        Directory *directory = context_.directories.of(id);
+        BlockIndex *index = directory ? directory->index() : nullptr;
+        if (!index) continue;
+        const BlockIndex::Answer answer = index->find(id);
+        if (answer == BlockIndex::Answer::kPresent) return true;
+        if (answer == BlockIndex::Answer::kAbsent && !sure) continue;
+        context_.metrics.add(kLookupStats, 1);
+        if (index->look(id)) return true;
     } while (context_.directories.look_again());
     return false;
 }
@@ -179,12 +186,14 @@ ucm_status PosixStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
     if (args.mode != UCM_LOOKUP_ALL && args.mode != UCM_LOOKUP_PREFIX && !backwards)
         return ucm_fail(err, UCM_UNSUPPORTED, 0, "this mode of lookup is not known to Posix");
     if (args.tiers) std::memset(args.tiers, 0, args.n);
+    attend();
     size_t hits = 0;
     for (size_t k = 0; k < args.n; k++) {
         if (k % kLookTimesEvery == 0 && past(args.deadline_ns))
             return ucm_fail(err, UCM_TIMEOUT, 0, "the deadline passed during the lookup");
         const size_t i = backwards ? args.n - 1 - k : k;
-        const bool here = present(BlockId::at(args.block_ids, i));
+        // A prefix ends at the first absent one: a publisher that was killed may not have told.
+        const bool here = present(BlockId::at(args.block_ids, i), args.mode == UCM_LOOKUP_PREFIX);
         if (here && args.tiers) args.tiers[i] = 1;
         if (here && backwards) {
             hits = i + 1;
@@ -235,9 +244,16 @@ ucm_status PosixStore::cancel(ucm_task number, ucm_error *err) {
 int PosixStore::unlink_block(const BlockId &id) {
     std::string path = context_.directories.find(id);
     if (path.empty() && context_.directories.look_again()) path = context_.directories.find(id);
-    if (path.empty() || ::unlink(path.c_str()) == 0) return 0;
+    if (path.empty()) return 0;
+    Directory &directory = *context_.directories.of(id);
+    if (::unlink(path.c_str()) == 0) {
+        directory.removed(id);
+        return 0;
+    }
     const int error = errno;
-    return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND ? 0 : error;
+    if (status_of_errno(error, UCM_NOT_FOUND) != UCM_NOT_FOUND) return error;
+    directory.missed(id);
+    return 0;
 }
 
 ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
@@ -246,6 +262,7 @@ ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
     for (size_t i = 0; i < args.n; i++) ids[i] = BlockId::at(args.block_ids, i);
     if (!dumper_.drop(ids, args.deadline_ns))
         return ucm_fail(err, UCM_TIMEOUT, 0, "a dump of these blocks still runs at the deadline");
+    attend();
     ucm_status status = UCM_OK;
     for (const BlockId &id : ids) {
         UCM_FAILPOINT("posix.before_remove");
@@ -266,6 +283,9 @@ ucm_status PosixStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_
 }
 
 ucm_status PosixStore::metrics(const ucm_metrics_args &args, ucm_error *) {
+    const Directories::Known known = context_.directories.known();
+    context_.metrics.set(kIndexBlocks, known.blocks);
+    context_.metrics.set(kIndexListed, known.folders ? known.listed * 100 / known.folders : 0);
     return context_.metrics.copy(args);
 }
 

@@ -49,7 +49,9 @@ class PosixStore final : public Store {
 
   private:
     ucm_transfer capped(const ucm_transfer &) const;
-    bool present(const BlockId &id);
+    // `sure`: that it is absent is not believed of the index.
+    bool present(const BlockId &id, bool sure);
+    void attend();
     // 0 or an errno.
     int unlink_block(const BlockId &id);
     void start_threads(const Values &values);
@@ -69,7 +71,7 @@ class PosixStore final : public Store {
     std::atomic<bool> closing_{false};
     std::mutex stop_mutex_;  // guards changes of stopped_
     std::condition_variable stop_wake_;
-    std::atomic<bool> stopped_{false};
+    std::atomic<bool> stopped_{false}, walk_wanted_{false};
     Threads threads_, tidy_, walk_;
 };
 

@@ -40,8 +40,9 @@ static int errno_of(const char *word) {
     static const struct {
         const char *word;
         int error;
-    } known[] = {{"EIO", EIO},       {"ENOSPC", ENOSPC}, {"ESTALE", ESTALE},      {"EROFS", EROFS},
-                 {"EACCES", EACCES}, {"EDQUOT", EDQUOT}, {"ETIMEDOUT", ETIMEDOUT}};
+    } known[] = {
+        {"EIO", EIO},       {"ENOSPC", ENOSPC}, {"ESTALE", ESTALE},       {"EROFS", EROFS},
+        {"EACCES", EACCES}, {"EDQUOT", EDQUOT}, {"ETIMEDOUT", ETIMEDOUT}, {"ENOLCK", ENOLCK}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(word, known[i].word) == 0) return known[i].error;
     return 0;

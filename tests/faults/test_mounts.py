@@ -110,12 +110,12 @@ def test_a_stale_handle_is_a_miss_for_the_time(disk, storage, blocks_on, operati
 def test_a_lookup_that_fails_is_told_or_left_to_the_cache(disk, blocks_on):
     blocks, store = blocks_on(2)
     kit.expect_published(store, blocks[0])
-    disk.break_with("getattr EIO match=/")
+    disk.break_with("getattr EIO match=/", "open EIO match=/")
     if store.layers[0] == "Cache":
-        assert store.lookup(kit.ids_of(blocks)) == [True, False]
+        wait_until(lambda: store.lookup(kit.ids_of(blocks)) == [True, False])
     else:
         with pytest.raises(ucm.IoError, match="Input/output error"):
-            store.lookup(kit.ids_of(blocks))
+            wait_until(lambda: not store.lookup(kit.ids_of(blocks)))
     disk.break_with()
     assert store.lookup(kit.ids_of(blocks)) == [True, True]
 
@@ -261,11 +261,58 @@ def test_a_slow_disk_is_slow_and_no_more(disk, open_store, rng):
         assert store.drain(kit.WAIT_MS).lost == 0
 
 
-def wait_until_found(store, blocks):
+def wait_until(happened):
     until = time.monotonic() + 20
-    while not all(store.lookup(kit.ids_of(blocks))):
-        assert time.monotonic() < until, "the other host never sees them"
+    while not happened():
+        assert time.monotonic() < until, "it does not happen"
         time.sleep(0.02)
+
+
+def wait_until_found(store, blocks):
+    wait_until(lambda: all(store.lookup(kit.ids_of(blocks))))
+
+
+def test_without_locks_each_lookup_asks_the_files(disk, storage, open_store, caplog, rng):
+    disk.break_with("lock ENOLCK")
+    with open_store() as store, open_store() as other:
+        blocks = kit.new_blocks(store, rng, 3)
+        kit.dump(store, *blocks)
+        assert store.drain(kit.WAIT_MS).lost == 0
+        kit.expect_published(other, *blocks)
+        wait_until(lambda: (other.lookup(kit.ids_of(blocks)), ucm.logs.flush(), caplog.text)[2])
+        assert "the file system has no locks" in caplog.text
+        assert "each lookup asks the file system" in caplog.text
+        assert other.stats()["Posix"]["index_listed"] == 0
+    assert not (storage.space() / "recent").exists()
+
+
+def test_what_is_removed_on_one_host_is_forgotten_on_another(mount, open_store, tmp_path, rng):
+    here, there = (mount(tmp_path / "export", cache_seconds=0) for _ in range(2))
+    with (
+        open_store(storage_backends=str(here.folder)) as store,
+        open_store(storage_backends=str(there.folder)) as other,
+    ):
+        blocks = kit.new_blocks(store, rng, 6)
+        kit.dump(store, *blocks)
+        assert store.drain(kit.WAIT_MS).lost == 0
+        wait_until_found(other, blocks)
+        if store.layers[0] == "Cache":
+            return
+        wait_until(lambda: other.stats()["Posix"]["index_listed"] == 100)
+        store.remove([blocks[0].id])
+        assert store.lookup([blocks[0].id]) == [False]
+        wait_until(lambda: other.lookup([blocks[0].id]) == [False])
+        kit.expect_published(other, *blocks[1:])
+
+
+def test_a_ring_that_hangs_holds_up_nobody_for_good(disk, blocks_on):
+    blocks, store = blocks_on(3)
+    kit.expect_published(store, *blocks)
+    disk.break_with("read EIO match=recent", "write EIO match=recent", "open EIO match=recent")
+    wait_until_found(store, blocks)
+    kit.expect_published(store, *blocks)
+    disk.break_with()
+    kit.expect_published(store, *blocks)
 
 
 def test_another_host_sees_blocks_when_its_attributes_are_old_enough(

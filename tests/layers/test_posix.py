@@ -1,5 +1,6 @@
 """Posix: files in directories."""
 
+import concurrent.futures
 import multiprocessing
 import os
 import random
@@ -121,6 +122,70 @@ def dump_in_process(folder, seed):
             kit.dump(store, block)
             assert store.lookup([block.id]) == [True]
     os._exit(0)
+
+
+def dump_and_ask(folder, numbers):
+    """In another process: which of these are there before, then dump them."""
+    with open_here(folder) as store:
+        blocks = [numbered(store, number) for number in numbers]
+        found = store.lookup(kit.ids_of(blocks))
+        kit.dump(store, *blocks)
+    return found
+
+
+def open_here(folder):
+    return ucm.open_pipeline(
+        "Posix", storage_backends=str(folder), block_size=4 << 13, shard_size=1 << 13
+    )
+
+
+def numbered(store, number):
+    return kit.new_block(store, random.Random(number))
+
+
+def test_what_another_process_published_is_found_when_it_says_so(open_store, folder):
+    store = open_store("Posix")
+    first, *rest = (numbered(store, number) for number in range(20))
+    kit.dump(store, first)
+    while store.stats()["Posix"]["index_listed"] < 100:
+        store.lookup([first.id])
+    assert store.lookup(kit.ids_of(rest)) == [False] * 19
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for number in range(1, 20):
+            found = pool.submit(dump_and_ask, folder, [number - 1, number]).result(60)
+            assert found == [True, False]
+            assert store.lookup([rest[number - 1].id]) == [True]
+    kit.expect_published(store, first, *rest)
+    assert store.stats()["Posix"]["index_blocks"] == 20
+
+
+def test_a_warm_lookup_asks_the_file_system_for_no_block(open_store, rng):
+    store = open_store("Posix")
+    blocks = kit.new_blocks(store, rng, 4)
+    kit.dump(store, *blocks)
+    while store.stats()["Posix"]["index_listed"] < 100:
+        store.lookup(kit.ids_of(blocks))
+    before = store.stats()["Posix"]["lookup_stats_total"]
+    absent = [rng.randbytes(16) for _ in range(1000)]
+    for _ in range(100):
+        assert store.lookup([*absent, blocks[0].id]) == [False] * 1000 + [True]
+    assert store.stats()["Posix"]["lookup_stats_total"] == before
+
+
+def test_foreign_files_do_not_count(open_store, folder, rng):
+    with open_store("Posix") as store:
+        blocks = kit.new_blocks(store, rng, 4)
+        kit.dump(store, *blocks)
+    (block, *_) = files(folder)
+    for number in range(2000):
+        (block.parent / f"{number:032d}.tmp").touch()
+        (block.parent.parent / f"note{number}").touch()
+        (folder / f"note{number}").touch()
+    with open_store("Posix") as store:
+        while store.stats()["Posix"]["index_listed"] < 100:
+            store.lookup(kit.ids_of(blocks))
+        assert store.stats()["Posix"]["index_blocks"] == 4
+        kit.expect_published(store, *blocks)
 
 
 def twins(store, seed):
