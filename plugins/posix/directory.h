@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -11,8 +12,12 @@
 #include <vector>
 
 #include "block_file.h"
+#include "gc.h"
+#include "hotness.h"
+#include "ledger.h"
 #include "log.h"
 #include "space.h"
+#include "write_filter.h"
 #include "writer_lock.h"
 
 namespace ucm::posix {
@@ -23,6 +28,13 @@ struct Wanted {
     bool layout;  // false: for lookup only, in whichever space fits
     SpaceIdentity space;
     Access access;
+    QuotaOptions quota;  // of all directories together
+    WriteFilterOptions filter;
+    uint64_t block_bytes;  // of the file of a block of full shards; 0: not known
+};
+
+struct QuotaNumbers {
+    uint64_t used = 0, limit = 0, evicted_blocks = 0, evicted_bytes = 0;
 };
 
 // One of storage_backends.
@@ -60,14 +72,29 @@ class Directory {
     // A shard of the block, whose file this is, was loaded.
     void loaded(const BlockId &id, const struct stat &file);
 
-    // Room for what is about to be written to a temporary file, in whole pages: 0, ENOSPC (the
-    // quota, after waiting for room until the deadline), or another errno. 0 for the deadline:
-    // none.
+    // Room for what is about to be written to a temporary file, in whole pages: 0, EDQUOT (after
+    // waiting for room until the deadline, or for 10 seconds), or another errno. 0 for the
+    // deadline: none. The reason is in the log.
     int reserve(uint64_t bytes, int64_t deadline_ns);
     // A reservation ends: the file is published with so many bytes, or is deleted (0).
     void settle(uint64_t reserved, uint64_t bytes);
     // The file system was full, whatever the quota says.
     void was_full();
+    // Before a new file is published.
+    void stamp_new(int fd);
+    // Its blocks count as used now.
+    void touched(const BlockId &id);
+    // Bytes of a block went, by this handle and not by the collector.
+    void shrank();
+
+    // Should a block that is not there be written? The answer is for all shards of a block.
+    bool admits(const BlockId &id, const std::vector<uint32_t> &shards, uint32_t shards_per_block);
+    void wrote(uint64_t bytes);
+    QuotaNumbers quota_numbers() const;
+    // `wake` is called when walk() has something to do.
+    void on_work(const std::function<void()> &wake);
+    // Nobody waits for room any more.
+    void stop_waiting();
 
     // The store's thread for small chores, every 20 ms or so; nothing here takes long.
     void tidy();
@@ -77,7 +104,10 @@ class Directory {
 
   private:
     void open_space(const Wanted &wanted);
+    void open_quota(const Wanted &wanted);
     void check_same() const;
+    // By the collector, a block of any space.
+    void evicted(const std::string &space, const BlockId &id);
 
     std::string path_;
     const Logger &log_;
@@ -88,11 +118,16 @@ class Directory {
     DirectoryId id_{};
     std::unique_ptr<WriterFolder> writer_;
     std::unique_ptr<Space> space_;
+    // Of a handle that writes.
+    std::unique_ptr<Quota> quota_;
+    std::unique_ptr<Hotness> hotness_;
+    std::unique_ptr<Collector> collector_;
+    std::unique_ptr<WriteFilter> filter_;
 };
 
 class Directories {
   public:
-    Directories(const ucm_value &paths, const Wanted &wanted, const Logger &log);
+    Directories(const ucm_value &paths, Wanted wanted, const Logger &log);
 
     // Where the block lives; NULL where nothing was ever written.
     Directory *of(const BlockId &id);
@@ -102,6 +137,9 @@ class Directories {
     bool look_again() { return finder_ && finder_->look_again(); }
     void tidy();
     int64_t walk(const std::atomic<bool> &stop);
+    QuotaNumbers quota_numbers() const;
+    void on_work(const std::function<void()> &wake);
+    void stop_waiting();
     // Bytes of all their file systems.
     uint64_t total_bytes() const;
 

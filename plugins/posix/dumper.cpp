@@ -116,8 +116,23 @@ bool Dumper::begin(Run &run, Directory &directory) {
         for (ucm_result &one : run.results) one = result(UCM_OK, 0, 0, UCM_RESULT_PUBLISHED);
         return false;
     }
+    if (!run.job.task().replace() && state == BlockState::kAbsent && !admits(run, directory)) {
+        for (ucm_result &one : run.results) one = result(UCM_OK, 0, 0, UCM_RESULT_DECLINED);
+        return false;
+    }
     run.block.draft = empty_draft(directory, state != BlockState::kAbsent);
     return true;
+}
+
+bool Dumper::admits(const Run &run, Directory &directory) {
+    const uint32_t count = context_.shape.shard_count;
+    std::vector<uint32_t> shards;
+    for (size_t i = 0; i < run.job.size(); i++)
+        shards.push_back(run.job.task().shard(run.job.index(i)));
+    if (directory.admits(run.id, shards, count)) return true;
+    if (std::find(shards.begin(), shards.end(), 0u) != shards.end())
+        context_.metrics.add(kDeclinedBlocks, 1);
+    return false;
 }
 
 Draft Dumper::empty_draft(Directory &directory, bool replace) const {
@@ -228,10 +243,17 @@ void Dumper::write_fresh(Run &run, File &file) {
             break;
         }
         std::vector<Placed> placed = next_run(run, file, from, which);
+        if (const int error = reserve(run, placed); error != 0) {
+            for (; from < run.fresh.size(); from++)
+                run.results[run.fresh[from]] = result(status_of_errno(error), 0, error);
+            break;
+        }
         uint64_t moved = 0;
         const int error = placed[0].bytes() > 0 ? file.write_run(context_.rows, placed, &moved) : 0;
         UCM_FAILPOINT("posix.payload_written");
         context_.metrics.add(kDumpOutBytes, moved);
+        draft.directory->wrote(moved);
+        if (error == ENOSPC) draft.directory->was_full();
         for (size_t k = 0; k < placed.size(); k++) {
             if (error != 0 && moved < placed[k].bytes()) {
                 // It fails alone: the next ones are tried at its place.
@@ -251,6 +273,18 @@ void Dumper::write_fresh(Run &run, File &file) {
             from++;
         }
     }
+}
+
+// Room for a run, and for the header before it.
+int Dumper::reserve(Run &run, const std::vector<Placed> &placed) {
+    Draft &draft = run.block.draft;
+    uint64_t end = draft.end;
+    for (const Placed &shard : placed) end += shard.bytes();
+    if (end <= draft.reserved) return 0;
+    const int error =
+        draft.directory->reserve(end - draft.reserved, run.job.task().deadline_ns());
+    if (error == 0) draft.reserved = end;
+    return error;
 }
 
 // After the writing: the block is published, or put aside, or given up.
@@ -312,6 +346,7 @@ int Dumper::publish(Run &run, File &file) {
     UCM_FAILPOINT("posix.header_written");
     if (error == 0 && draft.ragged) error = file.cut(draft.end);
     if (error == 0) error = file.stat(mine);
+    if (error == 0) draft.directory->stamp_new(file.fd());
     // A network file system may tell only now that there was no room.
     const int at_close = file.close();
     if (error == 0) error = at_close;
@@ -337,6 +372,7 @@ int Dumper::put_in_place(Run &run, const struct stat &mine) {
         if (error == 0) {
             UCM_FAILPOINT("posix.published");
             context_.metrics.add(kPublishedBlocks, 1);
+            draft.published_bytes = file_bytes(mine);
             return 0;
         }
         if (turn == 4) return error;
@@ -356,7 +392,8 @@ int Dumper::put_in_place(Run &run, const struct stat &mine) {
 void Dumper::answer(Run &run) {
     for (const auto &[twin, first] : run.twins) run.results[twin] = run.results[first];
     uint64_t good = 0;
-    for (const ucm_result &one : run.results) good += one.status == UCM_OK;
+    for (const ucm_result &one : run.results)
+        good += one.status == UCM_OK && !(one.flags & UCM_RESULT_DECLINED);
     ledger_.end(run.job.batch->epoch, good, 0, run.results.size() - good);
     if (run.block.draft.begun()) {
         run.block.draft.answered += good;
@@ -390,7 +427,9 @@ void Dumper::wake(Block &block) {
 void Dumper::discard(Draft &draft) {
     if (draft.begun()) {
         UCM_FAILPOINT("posix.before_discard");
-        ::unlink(draft.temporary.c_str());
+        // What cannot be deleted goes on counting.
+        if (::unlink(draft.temporary.c_str()) == 0 || errno == ENOENT)
+            draft.directory->settle(draft.reserved, draft.published_bytes);
         unfinished_ -= draft.answered;
         context_.metrics.add(kUnfinishedBlocks, uint64_t(-1));
     }

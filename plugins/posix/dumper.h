@@ -31,6 +31,7 @@ struct Draft {
     size_t stored = 0;      // set in have
     uint64_t answered = 0;  // shards that done called UCM_OK, duplicates too
     uint64_t end = 0;       // where the next payload goes
+    uint64_t reserved = 0, published_bytes = 0;  // of the quota; what the published file takes
     uint32_t depth = kUnknownDepth;
     std::vector<ShardEntry> table;
     int64_t rests_since_ns = 0;
@@ -87,11 +88,13 @@ class Dumper {
     bool end_run(const BlockId &id, Block &block);
     void decide(Run &run);
     bool begin(Run &run, Directory &directory);
+    bool admits(const Run &run, Directory &directory);
     Draft empty_draft(Directory &directory, bool replace) const;
     void choose(Run &run);
     int open_temporary(Run &run, File &file);
     int make_temporary(Run &run, File &file);
     void write_fresh(Run &run, File &file);
+    int reserve(Run &run, const std::vector<Placed> &placed);
     std::vector<Placed> next_run(Run &run, const File &file, size_t from,
                                  std::vector<size_t> &which);
     void settle(Run &run, File &file);

@@ -76,6 +76,7 @@ class File {
     // A new one, for writing.
     int create(const std::string &path);
     int close() { return scratch_.fd.close(); }
+    int fd() const { return scratch_.fd.get(); }
     int stat(struct stat &st) const { return ::fstat(scratch_.fd.get(), &st) == 0 ? 0 : errno; }
     int cut(uint64_t bytes) const;
     int write(const void *data, uint64_t bytes, uint64_t offset);

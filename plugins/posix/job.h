@@ -20,6 +20,11 @@ enum Metric {
     kPublishedBlocks,
     kAbandonedBlocks,
     kUnfinishedBlocks,
+    kDeclinedBlocks,
+    kEvictedBlocks,
+    kEvictedBytes,
+    kQuotaUsed,
+    kQuotaLimit,
     kMetrics
 };
 

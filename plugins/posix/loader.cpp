@@ -41,7 +41,7 @@ void Loader::load(Directory &directory) {
             context_.metrics.add(kLoadInBytes, block_header_bytes(context_.shape.shard_count));
             load_shards(block);
     }
-    if (state == BlockState::kFits && corrupt_.empty()) return;
+    if (state == BlockState::kFits && corrupt_.empty()) return directory.loaded(id_, block.st);
     UCM_FAILPOINT("posix.before_quarantine");
     if (directory.quarantine(id_, block.st.st_dev, block.st.st_ino))
         context_.metrics.add(kQuarantinedBlocks, 1);

@@ -23,6 +23,19 @@ const ucm_layout *layout_of(const ucm_open_args &args) {
     return args.layout;
 }
 
+void read_quota(const ucm_open_args &args, Wanted &wanted) {
+    const Values values(args);
+    wanted.quota.capacity = uint64_t(values[kCapacity].f * double(1u << 30));
+    wanted.quota.collects = values[kGcEnable].i != 0;
+    wanted.quota.trigger = values[kGcTrigger].f;
+    wanted.quota.recycle = values[kGcRecycle].f;
+    wanted.filter.bytes_per_s = uint64_t(values[kWriteMbps].i) * 1000000;
+    wanted.filter.second_sight = values[kAdmission].s == std::string("second_sight");
+    if (args.layout)
+        wanted.block_bytes = block_header_bytes(args.layout->shards_per_block) +
+                             args.layout->shards_per_block * round_up(args.layout->capacity);
+}
+
 Wanted wanted_of(const ucm_open_args &args) {
     const Values values(args);
     Wanted wanted{};
@@ -40,12 +53,14 @@ Wanted wanted_of(const ucm_open_args &args) {
     }
     wanted.space.check();
     wanted.access = Access(values[kFileMode].s, values[kFileGroup].s);
+    read_quota(args, wanted);
     return wanted;
 }
 
-DraftLimits draft_limits(const Directories &directories) {
+DraftLimits draft_limits(const Directories &directories, uint64_t capacity) {
     DraftLimits limits;
     if (const uint64_t total = directories.total_bytes()) limits.bytes = total / 2;
+    if (capacity) limits.bytes = std::min(limits.bytes, capacity / 2);
     return limits;
 }
 
@@ -65,7 +80,12 @@ PosixStore::PosixStore(const ucm_open_args &args)
       tasks_(layout_of(args)),
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),
-      dumper_(context_, ledger_, draft_limits(context_.directories)) {
+      dumper_(context_, ledger_, draft_limits(context_.directories, wanted_of(args).quota.capacity)) {
+    context_.directories.on_work([this] {
+        std::lock_guard<std::mutex> hold(stop_mutex_);
+        walk_wanted_ = true;
+        stop_wake_.notify_all();
+    });
     try {
         walk_.start(1, "ucm-posix-walk", [this] { walk_loop(); });
         if (!context_.lookup_only)
@@ -125,11 +145,13 @@ void PosixStore::walk_loop() {
         const int64_t pause_ns = context_.directories.walk(stopped_);
         hold.lock();
         stop_wake_.wait_for(hold, std::chrono::nanoseconds(pause_ns),
-                            [&] { return stopped_.load(); });
+                            [&] { return stopped_ || walk_wanted_; });
+        walk_wanted_ = false;
     }
 }
 
 void PosixStore::stop() {
+    context_.directories.stop_waiting();
     loads_.close();
     dumper_.stop();
     {
@@ -221,9 +243,22 @@ ucm_status PosixStore::cancel(ucm_task number, ucm_error *err) {
 int PosixStore::unlink_block(const BlockId &id) {
     std::string path = context_.directories.find(id);
     if (path.empty() && context_.directories.look_again()) path = context_.directories.find(id);
-    if (path.empty() || ::unlink(path.c_str()) == 0) return 0;
+    if (path.empty()) return 0;
+    if (::unlink(path.c_str()) == 0) {
+        context_.directories.of(id)->shrank();
+        return 0;
+    }
     const int error = errno;
     return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND ? 0 : error;
+}
+
+ucm_status PosixStore::touch(const ucm_ids_args &args, ucm_error *err) {
+    if (closing_) return closed(err);
+    for (size_t i = 0; i < args.n; i++) {
+        const BlockId id = BlockId::at(args.block_ids, i);
+        if (Directory *directory = context_.directories.of(id)) directory->touched(id);
+    }
+    return UCM_OK;
 }
 
 ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
@@ -252,6 +287,11 @@ ucm_status PosixStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_
 }
 
 ucm_status PosixStore::metrics(const ucm_metrics_args &args, ucm_error *) {
+    const QuotaNumbers quota = context_.directories.quota_numbers();
+    context_.metrics.set(kEvictedBlocks, quota.evicted_blocks);
+    context_.metrics.set(kEvictedBytes, quota.evicted_bytes);
+    context_.metrics.set(kQuotaUsed, quota.used);
+    context_.metrics.set(kQuotaLimit, quota.limit);
     return context_.metrics.copy(args);
 }
 

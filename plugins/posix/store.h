@@ -24,7 +24,13 @@ enum Option {
     kModel,
     kFingerprint,
     kFileMode,
-    kFileGroup
+    kFileGroup,
+    kCapacity,
+    kGcEnable,
+    kGcTrigger,
+    kGcRecycle,
+    kWriteMbps,
+    kAdmission
 };
 
 // Blocks as files in directories.
@@ -38,6 +44,7 @@ class PosixStore final : public Store {
     ucm_status load(const ucm_transfer &, ucm_task *, ucm_error *) override;
     ucm_status dump(const ucm_transfer &, ucm_task *, ucm_error *) override;
     ucm_status cancel(ucm_task, ucm_error *) override;
+    ucm_status touch(const ucm_ids_args &, ucm_error *) override;
     ucm_status remove(const ucm_ids_args &, ucm_error *) override;
     ucm_status drain(const ucm_wait_args &, ucm_report &, ucm_error *) override;
     ucm_status metrics(const ucm_metrics_args &, ucm_error *) override;
@@ -66,6 +73,7 @@ class PosixStore final : public Store {
     std::mutex stop_mutex_;  // guards changes of stopped_
     std::condition_variable stop_wake_;
     std::atomic<bool> stopped_{false};
+    bool walk_wanted_ = false;  // guarded by stop_mutex_
     Threads threads_, tidy_, walk_;
 };
 
