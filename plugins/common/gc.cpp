@@ -217,7 +217,7 @@ uint64_t Collector::excess(const LedgerPage &page, bool full) const {
 
 bool Collector::due(const LedgerPage &page) const {
     if (page.limit == 0) return false;
-    if (page.flags & kCountFirst) return true;
+    if (page.flags & kCountFirst || (page.wanted && page.flags & kTooHigh)) return true;
     if (monotonic_ns() < hopeless_until_ns_ && page.added == hopeless_added_) return false;
     return excess(page, full_) > 0;
 }

@@ -390,7 +390,8 @@ int Quota::reserve(uint64_t bytes, int64_t deadline_ns) {
     for (;;) {
         const int error = ask(bytes);
         if (error == 0) return 0;
-        if (error == kCounting || (error == EDQUOT && options_.collects)) {
+        const bool helps = options_.collects || seen().flags & kTooHigh;
+        if (error == kCounting || (error == EDQUOT && helps)) {
             wake();
             if (await_room(bytes, give_up_ns)) continue;
         }
@@ -503,6 +504,7 @@ bool Quota::has_work(const LedgerPage &page) const {
     if (page.limit == 0) return false;
     if (page.flags & kCountFirst) return true;
     const double start = options_.trigger * double(page.limit);
+    if (page.wanted && page.flags & kTooHigh) return true;
     return options_.collects && (page.wanted || double(page.used + page.granted) > start);
 }
 
