@@ -33,7 +33,7 @@ constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs, kDay = 86400 * kSecond;
 constexpr int64_t kPatience = 2 * kSecond, kLittlePatience = 100 * kMs;
 constexpr int64_t kWaitForRoom = 10 * kSecond, kPoll = 5 * kMs;
 constexpr int64_t kTellEvery = 10 * kSecond, kCheckEvery = 2 * kSecond;
-constexpr int64_t kTouchedAfter = 2 * kSecond;  // a ledger whose writers had left
+constexpr int64_t kTouchedAfter = 100 * kMs;  // a ledger whose writers had left
 // Beyond all errnos: reasons of our own.
 constexpr int kCounting = 10000, kTooLarge = 10001;
 
