@@ -51,8 +51,8 @@ bool is_namespace(const std::string &name) {
 // "<namespace>.<space>.<the rest>", of files that are kept aside.
 bool is_of_space(const std::string &name) {
     const size_t last = name.rfind('.');
-    return last != std::string::npos && last > kIdDigits + 1 &&
-           name[last - kIdDigits - 1] == '.' && is_hex(name.substr(last - kIdDigits, kIdDigits), kIdDigits);
+    return last != std::string::npos && last > kIdDigits + 1 && name[last - kIdDigits - 1] == '.' &&
+           is_hex(name.substr(last - kIdDigits, kIdDigits), kIdDigits);
 }
 
 using Dir = std::unique_ptr<DIR, int (*)(DIR *)>;
@@ -159,7 +159,8 @@ struct Collector::Walk {
                 if (stop || !is_hex(file, kIdDigits) || !regular(here, file, st)) return;
                 bytes += file_bytes(st);
                 files++;
-                if (!label.empty()) consider({number, 0, id_of(file), modified_ns(st), file_bytes(st)});
+                if (!label.empty())
+                    consider({number, 0, id_of(file), modified_ns(st), file_bytes(st)});
             });
         });
     }

@@ -33,8 +33,8 @@ class Hotness {
     void stamp(const std::string &path) const;
 
     Quota &quota_;
-    std::mutex mutex_;                   // guards waiting_
-    std::vector<std::string> waiting_;   // bounded: what comes when it is full is not stamped
+    std::mutex mutex_;                  // guards waiting_
+    std::vector<std::string> waiting_;  // bounded: what comes when it is full is not stamped
 };
 
 }  // namespace ucm

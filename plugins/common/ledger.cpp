@@ -225,8 +225,7 @@ int Quota::enter(Session &s) {
 }
 
 void Quota::bury(Session &s) const {
-    const std::string here = machine_prefix(), host = host_prefix(),
-                      me = last_part(writer_.path());
+    const std::string here = machine_prefix(), host = host_prefix(), me = last_part(writer_.path());
     for (size_t i = 0; i < s.accounts.size(); i++) {
         LedgerAccount &account = s.accounts[i];
         const std::string name = account.writer;
@@ -234,8 +233,8 @@ void Quota::bury(Session &s) const {
         s.page.used += account.granted;
         s.page.added += account.granted;
         // After a power cut nothing is sure.
-        const bool other_boot = name.compare(0, host.size(), host) == 0 &&
-                                name.compare(0, here.size(), here) != 0;
+        const bool other_boot =
+            name.compare(0, host.size(), host) == 0 && name.compare(0, here.size(), here) != 0;
         s.page.flags |= other_boot ? uint32_t(kCountFirst) : uint32_t(kTooHigh);
         account = LedgerAccount{};
         s.changed.push_back(i);
@@ -474,10 +473,11 @@ void Quota::tick() {
     }
     if (!due) due = somebody_died();
     // Whoever keeps it locked now will not for long.
-    if (due) change(0, [&](Session &s) {
-        bury(s);
-        return 0;
-    });
+    if (due)
+        change(0, [&](Session &s) {
+            bury(s);
+            return 0;
+        });
     if (has_work(seen())) wake();
 }
 

@@ -20,7 +20,7 @@ namespace ucm {
 
 struct QuotaOptions {
     const char *option = "posix_capacity_gb";  // what messages call it
-    uint64_t capacity = 0;  // bytes for this directory; 0: this writer sets none
+    uint64_t capacity = 0;                     // bytes for this directory; 0: this writer sets none
     bool collects = true;
     double trigger = 0.9, recycle = 0.1;
 };

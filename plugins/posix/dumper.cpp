@@ -281,8 +281,7 @@ int Dumper::reserve(Run &run, const std::vector<Placed> &placed) {
     uint64_t end = draft.end;
     for (const Placed &shard : placed) end += shard.bytes();
     if (end <= draft.reserved) return 0;
-    const int error =
-        draft.directory->reserve(end - draft.reserved, run.job.task().deadline_ns());
+    const int error = draft.directory->reserve(end - draft.reserved, run.job.task().deadline_ns());
     if (error == 0) draft.reserved = end;
     return error;
 }

@@ -28,9 +28,9 @@ struct Draft {
     bool replace = false;   // publish over what is there
     bool ragged = false;    // the file may be longer than `end`
     std::vector<bool> have;
-    size_t stored = 0;      // set in have
-    uint64_t answered = 0;  // shards that done called UCM_OK, duplicates too
-    uint64_t end = 0;       // where the next payload goes
+    size_t stored = 0;                           // set in have
+    uint64_t answered = 0;                       // shards that done called UCM_OK, duplicates too
+    uint64_t end = 0;                            // where the next payload goes
     uint64_t reserved = 0, published_bytes = 0;  // of the quota; what the published file takes
     uint32_t depth = kUnknownDepth;
     std::vector<ShardEntry> table;

@@ -80,7 +80,8 @@ PosixStore::PosixStore(const ucm_open_args &args)
       tasks_(layout_of(args)),
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),
-      dumper_(context_, ledger_, draft_limits(context_.directories, wanted_of(args).quota.capacity)) {
+      dumper_(context_, ledger_,
+              draft_limits(context_.directories, wanted_of(args).quota.capacity)) {
     context_.directories.on_work([this] {
         std::lock_guard<std::mutex> hold(stop_mutex_);
         walk_wanted_ = true;
