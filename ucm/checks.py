@@ -262,10 +262,8 @@ def permissions(directory: str, mode: int) -> list[Finding]:
     return found
 
 
-def space(
-    directory: str, has: Space, capacity_bytes: int | None, quota_known: bool
-) -> list[Finding]:
-    """``capacity_bytes``: the quota; None or 0: none. ``quota_known``: this version has quotas."""
+def space(directory: str, has: Space, capacity_bytes: int) -> list[Finding]:
+    """``capacity_bytes``: what the directory may take; 0: no limit."""
     found = []
     for what, free, total in (
         (f"{_gib(has.bytes_free)} of {_gib(has.bytes_total)}", has.bytes_free, has.bytes_total),
@@ -280,14 +278,23 @@ def space(
                     "free some, or use another directory; any block file may be removed",
                 )
             )
+    if capacity_bytes > has.bytes_total > 0:
+        found.append(
+            Finding(
+                "quota",
+                f"posix_capacity_gb lets {directory} take {_gib(capacity_bytes)}, but its file "
+                f"system has {_gib(has.bytes_total)}",
+                "the file system is full first: a dump then fails before old blocks go",
+                "lower posix_capacity_gb",
+            )
+        )
     if not capacity_bytes:
-        remedy = "set posix_capacity_gb" if quota_known else "there is no quota in this version"
         found.append(
             Finding(
                 "unbounded",
                 f"{directory} may grow until the disk is full: posix_capacity_gb is not set",
                 "nothing is collected, and others who use the disk run out of space",
-                f"{remedy}; a file system or project quota of its own bounds it as well",
+                "set posix_capacity_gb; a file system or project quota bounds it as well",
             )
         )
     return found
@@ -376,16 +383,14 @@ def _text(path: Path) -> str:
     return ""
 
 
-def directory_warnings(
-    directory: str, io_direct: bool, capacity_bytes: int | None, quota_known: bool
-) -> list[Finding]:
+def directory_warnings(directory: str, io_direct: bool, capacity_bytes: int) -> list[Finding]:
     """Look at one directory of blocks."""
     path = os.path.realpath(directory)
     return [
         *(direct_io(directory, try_direct(path)) if io_direct else []),
         *file_system(directory, mount_of(path, read_mounts())),
         *permissions(directory, os.stat(path).st_mode),
-        *space(directory, read_space(path), capacity_bytes, quota_known),
+        *space(directory, read_space(path), capacity_bytes),
     ]
 
 

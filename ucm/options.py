@@ -127,25 +127,21 @@ WITHOUT_EFFECT = {
     "ior_depth": "there is no layer for 3FS in this version",
     "numa_id": "there is no layer for 3FS in this version",
     "store_health": "there is no circuit breaker in this version",
-    "posix_gc_enable": "there is no quota in this version, so nothing is collected",
-    "posix_gc_trigger_threshold_ratio": "there is no quota in this version",
-    "posix_gc_recycle_percent": "there is no quota in this version",
-    "posix_gc_concurrency": "there is no quota in this version",
-    "posix_gc_check_interval_sec": "there is no quota in this version",
-    "posix_gc_max_recycle_count_per_shard": "there is no quota in this version",
-    "posix_gc_shard_sample_ratio": "there is no quota in this version",
-    "posix_gc_precise_mode": "there is no quota in this version",
-    "posix_gc_candidate_extra_percent": "there is no quota in this version",
-    "posix_gc_cross_instance_lock": "there is no quota in this version",
-    "posix_gc_heartbeat_interval_sec": "there is no quota in this version",
-    "posix_gc_stale_threshold_sec": "there is no quota in this version",
-    "posix_gc_task_timeout_ms": "there is no quota in this version",
+    "posix_gc_concurrency": "one thread of one process collects",
+    "posix_gc_check_interval_sec": "the ledger says at once when there is something to collect",
+    "posix_gc_max_recycle_count_per_shard": "posix_gc_recycle_percent alone says how much goes",
+    "posix_gc_shard_sample_ratio": "everything is counted, nothing is estimated",
+    "posix_gc_precise_mode": "everything is counted, nothing is estimated",
+    "posix_gc_candidate_extra_percent": "everything is counted, nothing is estimated",
+    "posix_gc_cross_instance_lock": "all writers of a directory always agree",
+    "posix_gc_heartbeat_interval_sec": "the kernel says which writers live",
+    "posix_gc_stale_threshold_sec": "the kernel says which writers live",
+    "posix_gc_task_timeout_ms": "a round ends when enough is free",
 }
 
 # Knobs that ask for what is not built: refused unless they say no.
 NOT_BUILT = {
     "use_gdr": "GPUDirect RDMA is not built",
-    "posix_capacity_gb": "a quota is not built, so the directory would grow without limit",
 }
 
 _NAMESPACE = re.compile("[A-Za-z0-9._-]")

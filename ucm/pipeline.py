@@ -31,7 +31,7 @@ CAPABILITIES = {
 }
 TYPE_NUMBERS = {name: number for number, name in TYPES.items()}
 _MAX_LAYERS = 16
-_PUBLISHED = 1
+_PUBLISHED, _DECLINED = 1, 2
 _SUBMITTED = ffi.typeof("ucmh_submitted *")
 
 
@@ -287,7 +287,13 @@ class _Outcome:
 
     def result(self, i: int) -> Result:
         r = lib.ucmh_task_results(self._task)[i]
-        return Result(errors.status_of(r.status), r.length, r.os_errno, bool(r.flags & _PUBLISHED))
+        return Result(
+            errors.status_of(r.status),
+            r.length,
+            r.os_errno,
+            bool(r.flags & _PUBLISHED),
+            bool(r.flags & _DECLINED),
+        )
 
     def failures(self, limit: int) -> tuple[int, list[int]]:
         indexes = ffi.new("size_t[]", limit)

@@ -20,12 +20,16 @@ def new_token() -> int:
 
 
 class Result(NamedTuple):
-    """How one shard ended. ``bytes`` is its length after a load, else 0."""
+    """How one shard ended. ``bytes`` is its length after a load, else 0.
+
+    ``declined``: a dump of a block that the store chose not to keep.
+    """
 
     status: errors.Status
     bytes: int
     os_errno: int
     published: bool
+    declined: bool = False
 
 
 class Outcome(Protocol):

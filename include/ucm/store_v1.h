@@ -224,7 +224,11 @@ enum {
     /* dump: the whole block is published as `done` is called. Every UCM_OK result of a published
      * block carries it, ignored duplicates too. Whoever dumped all shards and saw it on none dumps
      * them again: the block was abandoned between. */
-    UCM_RESULT_PUBLISHED = 1u << 0
+    UCM_RESULT_PUBLISHED = 1u << 0,
+    /* dump, with UCM_OK: the store chose not to keep this block; do not dump it again for that. It
+     * is neither published nor abandoned, and drain counts it neither stored nor lost. All shards
+     * of a block that come while it is being dumped get the same answer. */
+    UCM_RESULT_DECLINED = 1u << 1
 };
 
 typedef struct ucm_result { /* of one shard */

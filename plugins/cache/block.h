@@ -58,6 +58,7 @@ struct Block {
     bool replace = false;                 // goes below with UCM_TRANSFER_REPLACE
     bool queued = false;                  // waits for its write-back
     bool writing = false;                 // a lower dump of it runs
+    bool declined = false;                // the store below does not want it
     bool unsaved = false, saved = false;  // is in the index's list of those
     uint32_t tries = 0;
     uint32_t depth = kUnknownDepth;

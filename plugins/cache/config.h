@@ -14,6 +14,7 @@ enum Metric {
     kEvictedBlocks,
     kAbandonedBlocks,
     kLostShards,
+    kDeclinedBlocks,
     kSlots,
     kSlotsDirty,
     kSlotsFree,

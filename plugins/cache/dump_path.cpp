@@ -165,6 +165,10 @@ bool DumpPath::copy(const JobRef &job, size_t row, uint32_t slot, Lock &lock, Ou
     lock.lock();
     if (block->phase == Phase::kGone) {
         answer = result(block->end);
+        if (block->declined) {
+            core_.ledger.end(job->epoch, 0, 0, 1);
+            answer = result(UCM_OK, 0, 0, UCM_RESULT_DECLINED);
+        }
         core_.index.unpin(block);
         return true;
     }

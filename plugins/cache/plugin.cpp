@@ -26,6 +26,8 @@ const ucm_metric kMetrics[] = {
      "Unfinished blocks given up."},
     {"lost_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",
      "Shards taken and then given up before they were stored below."},
+    {"declined_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",
+     "Blocks that the store below chose not to keep."},
     {"slots", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "shards", "Shards that the cache has room for."},
     {"slots_dirty", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "shards",
      "Slots held by dumps that are unfinished or not stored below."},

@@ -294,7 +294,7 @@ void WriteBack::let_newer_go(const BlockId &id) {
 
 void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards,
                       const ucm_result *results, Outcome &outcome) {
-    bool published = false;
+    bool published = false, refused = false;
     for (size_t k = 0; k < shards.size(); k++) {
         if (results[k].status != UCM_OK) {
             if (passing(results[k].status) && again(block)) return;
@@ -304,7 +304,9 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
             return lose(block, results[k].status, why, outcome);
         }
         published = published || (results[k].flags & UCM_RESULT_PUBLISHED);
+        refused = refused || (results[k].flags & UCM_RESULT_DECLINED);
     }
+    if (refused) return declined(block, outcome);
     if (published && block->complete()) return stored(block, outcome);
     bool more = false;
     for (uint32_t shard : shards) block->shards[shard].below = true;
@@ -337,6 +339,29 @@ void WriteBack::stored(const BlockRef &block, Outcome &outcome) {
     if (block->phase == Phase::kGathering)
         if (const BlockRef old = core_.index.visible(block->id)) drop(old, outcome);
     core_.index.settle(block);
+    let_newer_go(block->id);
+}
+
+// The store below does not want it: nothing is lost, and nothing is stored. What is whole stays
+// here as long as there is room.
+void WriteBack::declined(const BlockRef &block, Outcome &outcome) {
+    block->declined = true;
+    core_.metrics.add(kDeclinedBlocks, 1);
+    for (auto &entry : block->shards) {
+        if (entry.state != ShardState::kHere) continue;
+        SlotInfo &info = core_.index.pool().info(entry.slot);
+        if (!info.accounted) core_.ledger.end(info.epoch, 0, 0, 1);
+        info.accounted = true;
+    }
+    if (block->last_job) {
+        outcome.answers.push_back({std::move(block->last_job), block->last_row,
+                                   result(UCM_OK, 0, 0, UCM_RESULT_DECLINED)});
+        block->last_job = nullptr;
+    }
+    if (block->whole())
+        core_.index.settle(block);
+    else
+        core_.index.detach(block, UCM_CANCELLED);
     let_newer_go(block->id);
 }
 

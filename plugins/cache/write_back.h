@@ -49,6 +49,7 @@ class WriteBack {
     void judge(const BlockRef &block, const std::vector<uint32_t> &shards,
                const ucm_result *results, Outcome &outcome);
     void stored(const BlockRef &block, Outcome &outcome);
+    void declined(const BlockRef &block, Outcome &outcome);
     void ask_below(Lock &lock, Outcome &outcome);
     bool again(const BlockRef &block);
     void written(const BlockRef &block);

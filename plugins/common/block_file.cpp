@@ -229,6 +229,8 @@ ucm_status status_of_errno(int error, ucm_status absent) {
         case ENOMEM:
         case EMFILE:
         case ENFILE:
+        case EBUSY:  // a lock, or a count that must end first
+        case ENOLCK:
             return UCM_UNAVAILABLE;
         default:
             return UCM_IO;

@@ -46,6 +46,15 @@ constexpr std::string_view kNames[] = {
     "posix.quarantined",        //
     "posix.before_remove",      // of a published block
     "posix.removed",            //
+    "ledger.locked",            //
+    "ledger.changed",           // in memory
+    "ledger.page_written",      // the account is not
+    "ledger.before_leave",      //
+    "gc.locked",                // nobody else collects
+    "gc.walked",                // not yet written down
+    "gc.counted",               //
+    "gc.before_evict",          // of each block
+    "gc.evicted",               // not yet subtracted
     "compress.framed",          // the frames of a dump
     "compress.before_decode",   // of a frame that was read
     "cache.reserved",           // a slot for a dump

@@ -16,6 +16,64 @@
 #include "failpoint.h"
 
 namespace ucm {
+
+std::string host_prefix() {
+    char host[256] = "";
+    gethostname(host, sizeof host - 1);
+    std::string text = host;
+    std::replace(text.begin(), text.end(), '/', '_');
+    return text + "-";
+}
+
+const std::string &machine_prefix() {
+    static const std::string prefix = [] {
+        char boot[64] = "";
+        const int fd = ::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+        if (fd >= 0) {
+            const ssize_t got = ::read(fd, boot, sizeof boot - 1);
+            if (got < 0) boot[0] = 0;
+            ::close(fd);
+        }
+        std::string text = host_prefix();
+        for (const char *c = boot; *c; c++)
+            if (*c != '-' && *c != '\n') text += *c;
+        return text + "-";
+    }();
+    return prefix;
+}
+
+int lock_file(int fd) {
+    struct flock lock{};
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
+    return errno == EACCES ? EAGAIN : errno;
+}
+
+void unlock_file(int fd) {
+    struct flock lock{};
+    lock.l_type = F_UNLCK;
+    lock.l_whence = SEEK_SET;
+    fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+bool leads_to(const std::string &path, int fd) {
+    struct stat by_path{}, by_fd{};
+    return ::stat(path.c_str(), &by_path) == 0 && ::fstat(fd, &by_fd) == 0 &&
+           by_path.st_ino == by_fd.st_ino && by_path.st_dev == by_fd.st_dev;
+}
+
+std::vector<std::string> names_in(const std::string &path) {
+    std::vector<std::string> names;
+    std::unique_ptr<DIR, int (*)(DIR *)> dir(opendir(path.c_str()), closedir);
+    if (!dir) return names;
+    while (const dirent *entry = readdir(dir.get())) {
+        const std::string name = entry->d_name;
+        if (name != "." && name != "..") names.push_back(name);
+    }
+    return names;
+}
+
 namespace {
 
 constexpr int64_t kForeignIdleNs = 24ll * 3600 * 1000000000;
@@ -44,54 +102,8 @@ struct Registry {
 };
 Registry *Registry::instance = nullptr;
 
-std::string machine_prefix() {
-    static const std::string prefix = [] {
-        char host[256] = "", boot[64] = "";
-        gethostname(host, sizeof host - 1);
-        const int fd = ::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-        if (fd >= 0) {
-            const ssize_t got = ::read(fd, boot, sizeof boot - 1);
-            if (got < 0) boot[0] = 0;
-            ::close(fd);
-        }
-        std::string text = host;
-        std::replace(text.begin(), text.end(), '/', '_');
-        text += '-';
-        for (const char *c = boot; *c; c++)
-            if (*c != '-' && *c != '\n') text += *c;
-        return text + "-";
-    }();
-    return prefix;
-}
-
 std::string writers_path(const std::string &directory) {
     return directory + "/.ucm/writers";
-}
-
-// 0, EAGAIN when another holds it, or why locks do not work here.
-int lock_file(int fd) {
-    struct flock lock{};
-    lock.l_type = F_WRLCK;
-    lock.l_whence = SEEK_SET;
-    if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
-    return errno == EACCES ? EAGAIN : errno;
-}
-
-bool leads_to(const std::string &path, int fd) {
-    struct stat by_path{}, by_fd{};
-    return ::stat(path.c_str(), &by_path) == 0 && ::fstat(fd, &by_fd) == 0 &&
-           by_path.st_ino == by_fd.st_ino && by_path.st_dev == by_fd.st_dev;
-}
-
-std::vector<std::string> names_in(const std::string &path) {
-    std::vector<std::string> names;
-    std::unique_ptr<DIR, int (*)(DIR *)> dir(opendir(path.c_str()), closedir);
-    if (!dir) return names;
-    while (const dirent *entry = readdir(dir.get())) {
-        const std::string name = entry->d_name;
-        if (name != "." && name != "..") names.push_back(name);
-    }
-    return names;
 }
 
 // The lock file goes last: until then nobody else may take the folder for a new one.
@@ -240,6 +252,18 @@ void sweep_writers(const std::string &directory) {
     const std::string writers = writers_path(directory), mine = machine_prefix();
     for (const std::string &name : names_in(writers))
         sweep_writer(writers + "/" + name, name.compare(0, mine.size(), mine) == 0);
+}
+
+bool writer_lives(const std::string &directory, const std::string &name) {
+    const std::string folder = writers_path(directory) + "/" + name, path = folder + "/lock";
+    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) return errno != ENOENT && errno != ENOTDIR;
+    struct flock asked{};
+    asked.l_type = F_WRLCK;
+    asked.l_whence = SEEK_SET;
+    const bool free = fcntl(fd, F_OFD_GETLK, &asked) == 0 && asked.l_type == F_UNLCK;
+    ::close(fd);
+    return !free;
 }
 
 }  // namespace ucm

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "access.h"
 #include "ucm/store_v1.hpp"
@@ -58,5 +59,18 @@ class WriterFolder {
 
 // Removes folders of writers that are dead.
 void sweep_writers(const std::string &directory);
+// Does a living writer hold the lock of this folder of a writer? Where that cannot be told: yes.
+bool writer_lives(const std::string &directory, const std::string &name);
+
+// "<host>-<boot>-", how this machine's writers' names begin until it boots again.
+const std::string &machine_prefix();
+std::string host_prefix();  // "<host>-"
+
+// Takes an open-file-description lock of the whole file: 0, EAGAIN where another has it, or why
+// locks do not work here.
+int lock_file(int fd);
+void unlock_file(int fd);
+bool leads_to(const std::string &path, int fd);
+std::vector<std::string> names_in(const std::string &path);
 
 }  // namespace ucm

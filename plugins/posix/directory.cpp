@@ -75,6 +75,7 @@ Directory::Directory(const std::string &path, const Wanted &wanted, const Logger
         id_ = make_directory_id(path_, writer_->path(), access_);
         identified_ = true;
         sweep_trash(path_);
+        open_quota(wanted);
     }
     if (wanted.layout) open_space(wanted);
 }
@@ -171,6 +172,7 @@ bool Directory::take_away(const BlockId &id, dev_t device, ino_t inode) {
         }
     }
     if (::unlink(name.c_str()) == 0) {
+        shrank();
         log_.write(UCM_LOG_WARN, "block %s is corrupt: deleted %s", id.hex().c_str(), name.c_str());
         return true;
     }
@@ -221,16 +223,93 @@ void Directory::missed(const BlockId &id) {
     if (BlockIndex *index = this->index()) index->missed(id);
 }
 
-void Directory::loaded(const BlockId &, const struct stat &) {}
-int Directory::reserve(uint64_t, int64_t) {
-    return 0;
+// The collector evicts from every space; lookups of this handle know one.
+void Directory::evicted(const std::string &space, const BlockId &id) {
+    if (space_ && space_->path() == path_ + "/" + space) removed(id);
 }
-void Directory::settle(uint64_t, uint64_t) {}
-void Directory::was_full() {}
+
+void Directory::open_quota(const Wanted &wanted) {
+    quota_ = std::make_unique<Quota>(path_, *writer_, access_, wanted.quota, log_);
+    hotness_ = std::make_unique<Hotness>(*quota_);
+    collector_ = std::make_unique<Collector>(
+        path_, *quota_, *writer_, access_, log_,
+        [this](const std::string &space, const BlockId &id) { evicted(space, id); });
+    filter_ = std::make_unique<WriteFilter>(wanted.filter);
+    struct statvfs st{};
+    if (!wanted.quota.capacity || ::statvfs(path_.c_str(), &st) != 0) return;
+    if (wanted.quota.capacity > uint64_t(st.f_blocks) * st.f_frsize)
+        log_.write(UCM_LOG_WARN,
+                   "posix_capacity_gb: %s may take %.3g GiB, but its file system has %.3g GiB; "
+                   "what is full is then the file system",
+                   path_.c_str(), double(wanted.quota.capacity) / double(1 << 30),
+                   double(st.f_blocks) * double(st.f_frsize) / double(1 << 30));
+}
+
+void Directory::loaded(const BlockId &id, const struct stat &file) {
+    if (hotness_) hotness_->used(block_path(id), file);
+}
+
+void Directory::touched(const BlockId &id) {
+    if (hotness_ && space_) hotness_->touched(block_path(id));
+}
+
+void Directory::stamp_new(int fd) {
+    hotness_->stamp_new(fd);
+}
+
+int Directory::reserve(uint64_t bytes, int64_t deadline_ns) {
+    return quota_->reserve(bytes, deadline_ns);
+}
+
+void Directory::settle(uint64_t reserved, uint64_t bytes) {
+    quota_->settle(reserved, bytes);
+}
+
+void Directory::was_full() {
+    collector_->was_full();
+    quota_->wake();
+}
+
+void Directory::shrank() {
+    if (quota_) quota_->too_high();
+}
+
+bool Directory::admits(const BlockId &id, const std::vector<uint32_t> &shards,
+                       uint32_t shards_per_block) {
+    return filter_->admits(id, shards, shards_per_block, quota_->seen().writers);
+}
+
+void Directory::wrote(uint64_t bytes) {
+    filter_->wrote(bytes, quota_->seen().writers);
+}
+
+QuotaNumbers Directory::quota_numbers() const {
+    if (!quota_) return {};
+    const LedgerPage page = quota_->seen();
+    return {page.used + page.granted, page.limit, collector_->evicted_blocks(),
+            collector_->evicted_bytes()};
+}
+
+void Directory::on_work(const std::function<void()> &wake) {
+    if (quota_) quota_->on_work(wake);
+}
+
+void Directory::stop_waiting() {
+    if (quota_) quota_->close();
+}
+
 void Directory::tidy() {
     const std::optional<Maker> mine = maker();
     if (BlockIndex *index = this->index()) index->tidy(mine ? &*mine : nullptr);
+    if (!quota_) return;
+    quota_->tick();
+    hotness_->tick();
 }
+
+void Directory::collect(const std::atomic<bool> &stop) {
+    if (collector_) collector_->work(stop);
+}
+
 int64_t Directory::walk(const std::atomic<bool> &stop) {
     const std::optional<Maker> mine = maker();
     BlockIndex *index = this->index();
@@ -239,9 +318,29 @@ int64_t Directory::walk(const std::atomic<bool> &stop) {
     return index->walk(stop, mine ? &*mine : nullptr, log_);
 }
 
-Directories::Directories(const ucm_value &paths, const Wanted &wanted, const Logger &log) {
+namespace {
+
+// Directories share the capacity evenly, as blocks are spread over them.
+void share_capacity(Wanted &wanted, size_t directories) {
+    const uint64_t all = wanted.quota.capacity;
+    if (!all) return;
+    wanted.quota.capacity = all / directories;
+    const uint64_t least = 4 * wanted.block_bytes;
+    if (wanted.quota.capacity >= least) return;
+    throw Error(UCM_INVALID,
+                "posix_capacity_gb: " + std::to_string(all) + " bytes for " +
+                    std::to_string(directories) + " directories leave " +
+                    std::to_string(wanted.quota.capacity) + " each, less than 4 blocks of " +
+                    std::to_string(wanted.block_bytes) + "; give " +
+                    std::to_string(double(least * directories) / double(1 << 30)) + " or more");
+}
+
+}  // namespace
+
+Directories::Directories(const ucm_value &paths, Wanted wanted, const Logger &log) {
     if (paths.count == 0)
         throw Error(UCM_INVALID, "storage_backends names no directory; give at least one");
+    share_capacity(wanted, paths.count);
     for (size_t i = 0; i < paths.count; i++)
         all_.push_back(std::make_unique<Directory>(paths.strings[i], wanted, log));
     check_distinct();
@@ -326,6 +425,30 @@ int64_t Directories::walk(const std::atomic<bool> &stop) {
     int64_t pause_ns = kWalkPauseNs;
     for (auto &directory : all_) pause_ns = std::min(pause_ns, directory->walk(stop));
     return pause_ns;
+}
+
+void Directories::collect(const std::atomic<bool> &stop) {
+    for (auto &directory : all_) directory->collect(stop);
+}
+
+QuotaNumbers Directories::quota_numbers() const {
+    QuotaNumbers sum;
+    for (auto &directory : all_) {
+        const QuotaNumbers one = directory->quota_numbers();
+        sum.used += one.used;
+        sum.limit += one.limit;
+        sum.evicted_blocks += one.evicted_blocks;
+        sum.evicted_bytes += one.evicted_bytes;
+    }
+    return sum;
+}
+
+void Directories::on_work(const std::function<void()> &wake) {
+    for (auto &directory : all_) directory->on_work(wake);
+}
+
+void Directories::stop_waiting() {
+    for (auto &directory : all_) directory->stop_waiting();
 }
 
 uint64_t Directories::total_bytes() const {

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -12,8 +13,12 @@
 
 #include "block_file.h"
 #include "block_index.h"
+#include "gc.h"
+#include "hotness.h"
+#include "ledger.h"
 #include "log.h"
 #include "space.h"
+#include "write_filter.h"
 #include "writer_lock.h"
 
 namespace ucm::posix {
@@ -24,6 +29,13 @@ struct Wanted {
     bool layout;  // false: for lookup only, in whichever space fits
     SpaceIdentity space;
     Access access;
+    QuotaOptions quota;  // of all directories together
+    WriteFilterOptions filter;
+    uint64_t block_bytes;  // of the file of a block of full shards; 0: not known
+};
+
+struct QuotaNumbers {
+    uint64_t used = 0, limit = 0, evicted_blocks = 0, evicted_bytes = 0;
 };
 
 // One of storage_backends.
@@ -73,29 +85,49 @@ class Directory {
     // A shard of the block, whose file this is, was loaded.
     void loaded(const BlockId &id, const struct stat &file);
 
-    // Room for what is about to be written to a temporary file, in whole pages: 0, ENOSPC (the
-    // quota, after waiting for room until the deadline), or another errno. 0 for the deadline:
-    // none.
+    // Room for what is about to be written to a temporary file, in whole pages: 0, EDQUOT (after
+    // waiting for room until the deadline, or for 10 seconds), or another errno. 0 for the
+    // deadline: none. The reason is in the log.
     int reserve(uint64_t bytes, int64_t deadline_ns);
     // A reservation ends: the file is published with so many bytes, or is deleted (0).
     void settle(uint64_t reserved, uint64_t bytes);
     // The file system was full, whatever the quota says.
     void was_full();
+    // Before a new file is published.
+    void stamp_new(int fd);
+    // Its blocks count as used now.
+    void touched(const BlockId &id);
+    // Bytes of a block went, by this handle and not by the collector.
+    void shrank();
+
+    // Should a block that is not there be written? The answer is for all shards of a block.
+    bool admits(const BlockId &id, const std::vector<uint32_t> &shards, uint32_t shards_per_block);
+    void wrote(uint64_t bytes);
+    QuotaNumbers quota_numbers() const;
+    // `wake` is called when walk() has something to do.
+    void on_work(const std::function<void()> &wake);
+    // Nobody waits for room any more.
+    void stop_waiting();
 
     // The store's thread for small chores, every 20 ms or so; nothing here takes long.
     void tidy();
     // The store's thread for long walks; comes back soon once `stop` is set. Returns how long to
     // wait before the next.
     int64_t walk(const std::atomic<bool> &stop);
+    // The store's thread for counting and collecting.
+    void collect(const std::atomic<bool> &stop);
 
   private:
     void try_direct();
     void open_space(const Wanted &wanted);
+    void open_quota(const Wanted &wanted);
     void check_same() const;
     bool take_away(const BlockId &id, dev_t device, ino_t inode);
     BlockIndex *use_index(const std::string &space);
     BlockIndex *own_index();
     std::optional<Maker> maker();
+    // By the collector, a block of any space.
+    void evicted(const std::string &space, const BlockId &id);
 
     std::string path_;
     const Logger &log_;
@@ -107,14 +139,19 @@ class Directory {
     std::unique_ptr<WriterFolder> writer_;
     std::unique_ptr<Space> space_;
     std::atomic<bool> folders_synced_[4096] = {};  // by the three digits: its entry in the space
-    std::mutex index_mutex_;                                                    // guards indexes_
+    std::mutex index_mutex_;                       // guards indexes_
     std::vector<std::pair<std::string, std::shared_ptr<BlockIndex>>> indexes_;  // by space
     std::atomic<BlockIndex *> index_{nullptr};                                  // the one in use
+    // Of a handle that writes.
+    std::unique_ptr<Quota> quota_;
+    std::unique_ptr<Hotness> hotness_;
+    std::unique_ptr<Collector> collector_;
+    std::unique_ptr<WriteFilter> filter_;
 };
 
 class Directories {
   public:
-    Directories(const ucm_value &paths, const Wanted &wanted, const Logger &log);
+    Directories(const ucm_value &paths, Wanted wanted, const Logger &log);
 
     // All of them take O_DIRECT.
     bool direct() const;
@@ -136,6 +173,10 @@ class Directories {
     Known known() const;
     void tidy();
     int64_t walk(const std::atomic<bool> &stop);
+    void collect(const std::atomic<bool> &stop);
+    QuotaNumbers quota_numbers() const;
+    void on_work(const std::function<void()> &wake);
+    void stop_waiting();
     // Bytes of all their file systems.
     uint64_t total_bytes() const;
 

@@ -109,8 +109,22 @@ bool DumpRun::begin_draft(Directory &directory) {
             return false;
         }
     }
+    if (!job_.task().replace() && state == BlockState::kAbsent && !admitted(directory)) {
+        for (ucm_result &one : results_) one = result(UCM_OK, 0, 0, UCM_RESULT_DECLINED);
+        return false;
+    }
     block_->draft = Draft(directory, context_.shape.shard_count, state != BlockState::kAbsent);
     return true;
+}
+
+bool DumpRun::admitted(Directory &directory) {
+    std::vector<uint32_t> shards;
+    for (size_t i = 0; i < job_.size(); i++) shards.push_back(job_.task().shard(job_.index(i)));
+    if (directory.admits(id_, shards, context_.shape.shard_count)) return true;
+    // Of the jobs of a block one has the first shard.
+    if (std::find(shards.begin(), shards.end(), 0u) != shards.end())
+        context_.metrics.add(kDeclinedBlocks, 1);
+    return false;
 }
 
 // Sorts the shards of the job into new ones, those that are there, and twins of new ones.
@@ -251,6 +265,7 @@ void DumpRun::took_payload() {
     uint64_t moved = std::max(file_->moved(), header) - header;
     UCM_FAILPOINT("posix.payload_written");
     context_.metrics.add(kDumpOutBytes, moved);
+    draft.directory->wrote(moved);
     if (error != 0) {
         sealed_ = false;
         context_.log.write(UCM_LOG_WARN, "cannot write %s: %s", draft.temporary.c_str(),
@@ -361,6 +376,7 @@ bool DumpRun::publish(int error) {
     Draft &draft = block_->draft;
     struct stat mine{};
     if (error == 0) error = file_->stat(mine);
+    if (error == 0) draft.directory->stamp_new(file_->fd());
     // A network file system may tell only now that there was no room.
     const int at_close = file_->close();
     if (error == 0) error = at_close;
@@ -396,7 +412,7 @@ int DumpRun::put_in_place(const struct stat &mine) {
             error = 0;
         if (error == 0) {
             UCM_FAILPOINT("posix.published");
-            directory.settle(draft.reserved, draft.end);
+            directory.settle(draft.reserved, file_bytes(mine));
             draft.reserved = 0;
             draft.in_place = true;
             directory.published(id_);
@@ -432,7 +448,8 @@ int DumpRun::make_lasting(OpenBlock &block) {
 bool DumpRun::end() {
     for (const auto &[twin, first] : twins_) results_[twin] = results_[first];
     uint64_t good = 0;
-    for (const ucm_result &one : results_) good += one.status == UCM_OK;
+    for (const ucm_result &one : results_)
+        good += one.status == UCM_OK && !(one.flags & UCM_RESULT_DECLINED);
     ledger_.end(job_.batch->epoch, good, 0, results_.size() - good);
     dumper_.count_answered(block_->draft, good);
     if (abandoned_) ledger_.lose_stored(good);

@@ -27,6 +27,7 @@ class DumpRun {
     bool break_off(ucm_status status, int error, const char *why);
     bool start();
     bool begin_draft(Directory &directory);
+    bool admitted(Directory &directory);
     void choose();
     int open_temporary();
     int make_temporary();

@@ -91,11 +91,11 @@ class File {
     // A new one, for writing.
     int create(const std::string &path);
     int close() { return scratch_.fd.close(); }
+    int fd() const { return scratch_.fd.get(); }
     int stat(struct stat &st) const { return ::fstat(scratch_.fd.get(), &st) == 0 ? 0 : errno; }
     int cut(uint64_t bytes) const;
     // Reads up to the end of the file.
     int read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got);
-    int fd() const { return scratch_.fd.get(); }
 
     // May this shard's memory share a run with others that answer the same?
     bool bounces(const Rows &rows, const Placed &shard) const {

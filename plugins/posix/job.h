@@ -23,6 +23,11 @@ enum Metric {
     kLookupStats,
     kIndexBlocks,
     kIndexListed,
+    kDeclinedBlocks,
+    kEvictedBlocks,
+    kEvictedBytes,
+    kQuotaUsed,
+    kQuotaLimit,
     kMetrics
 };
 

@@ -31,6 +31,19 @@ const ucm_option kOptions[] = {
      "What is synced before a block is published: nothing, its data, or its folder too."},
     {"posix_verify", UCM_TYPE_BOOL, 0, "true", nullptr, nullptr,
      "Off only to measure what checks cost; refused unless UCM_MEASURE=verify is set."},
+    {"posix_capacity_gb", UCM_TYPE_FLOAT, 0, "0", "0..", "GiB",
+     "What all writers together may take in storage_backends; 0: no limit."},
+    {"posix_gc_enable", UCM_TYPE_BOOL, 0, "true", nullptr, nullptr,
+     "Delete the coldest blocks to make room; false: what does not fit is NO_SPACE."},
+    {"posix_gc_trigger_threshold_ratio", UCM_TYPE_FLOAT, 0, "0.9", "0.01..1", nullptr,
+     "The part of the capacity beyond which blocks are deleted; 0.7 in older versions, which "
+     "estimated."},
+    {"posix_gc_recycle_percent", UCM_TYPE_FLOAT, 0, "0.1", "0..1", nullptr,
+     "The part of that which is then made free."},
+    {"posix_write_mbps_max", UCM_TYPE_INT, 0, "0", "0..1000000", "MB/s",
+     "New blocks beyond this rate, of all writers together, are not kept; 0: no limit."},
+    {"posix_admission", UCM_TYPE_STRING, 0, "all", "all|second_sight", nullptr,
+     "second_sight: a block is kept when it is dumped for the second time."},
 };
 
 // In the order of ucm::StandardMetric and ucm::posix::Metric.
@@ -50,6 +63,15 @@ const ucm_metric kMetrics[] = {
     {"index_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",
      "Blocks that the index in memory knows."},
     {"index_listed", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "%", "Folders that the index answers for."},
+    {"declined_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",
+     "Blocks that admission kept off the disk."},
+    {"evicted_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",
+     "Blocks that this store deleted to make room."},
+    {"evicted_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes", "What their files took."},
+    {"quota_used_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",
+     "What counts against the quota, of all writers, as last seen."},
+    {"quota_limit_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",
+     "The quota in force; 0: none."},
 };
 static_assert(sizeof kMetrics / sizeof *kMetrics == ucm::posix::kMetrics);
 

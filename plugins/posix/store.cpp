@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t kQueuedShards = 65536;
 constexpr uint64_t kQueuedBytes = 1ull << 30;
 constexpr int64_t kTidyNs = 20000000;
+constexpr int64_t kCollectNs = 1000000000;
 constexpr int64_t kLookTimesEvery = 64;  // lookups between two looks at the clock
 
 const ucm_layout *layout_of(const ucm_open_args &args) {
@@ -22,6 +23,19 @@ const ucm_layout *layout_of(const ucm_open_args &args) {
     if (args.layout->memory != UCM_MEMORY_HOST)
         throw Error(UCM_UNSUPPORTED, "Posix moves host memory only; put Cache above it");
     return args.layout;
+}
+
+void read_quota(const ucm_open_args &args, Wanted &wanted) {
+    const Values values(args);
+    wanted.quota.capacity = uint64_t(values[kCapacity].f * double(1u << 30));
+    wanted.quota.collects = values[kGcEnable].i != 0;
+    wanted.quota.trigger = values[kGcTrigger].f;
+    wanted.quota.recycle = values[kGcRecycle].f;
+    wanted.filter.bytes_per_s = uint64_t(values[kWriteMbps].i) * 1000000;
+    wanted.filter.second_sight = values[kAdmission].s == std::string("second_sight");
+    if (args.layout)
+        wanted.block_bytes = block_header_bytes(args.layout->shards_per_block) +
+                             args.layout->shards_per_block * round_up(args.layout->capacity);
 }
 
 Wanted wanted_of(const ucm_open_args &args) {
@@ -41,6 +55,7 @@ Wanted wanted_of(const ucm_open_args &args) {
     }
     wanted.space.check();
     wanted.access = Access(values[kFileMode].s, values[kFileGroup].s);
+    read_quota(args, wanted);
     return wanted;
 }
 
@@ -53,9 +68,10 @@ bool verify_of(const ucm_open_args &args) {
                 "costs, with UCM_MEASURE=verify in the environment");
 }
 
-DraftLimits draft_limits(const Directories &directories) {
+DraftLimits draft_limits(const Directories &directories, uint64_t capacity) {
     DraftLimits limits;
     if (const uint64_t total = directories.total_bytes()) limits.bytes = total / 2;
+    if (capacity) limits.bytes = std::min(limits.bytes, capacity / 2);
     return limits;
 }
 
@@ -76,7 +92,13 @@ PosixStore::PosixStore(const ucm_open_args &args)
       tasks_(layout_of(args)),
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),
-      dumper_(context_, ledger_, draft_limits(context_.directories)) {
+      dumper_(context_, ledger_,
+              draft_limits(context_.directories, wanted_of(args).quota.capacity)) {
+    context_.directories.on_work([this] {
+        std::lock_guard<std::mutex> hold(stop_mutex_);
+        collect_wanted_ = true;
+        stop_wake_.notify_all();
+    });
     try {
         walk_.start(1, "ucm-posix-walk", [this] { walk_loop(); });
         if (!context_.lookup_only) start_threads(Values(args));
@@ -117,6 +139,7 @@ void PosixStore::start_threads(const Values &values) {
         threads_.start(1, "ucm-posix-dump", [lane = dump_lanes_[i].get()] { lane->run(); });
     }
     tidy_.start(1, "ucm-posix-tidy", [this] { tidy_loop(); });
+    collect_.start(1, "ucm-posix-gc", [this] { collect_loop(); });
 }
 
 void PosixStore::tidy_loop() {
@@ -144,7 +167,20 @@ void PosixStore::walk_loop() {
     }
 }
 
+void PosixStore::collect_loop() {
+    std::unique_lock<std::mutex> hold(stop_mutex_);
+    while (!stopped_) {
+        collect_wanted_ = false;
+        hold.unlock();
+        context_.directories.collect(stopped_);
+        hold.lock();
+        stop_wake_.wait_for(hold, std::chrono::nanoseconds(kCollectNs),
+                            [&] { return stopped_ || collect_wanted_; });
+    }
+}
+
 void PosixStore::stop() {
+    context_.directories.stop_waiting();
     loads_.close();
     dumper_.stop();
     {
@@ -155,6 +191,7 @@ void PosixStore::stop() {
     threads_.join();
     tidy_.join();
     walk_.join();
+    collect_.join();
 }
 
 void PosixStore::attend() {
@@ -248,12 +285,22 @@ int PosixStore::unlink_block(const BlockId &id) {
     Directory &directory = *context_.directories.of(id);
     if (::unlink(path.c_str()) == 0) {
         directory.removed(id);
+        directory.shrank();
         return 0;
     }
     const int error = errno;
     if (status_of_errno(error, UCM_NOT_FOUND) != UCM_NOT_FOUND) return error;
     directory.missed(id);
     return 0;
+}
+
+ucm_status PosixStore::touch(const ucm_ids_args &args, ucm_error *err) {
+    if (closing_) return closed(err);
+    for (size_t i = 0; i < args.n; i++) {
+        const BlockId id = BlockId::at(args.block_ids, i);
+        if (Directory *directory = context_.directories.of(id)) directory->touched(id);
+    }
+    return UCM_OK;
 }
 
 ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
@@ -286,6 +333,11 @@ ucm_status PosixStore::metrics(const ucm_metrics_args &args, ucm_error *) {
     const Directories::Known known = context_.directories.known();
     context_.metrics.set(kIndexBlocks, known.blocks);
     context_.metrics.set(kIndexListed, known.folders ? known.listed * 100 / known.folders : 0);
+    const QuotaNumbers quota = context_.directories.quota_numbers();
+    context_.metrics.set(kEvictedBlocks, quota.evicted_blocks);
+    context_.metrics.set(kEvictedBytes, quota.evicted_bytes);
+    context_.metrics.set(kQuotaUsed, quota.used);
+    context_.metrics.set(kQuotaLimit, quota.limit);
     return context_.metrics.copy(args);
 }
 

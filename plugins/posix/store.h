@@ -28,7 +28,13 @@ enum Option {
     kFileMode,
     kFileGroup,
     kDurability,
-    kVerify
+    kVerify,
+    kCapacity,
+    kGcEnable,
+    kGcTrigger,
+    kGcRecycle,
+    kWriteMbps,
+    kAdmission
 };
 
 // Blocks as files in directories.
@@ -42,6 +48,7 @@ class PosixStore final : public Store {
     ucm_status load(const ucm_transfer &, ucm_task *, ucm_error *) override;
     ucm_status dump(const ucm_transfer &, ucm_task *, ucm_error *) override;
     ucm_status cancel(ucm_task, ucm_error *) override;
+    ucm_status touch(const ucm_ids_args &, ucm_error *) override;
     ucm_status remove(const ucm_ids_args &, ucm_error *) override;
     ucm_status drain(const ucm_wait_args &, ucm_report &, ucm_error *) override;
     ucm_status metrics(const ucm_metrics_args &, ucm_error *) override;
@@ -57,6 +64,7 @@ class PosixStore final : public Store {
     void start_threads(const Values &values);
     void tidy_loop();
     void walk_loop();
+    void collect_loop();
     void stop();
 
     const int64_t timeout_ms_;
@@ -72,7 +80,8 @@ class PosixStore final : public Store {
     std::mutex stop_mutex_;  // guards changes of stopped_
     std::condition_variable stop_wake_;
     std::atomic<bool> stopped_{false}, walk_wanted_{false};
-    Threads threads_, tidy_, walk_;
+    bool collect_wanted_ = false;  // guarded by stop_mutex_
+    Threads threads_, tidy_, walk_, collect_;
 };
 
 }  // namespace ucm::posix

@@ -428,12 +428,12 @@ def test_permissions(mode, found):
         (checks.Space(1000, 40, 1000, 500), 10, ["nearly_full"]),
         (checks.Space(1000, 500, 1000, 10), 10, ["nearly_full"]),
         (checks.Space(1000, 500, 0, 0), 10, []),  # btrfs counts no files
-        (checks.Space(1000, 500, 1000, 500), None, ["unbounded"]),
+        (checks.Space(1000, 500, 1000, 500), 2000, ["quota"]),
         (checks.Space(1000, 500, 1000, 500), 0, ["unbounded"]),
     ],
 )
 def test_room_in_the_directory(has, capacity, found):
-    assert [warning.check for warning in checks.space("/kv", has, capacity, True)] == found
+    assert [warning.check for warning in checks.space("/kv", has, capacity)] == found
 
 
 def test_what_the_machine_says_can_be_read():

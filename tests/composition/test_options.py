@@ -198,13 +198,13 @@ def test_a_knob_without_effect_is_accepted_and_says_why(key):
     assert note.startswith(f"{key}: no effect, because ")
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_gdr", True), ("posix_capacity_gb", 100)])
+@pytest.mark.parametrize(("key", "value"), [("use_gdr", True)])
 def test_what_cannot_be_had_is_refused(error_of, key, value):
     message = error_of("Empty", block_size=64, **{key: value})
     assert message.startswith(f"{key}: {value!r} cannot be had")
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_gdr", False), ("posix_capacity_gb", 0)])
+@pytest.mark.parametrize(("key", "value"), [("use_gdr", False)])
 def test_not_asking_for_it_is_fine(key, value):
     assert len(notes(**{key: value})) == 1
 

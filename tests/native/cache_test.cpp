@@ -217,6 +217,49 @@ TEST_CASE("a block that cannot be stored is given up, counted and named", "[cach
     REQUIRE(stack.host().logged(ids[0].hex()));
 }
 
+TEST_CASE("a block that the store below declines stays here as long as there is room", "[cache]") {
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour);
+    const auto ids = make_ids(3);
+    stack.memory().decline({ids[0], ids[1]});
+    REQUIRE(all_ok(stack.dump(ids)));
+    const ucm_report report = drained(stack);
+    REQUIRE(report.stored == 4);
+    REQUIRE(report.lost == 0);
+    REQUIRE(report.unfinished == 0);
+    REQUIRE(stack.memory().blocks() == 1);
+    REQUIRE(stack.memory().counters().dumped == 12);
+    REQUIRE(stack.lookup(ids) == std::vector<bool>(3, true));
+    REQUIRE(stack.loads_back(ids));
+    REQUIRE(stack.metrics()["declined_blocks_total"] == 2);
+    REQUIRE(stack.metrics()["slots_dirty"] == 0);
+    const auto more = make_ids(40, 100);
+    for (const BlockId &id : more) REQUIRE(all_ok(stack.dump({id})));
+    REQUIRE(drained(stack).lost == 0);
+    REQUIRE(stack.metrics()["evicted_blocks_total"] > 0);
+    REQUIRE(stack.memory().counters().dumped == 12 + 160);
+}
+
+TEST_CASE("unfinished blocks that the store below declines make way, and their dumps are told",
+          "[cache]") {
+    Stack stack({"Cache", "Memory"}, with_room(16), kFour);
+    const auto ids = make_ids(40);
+    stack.memory().decline(ids);
+    std::vector<std::unique_ptr<Move>> moves;
+    for (uint32_t shard = 0; shard < 4; shard++) {
+        std::vector<Shard> layer;
+        for (auto &id : ids) layer.push_back({id, shard});
+        moves.push_back(dumping(stack, layer));
+        REQUIRE(moves.back()->wait() == UCM_OK);
+    }
+    const ucm_report report = drained(stack);
+    REQUIRE(report.stored == 0);
+    REQUIRE(report.lost == 0);
+    REQUIRE(report.pending == 0);
+    REQUIRE(stack.memory().blocks() == 0);
+    REQUIRE(stack.metrics()["slots_dirty"] == 0);
+    REQUIRE(stack.metrics()["lost_shards_total"] == 0);
+}
+
 TEST_CASE("what no slot can be had for waits, and a full queue is BUSY", "[cache]") {
     auto options = with_room(8);
     options["waiting_queue_depth"] = "16";

@@ -813,3 +813,15 @@ TEST_CASE("closing right behind the last shard is safe", "[compress][threads]") 
         REQUIRE(load.wait() == UCM_OK);
     }
 }
+
+TEST_CASE("Compress passes on that a block was declined", "[compress]") {
+    Stack stack({"Compress", "Memory"}, {}, Geometry{4, {8192}, UCM_DTYPE_BF16});
+    const auto ids = make_ids(2);
+    stack.memory().decline({ids[0]});
+    const auto results = stack.dump(ids);
+    for (size_t i = 0; i < 8; i++) {
+        REQUIRE(results[i].status == UCM_OK);
+        REQUIRE(((results[i].flags & UCM_RESULT_DECLINED) != 0) == (i < 4));
+    }
+    REQUIRE(stack.loads_back({ids[1]}));
+}

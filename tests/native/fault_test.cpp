@@ -135,3 +135,14 @@ TEST_CASE("rules change under many threads, and every shard still ends once", "[
     REQUIRE(stack.loads_back(ids));
     REQUIRE(stack.metrics()["held_shards"] == 0);
 }
+
+TEST_CASE("Fault passes on that a block was declined", "[fault]") {
+    Stack stack = faulty("dump:delay ms=1 every=2");
+    const auto ids = make_ids(2);
+    stack.memory().decline({ids[0]});
+    const auto results = stack.dump(ids);
+    for (size_t i = 0; i < 8; i++) {
+        REQUIRE(results[i].status == UCM_OK);
+        REQUIRE(((results[i].flags & UCM_RESULT_DECLINED) != 0) == (i < 4));
+    }
+}

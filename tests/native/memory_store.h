@@ -65,6 +65,12 @@ class Memory {
     void fail(Op op, ucm_status status, size_t skip = 0, size_t count = 1, int os_errno = 0) {
         change([&] { faults_[op] = {status, skip, count, os_errno}; });
     }
+    // Of these blocks it keeps nothing: their dumps are DECLINED.
+    void decline(const std::vector<BlockId> &ids) {
+        change([&] {
+            for (const BlockId &id : ids) declined_[id] = true;
+        });
+    }
     // Complete what waits in an order of chance.
     void reorder(bool on) {
         change([&] { reorder_ = on; });
@@ -152,6 +158,7 @@ class Memory {
     mutable std::mutex mutex_;  // guards all below
     std::condition_variable changed_;
     std::unordered_map<BlockId, Block, ucm::BlockIdHash> blocks_;
+    std::unordered_map<BlockId, bool, ucm::BlockIdHash> declined_;
     std::deque<Item> waiting_;
     std::map<Op, Fault> faults_;
     Counters counters_;
@@ -326,8 +333,10 @@ class MemoryStore final : public ucm::Store {
         if (const ucm_status refused = task.refused()) return ucm::result(refused);
         const Memory::Fault fault = memory_->fault(Op::kDump);
         if (fault.status) return ucm::result(fault.status, 0, fault.os_errno);
-        Memory::Block &block = memory_->blocks_[task.id(item.i)];
         memory_->counters_.dumped++;
+        if (memory_->declined_.count(task.id(item.i)) && !task.replace())
+            return ucm::result(UCM_OK, 0, 0, UCM_RESULT_DECLINED);
+        Memory::Block &block = memory_->blocks_[task.id(item.i)];
         if (task.replace()) memory_->counters_.replaced++;
         if (block.published && !task.replace() && !block.unfinished)
             return ucm::result(UCM_OK, 0, 0, UCM_RESULT_PUBLISHED);
@@ -371,7 +380,10 @@ class MemoryStore final : public ucm::Store {
     }
 
     void complete(const Memory::Item &item, const ucm_result &result) {
-        if (item.dump) ledger_.end(item.epoch, result.status == UCM_OK, 0, result.status != UCM_OK);
+        if (item.dump) {
+            const bool kept = result.status == UCM_OK && !(result.flags & UCM_RESULT_DECLINED);
+            ledger_.end(item.epoch, kept, 0, !kept);
+        }
         item.task->complete(item.i, result);
     }
 

@@ -169,8 +169,9 @@ TEST_CASE("the trash is emptied of blocks, of nothing else, and not at once", "[
     REQUIRE(symlink(elsewhere.path().c_str(), (gone + "/abc").c_str()) == 0);
     write_all(gone + "/notes", "mine");
     ucm::sweep_trash(directory.path(), 0);
-    REQUIRE(directory.files() ==
-            std::vector<std::string>{directory.path() + "/.ucm/format", gone + "/notes"});
+    REQUIRE(directory.files() == std::vector<std::string>{directory.path() + "/.ucm/format",
+                                                          directory.path() + "/.ucm/ledger",
+                                                          gone + "/notes"});
     REQUIRE(elsewhere.files().size() == 1);
     unlink((gone + "/notes").c_str());
     unlink((gone + "/abc").c_str());

@@ -108,13 +108,13 @@ def warnings(found: Config) -> list[checks.Finding]:
     if "Posix" in layers:
         posix = layers["Posix"]
         directories = posix["storage_backends"]
-        quota = posix.get("posix_capacity_gb")
+        # Directories share it evenly.
+        quota = posix["posix_capacity_gb"] * checks.GIB / max(1, len(directories))
         for directory in filter(os.path.isdir, directories):  # opening it says what is missing
             warned += checks.directory_warnings(
                 directory,
                 posix["io_direct"],
-                int(quota * checks.GIB) if quota else None,
-                quota is not None,
+                int(quota),
             )
         threads = 2 * posix["posix_data_trans_concurrency"]
         warned += checks.nofile(threads, len(directories), checks.read_limits())

@@ -1,0 +1,182 @@
+"""The quota under SIGKILL, a full file system, and files that cannot go."""
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import build_plugins
+
+import ucm
+from ucm.conformance import kit
+
+MIB = 1 << 20
+FILE = MIB // 4 + 4096
+LIMIT = 4 * MIB
+SIZES = {"block_size": MIB // 4, "shard_size": MIB // 16, "posix_capacity_gb": LIMIT / 2**30}
+
+POINTS = [
+    *("ledger.locked", "ledger.changed", "ledger.page_written"),
+    *("gc.locked", "gc.walked", "gc.counted", "gc.before_evict", "gc.evicted"),
+]
+
+WRITER = """
+import json, random, sys, ucm
+from ucm.conformance import kit
+config, seed = json.loads(sys.argv[1]), int(sys.argv[2])
+rng = random.Random(seed)
+with ucm.open_pipeline(config) as store:
+    print("open", flush=True)
+    blocks = []
+    while True:
+        blocks.append(kit.new_block(store, rng))
+        kit.dump(store, blocks[-1])
+        if len(blocks) % 7 == 0:
+            kit.load_pieces(store, rng.choice(blocks).pieces())
+        print("dumped", flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def libraries():
+    """Build Posix with failpoints."""
+    return build_plugins("failpoints", ["posix", "compress", "cache"], "-Dfailpoints=true")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "kv").mkdir()
+    return tmp_path / "kv"
+
+
+@pytest.fixture
+def start_writer(folder, libraries):
+    """Start a process that dumps until it is killed, with failpoints."""
+    running = []
+
+    def start(seed, failpoints=""):
+        config = {"store_pipeline": "UCM_PLUGINS:Posix", "storage_backends": str(folder), **SIZES}
+        variables = {"UCM_PLUGINS": ":".join(map(str, libraries)), "UCM_FAILPOINTS": failpoints}
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, json.dumps(config), str(seed)],
+            cwd=folder.parent,  # away from the checkout
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def taken(folder):
+    """Return what all files take; of a file with two names once."""
+    files = {}
+    for path in Path(folder).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            info = path.lstat()
+            if path.is_file():
+                files[info.st_ino] = max(info.st_blocks * 512, info.st_size)
+    return sum(files.values())
+
+
+def expect_well(folder, writers):
+    """Nobody is beyond the limit, and a new writer gets room at once."""
+    assert taken(folder) <= LIMIT + writers * FILE
+    with ucm.open_pipeline("Posix", storage_backends=str(folder), **SIZES) as store:
+        rng = random.Random(time.monotonic_ns())
+        for _ in range(20):
+            kit.dump(store, kit.new_block(store, rng))
+            assert taken(folder) <= LIMIT + FILE
+        assert store.stats()["Posix"]["quota_limit_bytes"] == LIMIT
+    assert not [path for path in folder.glob(".ucm/writers/*/*") if path.name != "lock"]
+
+
+@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("passage", [1, 2, 9])
+def test_killed_at(start_writer, folder, name, passage):
+    process = start_writer(1, f"{name}=crash@{passage}")
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    expect_well(folder, 1)
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_the_others_go_on_when_one_is_killed_at(start_writer, folder, name):
+    other = start_writer(2)
+    process = start_writer(1, f"{name}=crash@5")
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        select.select([other.stdout], [], [], 0.05)
+        os.read(other.stdout.fileno(), 1 << 16)
+        ready = select.select([process.stdout], [], [], 0)[0]
+        if ready:
+            os.read(process.stdout.fileno(), 1 << 16)
+    if process.returncode is None:  # the other one collects
+        assert name.startswith("gc.")
+        process.kill()
+        process.wait()
+    for _ in range(30):
+        assert other.stdout.readline() in ("open\n", "dumped\n")
+    other.kill()
+    other.wait()
+    expect_well(folder, 2)
+
+
+def test_killed_at_any_time(start_writer, folder):
+    chance = random.Random(5)
+    for round_ in range(60):
+        processes = [start_writer(round_ * 10 + i) for i in range(2)]
+        for process in processes:
+            for _ in range(chance.randrange(1, 12)):
+                assert process.stdout.readline()
+        for process in processes:
+            process.kill()
+            process.wait()
+        assert taken(folder) <= LIMIT + 2 * FILE
+    expect_well(folder, 2)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Make a file system of 8 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)],
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a file system of its own cannot be mounted here (root is needed): {error}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_file_system_makes_room_within_the_limit(small, rng):
+    options = {**SIZES, "posix_capacity_gb": "64MiB", "storage_backends": str(small)}
+    with ucm.open_pipeline("Posix", **options) as store:
+        failed = 0
+        for block in kit.new_blocks(store, rng, 80):
+            transfer = kit.start_dump(store, block.pieces())
+            kit.finish(store, transfer)
+            statuses = {result.status for result in transfer.task.results}
+            assert statuses <= {ucm.Status.OK, ucm.Status.NO_SPACE}
+            failed += ucm.Status.NO_SPACE in statuses
+            if failed:
+                time.sleep(0.02)  # the collector is at work
+        assert 0 < failed < 40
+        assert store.stats()["Posix"]["evicted_blocks_total"] > 0
+        assert store.drain(kit.WAIT_MS).pending == 0
