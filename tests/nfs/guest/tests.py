@@ -514,7 +514,7 @@ def server_away_soft(server):
                 assert dumped[0] == "IO", dumped
                 recover(writer, reader)
         texts = [re.sub(r"[0-9a-f]{32}", "ID", text) for text in (looked, loaded[2], dumped[2])]
-        said += [f"NFS {version}: {text}" for text in texts]
+        said += [f"NFS {version}: {text[:120]}" for text in texts]
     return "\n".join(said)
 
 
