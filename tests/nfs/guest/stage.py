@@ -328,6 +328,8 @@ class Disk:
         sh(f"dmsetup create flakey --table '{self._table(True)}'")
         sh("dmsetup mknodes")
         sh("mkfs.ext4 -q -F /dev/mapper/flakey")
+        for knob in ("dirty_writeback_centisecs", "dirty_expire_centisecs"):
+            Path("/proc/sys/vm", knob).write_text("30")  # some is on the disk, some is not
         self.mount()
 
     def _table(self, works):
@@ -340,9 +342,14 @@ class Disk:
             f"dmsetup load flakey --table '{self._table(works)}' && dmsetup resume flakey"
         )
 
-    def mount(self):
-        # The journal is written often, so that names are on the disk before what they name.
-        sh(f"mount -o commit=1 /dev/mapper/flakey {self.at}")
+    def mount(self, options="defaults"):
+        """Mount it; the journal is written often, so that names are there before what they name."""
+        self.options = options
+        sh(f"mount -o commit=1,{options} /dev/mapper/flakey {self.at}")
+
+    def mount_again(self, options):
+        sh(f"umount {self.at}")
+        self.mount(options)
 
     def cut(self):
         self._load(False)
@@ -352,7 +359,7 @@ class Disk:
         sh(f"umount {self.at}")
         sh("echo 3 > /proc/sys/vm/drop_caches")
         self._load(True)
-        self.mount()
+        self.mount(self.options)
 
     def end(self):
         kill_all_hosts()
