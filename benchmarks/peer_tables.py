@@ -248,6 +248,10 @@ def machine(results):
     for (command, date), done in runs.items():
         low, high = min(load for _, load in done), max(load for _, load in done)
         parts.append(f"{date}, load average {low:.1f} to {high:.1f} when parts began: `{command}`")
+        if high > last["machine"]["cores"]:
+            parts[-1] += (
+                "\n**The machine was not at rest:** who has more threads then gets more of it."
+            )
     return ["\n\n".join(parts) + "\n"]
 
 
