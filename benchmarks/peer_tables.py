@@ -188,7 +188,7 @@ def transfer_bars(case, figures, operation):
     if reference:
         value = median_ratio(figures, reference, operation)
         yield what, f"{value:.2f} of {reference}", f"{factor} of the reference", value >= factor
-    # Which engine is the faster may change from run to run; which is the cheaper does not.
+    # Both engines: which of them is the faster changes from run to run.
     for name in (name for name in there if name.startswith("reference")):
         value = median_ratio(figures, name, operation, cpu_ratios)
         yield f"{what}, CPU", f"{value:.2f} of {name}", "at most 0.5", value <= 0.5
