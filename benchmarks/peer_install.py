@@ -21,7 +21,7 @@ def run(*command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise Missing(f"{' '.join(map(str, command[:4]))} ...: {last}")
+        raise Missing(f"{Path(command[0]).name} {command[-1]}: {last}")
 
 
 def download(python, requirement, folder):

@@ -137,8 +137,12 @@ class Runner:
         args, sides = self.args, {}
         if "vllm" in self.peers and shape[0] == shape[1]:
             peer = self.peers["vllm"]
-            options = {"library": peer["library"], "threads": args.vllm_threads}
-            sides["vllm"] = Side("vllm", peer, self.fresh(), {**options, "blocks_per_job": 16})
+            options = {
+                "library": peer["library"],
+                "threads": args.vllm_threads,
+                "blocks_per_job": max(1, min(16, shape[2] // args.vllm_threads)),
+            }
+            sides["vllm"] = Side("vllm", peer, self.fresh(), options)
         if "reference" in self.peers:
             peer = self.peers["reference"]
             for engine in args.reference_engines.split(","):
