@@ -68,13 +68,14 @@ bool absent(int error) {
 
 using Dir = std::unique_ptr<DIR, int (*)(DIR *)>;
 
-// False: not all of it could be read.
+// False: not all of it was read. Many foreign files may be there.
 template <typename Each>
-bool each_entry(const std::string &path, Each each) {
+bool each_entry(const std::string &path, const std::atomic<bool> &stop, Each each) {
     Dir dir(opendir(path.c_str()), closedir);
     if (!dir) return false;
     errno = 0;
     while (const dirent *entry = readdir(dir.get())) {
+        if (stop) return false;
         each(*entry);
         errno = 0;
     }
@@ -454,7 +455,7 @@ void BlockIndex::warn_once(const Logger &log) {
 bool BlockIndex::round(const std::atomic<bool> &stop, uint32_t epoch) {
     std::vector<bool> there(kFolders, false);
     for (size_t i = 0; i < kFolders; i++) begin(folders_[i]);
-    const bool read = each_entry(path_, [&](const dirent &entry) {
+    const bool read = each_entry(path_, stop, [&](const dirent &entry) {
         uint8_t number[2];
         if (parse_hex(entry.d_name, 3, number)) there[size_t(number[0]) << 4 | number[1] >> 4] = 1;
     });
@@ -463,7 +464,7 @@ bool BlockIndex::round(const std::atomic<bool> &stop, uint32_t epoch) {
         const size_t number = (start + k) % kFolders;
         hear_if_due();
         if (there[number]) {
-            visit(number, epoch);
+            visit(number, epoch, stop);
         } else {
             install(folders_[number], HashTable(), epoch);
             seen_[number] = Seen();
@@ -473,7 +474,7 @@ bool BlockIndex::round(const std::atomic<bool> &stop, uint32_t epoch) {
     return read && !stop && epoch == epoch_;
 }
 
-void BlockIndex::visit(size_t number, uint32_t epoch) {
+void BlockIndex::visit(size_t number, uint32_t epoch, const std::atomic<bool> &stop) {
     Folder &folder = folders_[number];
     Seen &seen = seen_[number];
     const std::string path = path_ + "/" + folder_name(number);
@@ -500,16 +501,17 @@ void BlockIndex::visit(size_t number, uint32_t epoch) {
     if (!same) seen.since_ns = now;
     seen.changed = {time_t(st.stx_mtime.tv_sec), long(st.stx_mtime.tv_nsec)};
     HashTable table;
-    if (list(path, table))
+    if (list(path, stop, table))
         install(folder, std::move(table), epoch);
     else
         seen = Seen();
 }
 
-bool BlockIndex::list(const std::string &path, HashTable &out) const {
+bool BlockIndex::list(const std::string &path, const std::atomic<bool> &stop,
+                      HashTable &out) const {
     std::vector<uint64_t> hashes;
     const std::string folder = path.substr(path.size() - 3);
-    const bool whole = each_entry(path, [&](const dirent &entry) {
+    const bool whole = each_entry(path, stop, [&](const dirent &entry) {
         BlockId id;
         if (entry.d_type != DT_REG && entry.d_type != DT_UNKNOWN) return;
         if (folder.compare(0, 3, entry.d_name, 3) == 0 && parse_hex(entry.d_name, 32, id.bytes))

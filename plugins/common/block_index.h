@@ -121,8 +121,8 @@ class BlockIndex {
     void install(Folder &folder, HashTable table, uint32_t epoch);
     void forget(Folder &folder);
     bool round(const std::atomic<bool> &stop, uint32_t epoch);
-    void visit(size_t number, uint32_t epoch);
-    bool list(const std::string &path, HashTable &out) const;
+    void visit(size_t number, uint32_t epoch, const std::atomic<bool> &stop);
+    bool list(const std::string &path, const std::atomic<bool> &stop, HashTable &out) const;
     bool walk_wanted(int64_t now_ns) const;
     bool walk_now(const std::atomic<bool> &stop, const Maker *maker);
     void warn_once(const Logger &log);

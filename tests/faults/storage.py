@@ -49,7 +49,8 @@ class Storage:
         return {bytes.fromhex(path.name) for path in self.folder.glob("*/*/???/*")}
 
     def temporaries(self):
-        return [path for path in self.folder.glob(".ucm/writers/*/*") if path.name != "lock"]
+        """Return the files of unfinished blocks."""
+        return list(self.folder.glob(".ucm/writers/*/" + "[0-9a-f]" * 32 + ".*"))
 
     def quarantined(self):
         return {bytes.fromhex(p.name[-32:]) for p in self.folder.glob(".ucm/quarantine/*")}

@@ -80,6 +80,7 @@ def expect_sound(open_store, storage, said):
     with open_store(**SIZES) as store:
         kit.expect_published(store, *blocks.values())
     assert storage.temporaries() == []
+    assert list(storage.folder.glob(".ucm/writers/*/recent.*")) == []
     assert storage.quarantined() <= {blocks[n].id for what, n in said if what.startswith("spoil")}
 
 

@@ -219,11 +219,12 @@ bool exists(const std::string &path) {
     return access(path.c_str(), F_OK) == 0;
 }
 
-// Files below the writers' folders, but for the locks.
+// Files below the writers' folders, but for the locks, and for a ring, which a lookup makes later.
 size_t temporaries(const TempDir &directory) {
     size_t n = 0;
     for (const std::string &path : directory.files())
         n += path.find("/.ucm/writers/") != std::string::npos &&
+             path.find("/recent.") == std::string::npos &&
              path.compare(path.size() - 5, 5, "/lock") != 0;
     return n;
 }
