@@ -316,6 +316,7 @@ void Dumper::finish(Run &run, File &file) {
         return discard(draft);
     }
     if (const int error = publish(run, file); error != 0) {
+        if (error == ENOSPC) draft.directory->was_full();
         fail(run, run.written, status_of_errno(error), error);
         run.abandoned = true;
         return abandon(run.id, draft, ("it cannot be published: " + errno_text(error)).c_str());

@@ -203,7 +203,9 @@ def test_a_limit_that_holds_no_four_blocks_is_refused(open_store, tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-    with pytest.raises(ucm.InvalidError, match=r"posix_capacity_gb: .* less than 4 blocks") as error:
+    with pytest.raises(
+        ucm.InvalidError, match=r"posix_capacity_gb: .* less than 4 blocks"
+    ) as error:
         open_store("8MiB", storage_backends=":".join(map(str, folders)))
     enough = str(error.value).rsplit("give ", 1)[1].split()[0]
     open_store(float(enough) + 1e-6, storage_backends=":".join(map(str, folders)))
