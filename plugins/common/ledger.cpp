@@ -121,13 +121,16 @@ void Quota::check_locks() {
 // body(session) returns 0 or an errno; what it has changed is written in either case.
 template <typename Body>
 int Quota::change(int64_t patience_ns, Body body) {
-    std::lock_guard<std::mutex> hold(file_mutex_);
     Session s;
-    if (const int error = begin(s, patience_ns); error != 0) return error;
-    const int error = body(s);
-    UCM_FAILPOINT("ledger.changed");
-    const int written = commit(s);
-    file_.unlock();
+    int error = 0, written = 0;
+    {
+        std::lock_guard<std::mutex> hold(file_mutex_);
+        if (error = begin(s, patience_ns); error != 0) return error;
+        error = body(s);
+        UCM_FAILPOINT("ledger.changed");
+        written = commit(s);
+        file_.unlock();
+    }
     if (written == 0) tell_limit(s);
     return error ? error : written;
 }
@@ -294,9 +297,8 @@ int Quota::commit(Session &s) {
 }
 
 void Quota::tell_limit(const Session &s) {
-    if (s.page.limit == 0 || s.page.limit == options_.capacity || s.page.limit == told_limit_)
-        return;
-    told_limit_ = s.page.limit;
+    if (s.page.limit == 0 || s.page.limit == options_.capacity) return;
+    if (told_limit_.exchange(s.page.limit) == s.page.limit) return;
     for (const LedgerAccount &account : s.accounts) {
         if (account.capacity != s.page.limit) continue;
         log_.write(UCM_LOG_WARN, "%s: %s is limited to %s by writer %s; this store asks for %s",
@@ -478,7 +480,13 @@ void Quota::tick() {
             bury(s);
             return 0;
         });
-    if (has_work(seen())) wake();
+    const LedgerPage page = seen();
+    bool in_vain;
+    {
+        std::lock_guard<std::mutex> hold(mutex_);
+        in_vain = hopeless(page);
+    }
+    if (has_work(page) && !in_vain) wake();
 }
 
 bool Quota::somebody_died() {

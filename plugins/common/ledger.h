@@ -154,7 +154,6 @@ class Quota {
     std::string name_;  // in my account
     size_t slot_ = 0;
     uint64_t in_file_ = 0;  // granted, as my account says
-    uint64_t told_limit_ = 0;
 
     mutable std::mutex mutex_;  // guards all below
     std::condition_variable room_;
@@ -166,6 +165,7 @@ class Quota {
     int64_t looked_ns_ = 0, handed_in_ns_ = 0, checked_ns_ = 0;
     uint64_t hopeless_added_ = 0, granted_under_ = 0;  // the limit of the last grant
     std::atomic<bool> too_high_{false};
+    std::atomic<uint64_t> told_limit_{0};
 };
 
 // "" or why locks in this directory reach this machine only, and what to change.

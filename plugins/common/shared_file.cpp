@@ -69,8 +69,10 @@ int SharedFile::try_lock(uint64_t bytes) {
     for (int turn = 0; turn < 10; turn++) {
         if (fd() < 0)
             if (const int error = open(bytes); error != 0) return error;
-        if (const int error = lock_file(fd()); error != 0) return error;
-        if (leads_to(path_, fd())) return 0;
+        const int error = lock_file(fd());
+        // ESTALE: a network file system's word for a file that is gone.
+        if (error != 0 && error != ESTALE) return error;
+        if (error == 0 && leads_to(path_, fd())) return 0;
         fd_.close();
     }
     return ESTALE;

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -56,28 +55,52 @@ def folder(tmp_path):
     return tmp_path / "kv"
 
 
+class Writer:
+    """A process that dumps until it is killed."""
+
+    def __init__(self, folder, out, seed, variables):
+        config = {"store_pipeline": "UCM_PLUGINS:Posix", "storage_backends": str(folder), **SIZES}
+        self._out = out
+        with open(out, "wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", WRITER, json.dumps(config), str(seed)],
+                cwd=out.parent,  # away from the checkout
+                env={**os.environ, **variables},
+                stdout=file,
+            )
+
+    def dumped(self):
+        return self._out.read_bytes().count(b"dumped\n")
+
+    def ended(self):
+        return self.process.poll() is not None
+
+    def until_dumped(self, count):
+        end = time.monotonic() + 120
+        while self.dumped() < count:
+            assert not self.ended()
+            assert time.monotonic() < end, "it does not go on"
+            time.sleep(0.01)
+
+    def kill(self):
+        self.process.kill()
+        return self.process.wait()
+
+
 @pytest.fixture
 def start_writer(folder, libraries):
-    """Start a process that dumps until it is killed, with failpoints."""
+    """Start a writer with failpoints."""
     running = []
 
     def start(seed, failpoints=""):
-        config = {"store_pipeline": "UCM_PLUGINS:Posix", "storage_backends": str(folder), **SIZES}
         variables = {"UCM_PLUGINS": ":".join(map(str, libraries)), "UCM_FAILPOINTS": failpoints}
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, json.dumps(config), str(seed)],
-            cwd=folder.parent,  # away from the checkout
-            env={**os.environ, **variables},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        return process
+        out = folder.with_name(f"out.{len(running)}")
+        running.append(Writer(folder, out, seed, variables))
+        return running[-1]
 
     yield start
-    for process in running:
-        process.kill()
-        process.communicate()
+    for writer in running:
+        writer.kill()
 
 
 def taken(folder):
@@ -106,44 +129,32 @@ def expect_well(folder, writers):
 @pytest.mark.parametrize("name", POINTS)
 @pytest.mark.parametrize("passage", [1, 2, 9])
 def test_killed_at(start_writer, folder, name, passage):
-    process = start_writer(1, f"{name}=crash@{passage}")
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    writer = start_writer(1, f"{name}=crash@{passage}")
+    assert writer.process.wait(120) == -signal.SIGKILL
     expect_well(folder, 1)
 
 
 @pytest.mark.parametrize("name", POINTS)
 def test_the_others_go_on_when_one_is_killed_at(start_writer, folder, name):
-    other = start_writer(2)
-    process = start_writer(1, f"{name}=crash@5")
-    end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
-        select.select([other.stdout], [], [], 0.05)
-        os.read(other.stdout.fileno(), 1 << 16)
-        ready = select.select([process.stdout], [], [], 0)[0]
-        if ready:
-            os.read(process.stdout.fileno(), 1 << 16)
-    if process.returncode is None:  # the other one collects
-        assert name.startswith("gc.")
-        process.kill()
-        process.wait()
-    for _ in range(30):
-        assert other.stdout.readline() in ("open\n", "dumped\n")
+    one, other = start_writer(1, f"{name}=crash@5"), start_writer(2)
+    # It may be the other one who collects.
+    while not one.ended() and not (name.startswith("gc.") and other.dumped() > 200):
+        time.sleep(0.01)
+    assert one.kill() == -signal.SIGKILL
+    other.until_dumped(other.dumped() + 30)
+    assert taken(folder) <= LIMIT + 2 * FILE
     other.kill()
-    other.wait()
     expect_well(folder, 2)
 
 
 def test_killed_at_any_time(start_writer, folder):
     chance = random.Random(5)
     for round_ in range(60):
-        processes = [start_writer(round_ * 10 + i) for i in range(2)]
-        for process in processes:
-            for _ in range(chance.randrange(1, 12)):
-                assert process.stdout.readline()
-        for process in processes:
-            process.kill()
-            process.wait()
+        writers = [start_writer(round_ * 10 + i) for i in range(2)]
+        for writer in writers:
+            writer.until_dumped(chance.randrange(12))
+        for writer in writers:
+            assert writer.kill() == -signal.SIGKILL
         assert taken(folder) <= LIMIT + 2 * FILE
     expect_well(folder, 2)
 
