@@ -74,12 +74,6 @@ int read_whole(int fd, void *data, size_t bytes, uint64_t offset) {
     return 0;
 }
 
-int size_file(int fd, uint64_t bytes) {
-    if (::fallocate(fd, 0, 0, off_t(bytes)) == 0) return 0;
-    if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL) return errno;
-    return ::ftruncate(fd, off_t(bytes)) == 0 ? 0 : errno;
-}
-
 bool absent(int error) {
     return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND;
 }
@@ -369,7 +363,7 @@ int Recent::build(const Maker &maker, std::string &temporary) {
         return EIO;
     header.check = header.checksum();
     int error = maker.access.apply(file.get());
-    if (error == 0) error = size_file(file.get(), kRecords + uint64_t(slots_) * sizeof(Slot));
+    // It grows with its records, so that it takes little of a small quota.
     if (error == 0) error = write_whole(file.get(), &header, sizeof header, 0);
     // Nobody is to trust a ring that others cannot append to.
     if (error == 0 && no_locks(error = set_lock(file.get(), F_WRLCK))) forbid(error);
