@@ -83,6 +83,19 @@ def shard_indexes(shard_index: Any, n: int, shards_per_block: int) -> Any:
     return result
 
 
+def depths(given: Any, n: int) -> Any:
+    """Return a C array of uint32, or NULL for None: the place of each row's block in its prefix."""
+    if given is None:
+        return ffi.NULL
+    try:
+        values = array.array("I", given)
+    except (TypeError, OverflowError, ValueError):
+        raise InvalidError(f"depths: integers from 0 on are needed, not {given!r}") from None
+    if len(values) != n:
+        raise InvalidError(f"depths: {len(values)} for {n} block ids; give one each")
+    return ffi.from_buffer("uint32_t[]", values)
+
+
 def _uint32(values: Any, shards_per_block: int) -> Any:
     if values.dtype.str == "<u4" and values.flags.c_contiguous:
         return values

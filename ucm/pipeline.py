@@ -365,12 +365,20 @@ class NativeStack:
         self._stores.insert(0, out[0])
 
     def submit(
-        self, dump: bool, n: int, ids: Any, shards: Any, addresses: Any, lengths: Any, busy_ms: int
+        self,
+        dump: bool,
+        n: int,
+        ids: Any,
+        shards: Any,
+        addresses: Any,
+        lengths: Any,
+        depths: Any,
+        busy_ms: int,
     ) -> _Outcome:
         """Start a transfer, waiting up to ``busy_ms`` for room in the queue."""
         out = ffi.new(_SUBMITTED)
         status = lib.ucmh_submit(
-            self._stores[0], dump, n, ids, shards, addresses, lengths, ffi.NULL, 0, 0, 0, 0,
+            self._stores[0], dump, n, ids, shards, addresses, lengths, depths, 0, 0, 0, 0,
             self._timeout_ms, busy_ms, out,
         )  # fmt: skip
         if status:

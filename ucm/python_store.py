@@ -122,9 +122,17 @@ class PythonStack:
         self._stored = 0
 
     def submit(
-        self, dump: bool, n: int, ids: Any, shards: Any, addresses: Any, lengths: Any, busy_ms: int
+        self,
+        dump: bool,
+        n: int,
+        ids: Any,
+        shards: Any,
+        addresses: Any,
+        lengths: Any,
+        depths: Any,
+        busy_ms: int,
     ) -> _Outcome:
-        """Start a transfer; the arrays are copied."""
+        """Start a transfer; the arrays are copied. Depths are a hint, which it has no use for."""
         assert self._layout is not None
         raw = bytes(ffi.buffer(ids, n * 16))
         block_ids = [raw[i : i + 16] for i in range(0, len(raw), 16)]

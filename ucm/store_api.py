@@ -139,27 +139,45 @@ class Store:
 
     def load(self, block_ids: Any, shard_index: Any, tensors: Any) -> Task:
         """Start to fill rows of tensors or arrays, one per segment, from storage."""
-        return self._start(False, block_ids, shard_index, tensors, None, True)
+        return self._start(False, block_ids, shard_index, tensors, True)
 
-    def dump(self, block_ids: Any, shard_index: Any, tensors: Any) -> Task:
-        """Start to store rows of tensors or arrays, one per segment."""
-        return self._start(True, block_ids, shard_index, tensors, None, True)
+    def dump(self, block_ids: Any, shard_index: Any, tensors: Any, *, depths: Any = None) -> Task:
+        """Start to store rows of tensors or arrays, one per segment.
+
+        ``depths``: for each row, how many blocks of its prefix come before its block; a hint, by
+        which the ends of prefixes are evicted before their beginnings.
+        """
+        return self._start(True, block_ids, shard_index, tensors, True, depths=depths)
 
     def load_data(self, block_ids: Any, shard_index: Any, addresses: Any) -> Task:
         """Start to fill memory given by address: uint64 (n, segments), or a list of lists."""
-        return self._start(False, block_ids, shard_index, addresses, None, False)
+        return self._start(False, block_ids, shard_index, addresses, False)
 
     def dump_data(
-        self, block_ids: Any, shard_index: Any, addresses: Any, lengths: Any = None
+        self,
+        block_ids: Any,
+        shard_index: Any,
+        addresses: Any,
+        lengths: Any = None,
+        *,
+        depths: Any = None,
     ) -> Task:
         """Start to store memory given by address.
 
         ``lengths``: bytes of each shard, counted across its segments; None: all full.
+        ``depths``: as for dump.
         """
-        return self._start(True, block_ids, shard_index, addresses, lengths, False)
+        return self._start(True, block_ids, shard_index, addresses, False, lengths, depths)
 
     def _start(
-        self, dump: bool, block_ids: Any, shard_index: Any, rows: Any, lengths: Any, objects: bool
+        self,
+        dump: bool,
+        block_ids: Any,
+        shard_index: Any,
+        rows: Any,
+        objects: bool,
+        lengths: Any = None,
+        depths: Any = None,
     ) -> Task:
         layout = self._layout
         if layout is None or self._lookup_only:
@@ -175,10 +193,11 @@ class Store:
         else:
             addresses = memory.addresses(rows, n, len(sizes))
         limits = memory.lengths(lengths, n, layout.shard_size)
+        hints = memory.depths(depths, n)
         try:
             with self._gate:
                 outcome = self._stack.submit(
-                    dump, n, ids, shards, addresses, limits, self._timeout_ms
+                    dump, n, ids, shards, addresses, limits, hints, self._timeout_ms
                 )
         except errors.InvalidError:
             memory.check_range(max(shards, default=0), layout.shards_per_block)

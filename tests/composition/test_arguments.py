@@ -145,6 +145,13 @@ def test_wrong_arrays_of_addresses_are_refused(store, addresses):
         store.dump_data([bytes(16)], [0], addresses)
 
 
+@pytest.mark.parametrize("depths", [[1, 2], [-1], ["a"], 3])
+def test_wrong_depths_are_refused(store, depths):
+    row = [[np.zeros(256, np.uint8)]]
+    with pytest.raises(ucm.InvalidError, match="depths: "):
+        store.dump([bytes(16)], [0], row, depths=depths)
+
+
 BAD_TENSORS = {
     "strided tensor": torch.zeros(256, dtype=torch.uint8)[::2],
     "strided array": np.zeros(256, np.uint8)[::2],

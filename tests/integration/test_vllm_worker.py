@@ -156,7 +156,7 @@ def test_workers_agree_in_every_step_that_loads_and_in_no_other(layout, tmp_path
 def test_a_save_that_fails_is_no_error_of_the_engine(layout, tmp_path, monkeypatch):
     worker = make(layout, tmp_path)
 
-    def refuse(*args):
+    def refuse(*args, **hints):
         raise ucm.NoSpaceError("the disk is full")
 
     monkeypatch.setattr(worker._store, "dump_data", refuse)

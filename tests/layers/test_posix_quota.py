@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ucm
@@ -372,3 +373,14 @@ def test_a_rate_of_writes(open_store, folder, rng, results_of):
     assert ends[0] == KEPT
     assert DECLINED in ends
     assert set(ends) == {KEPT, DECLINED}
+
+
+def test_the_place_of_a_block_in_its_prefix_is_kept_with_it(open_store, folder, rng):
+    store = open_store()
+    block = kit.new_block(store, rng)
+    pieces = block.pieces()
+    rows = [[np.frombuffer(piece.data, np.uint8)] for piece in pieces]
+    task = store.dump([block.id] * len(pieces), range(len(pieces)), rows, depths=[7] * len(pieces))
+    store.wait(task)
+    (path,) = folder.glob("*/*/???/*")
+    assert int.from_bytes(path.read_bytes()[128:132], "little") == 7

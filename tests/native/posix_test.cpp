@@ -178,18 +178,23 @@ Options in(const TempDir &directory, Options more = {}) {
     return more;
 }
 
-// Of those that this machine has; the faults above do not reach what they move.
-std::string engine() {
-    const std::string name = GENERATE("psync", "aio", "io_uring");
+bool has_engine(const std::string &name) {
     TempDir directory;
     try {
         Stack stack({"Posix"}, in(directory, {{"posix_io_engine", name}}));
-        return name;
+        return true;
     } catch (const ucm::Error &error) {
         if (error.status() != UCM_UNAVAILABLE) throw;
         WARN(error.what());
-        return "psync";
+        return false;
     }
+}
+
+// Of those that this machine has; the faults above do not reach what the others move.
+std::string engine() {
+    static const bool aio = has_engine("aio"), uring = has_engine("io_uring");
+    const std::string name = GENERATE("psync", "aio", "io_uring");
+    return (name == "aio" && !aio) || (name == "io_uring" && !uring) ? "psync" : name;
 }
 
 bool published(const ucm_result &result) {
@@ -301,6 +306,7 @@ TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
                                 Shape{2, {5u << 20}}, Shape{3, std::vector<uint64_t>(1500, 11)});
     const std::string direct = GENERATE("false", "true");
     const size_t misalign = GENERATE(0, 1, 4096);
+    if (used != "psync" && direct == "false") return;  // there they queue nothing
     TempDir directory;
     Geometry geometry{shape.shards, shape.segments};
     geometry.misalign = misalign;

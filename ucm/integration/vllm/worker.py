@@ -51,25 +51,30 @@ class WorkerSide:
         picks = [pick for save in plan.saves for pick in self._clean(save)]
         if not picks:
             return
-        hashes, blocks = [h for h, _ in picks], [b for _, b in picks]
+        hashes, blocks, depths = map(list, zip(*picks, strict=True))
         try:
-            failed = self._move(True, hashes, blocks)
+            failed = self._move(True, hashes, blocks, depths)
         except Exception:
             logger.exception("save of %d blocks broke off; they are not stored", len(blocks))
             return
         if failed:
             logger.warning("%d of %d blocks are not stored", len(failed), len(blocks))
 
-    def _clean(self, save: Save) -> Iterable[tuple[bytes, int]]:
-        """Yield the picks that do not build on a block which failed to load."""
+    def _clean(self, save: Save) -> Iterable[tuple[bytes, int, int]]:
+        """Yield the picks that do not build on a block which failed to load.
+
+        Each is its hash, the engine's block, and its place in the prefix.
+        """
         if self._tainted:
             self._tainted.difference_update(save.table[save.computed_from :])
         good = next((i for i, b in enumerate(save.table) if b in self._tainted), len(save.table))
         for place, block_hash in zip(save.picks, save.hashes, strict=True):
             if place < good:
-                yield block_hash, save.table[place]
+                yield block_hash, save.table[place], place
 
-    def _move(self, dump: bool, hashes: Sequence[bytes], blocks: Sequence[int]) -> set[int]:
+    def _move(
+        self, dump: bool, hashes: Sequence[bytes], blocks: Sequence[int], depths: Sequence[int] = ()
+    ) -> set[int]:
         """Load or dump whole blocks; return those of which a part failed."""
         store, what = self._store, "save" if dump else "load"
         if store is None:
@@ -77,8 +82,11 @@ class WorkerSide:
         ids, indexes = self._layout.shards(self._namer(hashes))
         addresses = self._layout.addresses(blocks)
         try:
-            start = store.dump_data if dump else store.load_data
-            task = start(ids, indexes, addresses)
+            if dump:
+                hints = np.repeat(np.asarray(depths, "u4"), self._layout.shards_per_block)
+                task = store.dump_data(ids, indexes, addresses, depths=hints)
+            else:
+                task = store.load_data(ids, indexes, addresses)
         except StoreError as error:
             logger.warning("%s of %d blocks was refused: %s", what, len(blocks), error)
             return set(blocks)
