@@ -346,7 +346,10 @@ std::string SpaceFinder::look() {
 }
 
 int place_folder(const std::string &path, WriterFolder &writer, const Access &access) {
-    if (access.plain && ::mkdir(path.c_str(), access.folder) == 0) return 0;
+    if (access.plain) {
+        if (::mkdir(path.c_str(), access.folder) == 0) return 0;
+        if (errno != EEXIST) return errno;
+    }
     std::string aside = writer.temporary("folder");
     int error = access.make_folder(aside);
     if (error == ENOENT) {

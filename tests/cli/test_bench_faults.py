@@ -62,6 +62,10 @@ def test_a_full_disk_is_left_out_aloud_where_nothing_can_be_mounted(ucm_command,
     assert f"left out: {_faults.FULL}: a tmpfs cannot be mounted here: may not" in outcome.out
 
 
+# No quota is set, a ring is made once, and whole blocks are written with their headers.
+NOT_PASSED = ("posix.ring_made", "posix.before_header", "posix.header_written")
+
+
 def test_a_writer_is_killed_where_failpoints_are(faults, monkeypatch):
     from ucm import registry
 
@@ -74,8 +78,10 @@ def test_a_writer_is_killed_where_failpoints_are(faults, monkeypatch):
     registry.registry.cache_clear()
     scores.pop("writer killed (SIGKILL) 0 times at random")
     assert "writer killed (SIGKILL) at posix.published" in scores
-    for score in scores.values():
-        assert score["left_out"] is None
+    for name, score in scores.items():
+        if score["left_out"]:
+            assert name.rpartition(" ")[2].startswith(("gc.", *NOT_PASSED)), name
+            continue
         assert (score["wrong"], score["lost"], score["hangs"]) == (0, 0, 0)
         assert score["recovered"] == score["again"] > 0
 

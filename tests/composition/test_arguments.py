@@ -147,7 +147,7 @@ def test_wrong_arrays_of_addresses_are_refused(store, addresses):
 
 @pytest.mark.parametrize("depths", [[1, 2], [-1], ["a"], 3])
 def test_wrong_depths_are_refused(store, depths):
-    row = [[np.zeros(256, np.uint8)]]
+    row = [[np.zeros(128, np.uint8)] * 2]
     with pytest.raises(ucm.InvalidError, match="depths: "):
         store.dump([bytes(16)], [0], row, depths=depths)
 

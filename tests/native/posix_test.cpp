@@ -83,6 +83,7 @@ class Gate {
 struct Faults {
     Fault writes, reads, links, closes, direct, syncs;
     std::atomic<int> data_syncs{0}, folder_syncs{0};
+    std::atomic<bool> old_rename{false};   // without RENAME_NOREPLACE
     std::atomic<int64_t> room{INT64_MAX};  // bytes until the disk is full
     Gate write_gate, read_gate;
 } faults;
@@ -94,6 +95,7 @@ struct Calm {
                              &faults.direct, &faults.syncs})
             fault->set(0, 0, 0);
         faults.room = INT64_MAX;
+        faults.old_rename = false;
         faults.write_gate.open();
         faults.read_gate.open();
     }
@@ -146,6 +148,10 @@ int renameat2(int from_folder, const char *from, int to_folder, const char *to,
     static const auto next =
         reinterpret_cast<int (*)(int, const char *, int, const char *, unsigned)>(
             dlsym(RTLD_NEXT, "renameat2"));
+    if (faults.old_rename && flags != 0) {
+        errno = EINVAL;
+        return -1;
+    }
     return faults.links.strikes() ? -1 : next(from_folder, from, to_folder, to, flags);
 }
 
@@ -810,9 +816,26 @@ TEST_CASE("a block of which nothing fits gives its space back at once", "[posix]
     REQUIRE(stack.loads_back({make_id(1)}));
 }
 
+TEST_CASE("where rename replaces always, the first copy wins by link", "[posix]") {
+    Calm calm;
+    TempDir directory;
+    faults.old_rename = true;
+    Stack one({"Posix"}, in(directory), Geometry{2, {4096}});
+    Stack other({"Posix"}, in(directory), Geometry{2, {4096}});
+    const BlockId id = make_id(1);
+    for (Stack *stack : {&one, &other}) REQUIRE(dump_one(*stack, id, 0).status == UCM_OK);
+    REQUIRE(published(dump_one(one, id, 1)));
+    const std::string first = read_all(block_path(directory, id));
+    REQUIRE(published(dump_one(other, id, 1)));
+    REQUIRE(read_all(block_path(directory, id)) == first);
+    REQUIRE(temporaries(directory) == 0);
+    REQUIRE(other.loads_back({id}));
+}
+
 TEST_CASE("a block that cannot be published is abandoned with all its shards", "[posix]") {
     const bool at_link = GENERATE(false, true);
     Calm calm;
+    faults.old_rename = GENERATE(false, true);
     TempDir directory;
     Stack stack({"Posix"}, in(directory), Geometry{2, {4096}});
     const BlockId id = make_id(1);
