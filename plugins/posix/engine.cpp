@@ -59,11 +59,18 @@ std::string refusal(const std::string &name, int error) {
     return error == ENOMEM ? text + "; raise ulimit -l" : text;
 }
 
-// A few threads are enough where each keeps many requests under way.
-EngineChoice ring_choice(const std::string &name, size_t concurrency) {
-    const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-    const size_t threads = std::min(std::clamp<size_t>(cores / 2, 2, 16), concurrency);
-    return {name, threads, std::max<size_t>((concurrency + threads - 1) / threads, 2), ""};
+EngineChoice psync_choice(size_t concurrency, const std::string &why) {
+    return {"psync", concurrency, concurrency, concurrency, why};
+}
+
+// A few threads are enough where each keeps many requests under way: with three of the store's
+// own, and one of the kernel's for each ring that writes through its cache, cores + 4 or 8 at most.
+EngineChoice ring_choice(const std::string &name, size_t concurrency, bool direct,
+                         const std::string &why) {
+    const size_t third = std::max(1u, std::thread::hardware_concurrency()) / 3;
+    const size_t loads = std::min(std::max<size_t>(third, 2), concurrency);
+    const size_t dumps = direct ? loads : std::min(std::max<size_t>(third, 1), concurrency);
+    return {name, loads, dumps, concurrency, why};
 }
 
 }  // namespace
@@ -87,33 +94,35 @@ void move_now(Io &io) {
 }
 
 EngineChoice choose_engine(const std::string &wanted, size_t concurrency, bool direct) {
-    if (wanted == "psync") return {"psync", concurrency, 1, "as configured"};
+    if (wanted == "psync") return psync_choice(concurrency, "as configured");
     if (wanted == "auto" && !direct)
-        return {"psync", concurrency, 1, "without O_DIRECT the kernel queues nothing"};
+        return psync_choice(concurrency, "without O_DIRECT the kernel queues nothing");
     std::string refused;
     for (const char *name : {"io_uring", "aio"}) {
         if (wanted != "auto" && wanted != name) continue;
         int error = 0;
-        if (make_ring(name, 2, &error)) {
-            EngineChoice choice = ring_choice(name, concurrency);
-            choice.why = wanted == "auto" ? "O_DIRECT works here" + refused : "as configured";
-            return choice;
-        }
+        if (make_ring(name, 2, &error))
+            return ring_choice(
+                name, concurrency, direct,
+                wanted == "auto" ? "O_DIRECT works here" + refused : "as configured");
         if (wanted != "auto")
             throw Error(UCM_UNAVAILABLE,
                         "posix_io_engine: " + refusal(name, error) + "; or use auto or psync",
                         error);
         refused += ", " + refusal(name, error);
     }
-    return {"psync", concurrency, 1, "no other engine is to be had" + refused};
+    return psync_choice(concurrency, "no other engine is to be had" + refused);
 }
 
-std::unique_ptr<Engine> make_engine(const EngineChoice &choice) {
-    if (choice.name == "psync") return std::make_unique<Psync>();
+size_t EngineChoice::depth(size_t threads) const {
+    return name == "psync" ? 1 : std::max<size_t>((under_way + threads - 1) / threads, 2);
+}
+
+std::unique_ptr<Engine> make_engine(const std::string &name, size_t depth) {
+    if (name == "psync") return std::make_unique<Psync>();
     int error = 0;
-    std::unique_ptr<Engine> engine = make_ring(choice.name, choice.depth, &error);
-    if (!engine)
-        throw Error(UCM_UNAVAILABLE, "posix_io_engine: " + refusal(choice.name, error), error);
+    std::unique_ptr<Engine> engine = make_ring(name, depth, &error);
+    if (!engine) throw Error(UCM_UNAVAILABLE, "posix_io_engine: " + refusal(name, error), error);
     return engine;
 }
 

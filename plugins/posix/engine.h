@@ -45,17 +45,20 @@ class Engine {
 void move_now(Io &io);
 
 struct EngineChoice {
-    std::string name;    // "psync", "aio" or "io_uring"
-    size_t threads = 1;  // of loads, and as many of dumps
-    size_t depth = 1;    // of each thread
-    std::string why;     // for the log
+    std::string name;  // "psync", "aio" or "io_uring"
+    size_t load_threads = 1, dump_threads = 1;
+    size_t under_way = 1;  // of loads, and of dumps; all threads together
+    std::string why;       // for the log
+
+    // For each of so many threads.
+    size_t depth(size_t threads) const;
 };
 
 // What posix_io_engine asks for, on this machine. `direct`: all directories take O_DIRECT.
 // Throws where a named engine is not to be had; "auto" takes another.
 EngineChoice choose_engine(const std::string &wanted, size_t concurrency, bool direct);
 // Throws where the kernel has no room for one more.
-std::unique_ptr<Engine> make_engine(const EngineChoice &choice);
+std::unique_ptr<Engine> make_engine(const std::string &name, size_t depth);
 
 // NULL and an errno in *error: the kernel refuses; ENOSYS also where it is not built in.
 std::unique_ptr<Engine> make_aio(size_t depth, int *error);

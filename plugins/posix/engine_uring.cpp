@@ -13,8 +13,8 @@ namespace ucm::posix {
 #ifdef UCM_HAVE_URING
 namespace {
 
-// Writes that make a file longer are done by threads of the kernel; so many a ring.
-constexpr unsigned kKernelThreads = 2;
+// What would hold up whoever submits it is done by threads of the kernel; so many a ring.
+constexpr unsigned kKernelThreads = 1;
 
 class Uring final : public Engine {
   public:

@@ -25,8 +25,8 @@ template <typename Work, typename Item>
 class Lane {
   public:
     template <typename Make>
-    Lane(Queue<Item> &queue, const EngineChoice &choice, bool direct, Make make)
-        : queue_(queue), engine_(make_engine(choice)) {
+    Lane(Queue<Item> &queue, std::unique_ptr<Engine> engine, bool direct, Make make)
+        : queue_(queue), engine_(std::move(engine)) {
         for (size_t i = 0; i < engine_->depth(); i++) {
             scratches_.push_back(std::make_unique<Scratch>(direct, engine_->depth() > 1));
             works_.push_back(make(*scratches_.back()));

@@ -121,23 +121,27 @@ void PosixStore::start_threads(const Values &values) {
     const bool direct = values[kIoDirect].i != 0 && context_.directories.direct();
     const EngineChoice choice =
         choose_engine(values[kIoEngine].s, size_t(values[kConcurrency].i), direct);
-    context_.log.write(
-        UCM_LOG_INFO,
-        "posix_io_engine: %s, %zu threads each for loads and dumps, %zu requests at once each (%s)",
-        choice.name.c_str(), choice.threads, choice.depth, choice.why.c_str());
-    for (size_t i = 0; i < choice.threads; i++) {
+    context_.log.write(UCM_LOG_INFO,
+                       "posix_io_engine: %s, %zu threads for loads and %zu for dumps, %zu requests "
+                       "under way at once for each (%s)",
+                       choice.name.c_str(), choice.load_threads, choice.dump_threads,
+                       choice.under_way, choice.why.c_str());
+    const auto engine = [&](size_t threads) {
+        return make_engine(choice.name, choice.depth(threads));
+    };
+    for (size_t i = 0; i < choice.load_threads; i++)
         load_lanes_.push_back(std::make_unique<Lane<Loader, Job>>(
-            loads_, choice, direct,
+            loads_, engine(choice.load_threads), direct,
             [this](Scratch &scratch) { return std::make_unique<Loader>(context_, scratch); }));
+    for (size_t i = 0; i < choice.dump_threads; i++)
         dump_lanes_.push_back(std::make_unique<Lane<DumpRun, BlockId>>(
-            dumper_.ready(), choice, direct, [this](Scratch &scratch) {
+            dumper_.ready(), engine(choice.dump_threads), direct, [this](Scratch &scratch) {
                 return std::make_unique<DumpRun>(context_, dumper_, ledger_, scratch);
             }));
-    }
-    for (size_t i = 0; i < choice.threads; i++) {
-        threads_.start(1, "ucm-posix-load", [lane = load_lanes_[i].get()] { lane->run(); });
-        threads_.start(1, "ucm-posix-dump", [lane = dump_lanes_[i].get()] { lane->run(); });
-    }
+    for (auto &lane : load_lanes_)
+        threads_.start(1, "ucm-posix-load", [lane = lane.get()] { lane->run(); });
+    for (auto &lane : dump_lanes_)
+        threads_.start(1, "ucm-posix-dump", [lane = lane.get()] { lane->run(); });
     tidy_.start(1, "ucm-posix-tidy", [this] { tidy_loop(); });
     collect_.start(1, "ucm-posix-gc", [this] { collect_loop(); });
 }

@@ -4,8 +4,10 @@ import concurrent.futures
 import multiprocessing
 import os
 import random
+import struct
 
 import pytest
+import xxhash
 
 import ucm
 from ucm.conformance import kit
@@ -243,3 +245,26 @@ def test_shards_that_waited_past_their_time_say_so(open_store, rng):
         if result.status == ucm.Status.TIMEOUT
     }
     assert store.lookup(kit.ids_of(blocks)) == [block.id not in late for block in blocks]
+
+
+def test_the_ring_is_as_the_document_says(open_store, folder, rng):
+    with open_store("Posix") as store:
+        blocks = kit.new_blocks(store, rng, 3)
+        kit.dump(store, *blocks)
+        store.remove([blocks[1].id])
+    (path,) = folder.glob("*/*/recent")
+    data = path.read_bytes()
+    magic, version, slots, nonce, head = struct.unpack_from("<8sII16sQ", data)
+    assert (magic, version, slots, head) == (b"UCMRECNT", 1, 65536, 4)
+    assert data[40:56] == bytes(16)
+    assert struct.unpack_from("<Q", data, 56)[0] == xxhash.xxh3_64_intdigest(data[:56])
+    assert len(data) == 4096 + 4 * 32
+    seed = xxhash.xxh3_64_intdigest(nonce)
+    records = [data[4096 + 32 * i : 4096 + 32 * (i + 1)] for i in range(4)]
+    for number, record in enumerate(records, 1):
+        assert int.from_bytes(record[:8], "little") == number
+        check = xxhash.xxh3_64_intdigest(record[:28], seed) & 0xFFFFFFFF
+        assert int.from_bytes(record[28:], "little") == check
+    told = [(record[8:24], record[24]) for record in records]
+    assert sorted(told[:3]) == sorted((block.id, 1) for block in blocks)
+    assert told[3] == (blocks[1].id, 2)
