@@ -139,7 +139,16 @@ int read_file(const std::string &path, size_t most, std::string &out) {
     return error;
 }
 
-std::string who_owns(const std::string &path) {
+int sync_folder(const std::string &path) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return errno;
+    const int error = ::fsync(fd) == 0 ? 0 : errno;
+    ::close(fd);
+    return error;
+}
+
+std::string who_owns(const std::string &path, int error) {
+    if (error != EACCES && error != EPERM) return "";
     // The deepest that can be looked at is what stands in the way, or the path itself.
     std::string seen;
     struct stat st{}, next{};

@@ -29,7 +29,11 @@ struct Access {
 // Up to `most` bytes of a file, whatever a call moves; 0 or an errno.
 int read_file(const std::string &path, size_t most, std::string &out);
 
-// What to say of a path that is refused: whose it is, and what to do. "" where the path is not.
-std::string who_owns(const std::string &path);
+// Makes sure of the names in a folder; 0 or an errno. Some file systems cannot.
+int sync_folder(const std::string &path);
+
+// What to say of a path that was refused with this errno: whose it is, and what to do. "" where
+// that would not help.
+std::string who_owns(const std::string &path, int error);
 
 }  // namespace ucm

@@ -243,7 +243,8 @@ bool read_directory_id(const std::string &directory, DirectoryId &out) {
     if (const int error = read_file(path, 128, all); error != 0) {
         if (error == ENOENT) return false;
         throw Error(UCM_UNAVAILABLE,
-                    "cannot read " + path + ": " + errno_text(error) + who_owns(path), error);
+                    "cannot read " + path + ": " + errno_text(error) + who_owns(path, error),
+                    error);
     }
     const size_t line = sizeof kFormatLine - 1;
     if (all.compare(0, line, kFormatLine) != 0 || all.size() != line + 37 || all.back() != '\n' ||
@@ -268,6 +269,7 @@ DirectoryId make_directory_id(const std::string &directory, const std::string &a
     access.write_file(mine, kFormatLine + uuid_text(id) + "\n", true);
     const int error = ::link(mine.c_str(), path.c_str()) == 0 ? 0 : errno;
     ::unlink(mine.c_str());
+    if (error == 0) sync_folder(directory + "/.ucm");
     if (error != 0 && error != EEXIST)
         throw Error(UCM_UNAVAILABLE, "cannot make " + path + ": " + errno_text(error), error);
     if (!read_directory_id(directory, id))

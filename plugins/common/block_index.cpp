@@ -282,7 +282,8 @@ bool BlockIndex::look(const BlockId &id, bool *learned) {
     if (const int error = look_at(path, file_system_.local || !fresh, file); error != 0) {
         if (absent(error)) return false;
         throw Error(status_of_errno(error),
-                    "cannot look up " + path + ": " + errno_text(error) + who_owns(path), error);
+                    "cannot look up " + path + ": " + errno_text(error) + who_owns(path, error),
+                    error);
     }
     if (!S_ISREG(file.stx_mode) || file.stx_size < UCM_ALIGNMENT ||
         file.stx_size % UCM_ALIGNMENT != 0)

@@ -389,7 +389,7 @@ void Collector::tell(const Round &round) const {
     if (round.refused > 0)
         log_.write(UCM_LOG_ERROR, "cannot evict %zu blocks: %s: %s%s", round.refused,
                    round.refused_path.c_str(), errno_text(round.error).c_str(),
-                   who_owns(round.refused_path).c_str());
+                   who_owns(round.refused_path, round.error).c_str());
     if (round.blocks > 0)
         log_.write(UCM_LOG_INFO, "%s: evicted %llu blocks, %.1f MiB, in %.0f ms",
                    directory_.c_str(), static_cast<unsigned long long>(round.blocks),

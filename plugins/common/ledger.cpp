@@ -114,7 +114,7 @@ void Quota::check_locks() {
                         errno_text(error) +
                         "; a limit needs open-file-description locks: leave it out, or use "
                         "another file system" +
-                        who_owns(file_.path()),
+                        who_owns(file_.path(), error),
                     error);
 }
 

@@ -67,7 +67,8 @@ Manifest read_manifest(const std::string &space) {
     if (const int error = read_file(path, kManifestBytes, text); error != 0) {
         if (status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND) return {};
         throw Error(UCM_UNAVAILABLE,
-                    "cannot read " + path + ": " + errno_text(error) + who_owns(path), error);
+                    "cannot read " + path + ": " + errno_text(error) + who_owns(path, error),
+                    error);
     }
     const size_t head = sizeof kVersionLine - 1, line = text.find('\n');
     if (line == std::string::npos || text.compare(0, 10, kVersionLine, 10) != 0) return {};
@@ -109,10 +110,10 @@ std::vector<std::pair<std::string, std::string>> spaces_in(const std::string &na
     Dir dir(opendir(namespace_path.c_str()), closedir);
     if (!dir && status_of_errno(errno, UCM_NOT_FOUND) != UCM_NOT_FOUND) {
         const int error = errno;
-        throw Error(
-            UCM_UNAVAILABLE,
-            "cannot read " + namespace_path + ": " + errno_text(error) + who_owns(namespace_path),
-            error);
+        throw Error(UCM_UNAVAILABLE,
+                    "cannot read " + namespace_path + ": " + errno_text(error) +
+                        who_owns(namespace_path, error),
+                    error);
     }
     for_each_name(dir.get(), [&](const std::string &name) {
         if (!is_hex(name, kHexDigits) || spaces.size() == kListedSpaces) return;
@@ -121,15 +122,6 @@ std::vector<std::pair<std::string, std::string>> spaces_in(const std::string &na
             spaces.emplace_back(name, std::move(manifest.lines));
     });
     return spaces;
-}
-
-void sync_folder(const std::string &path) {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    // Some file systems cannot; then the rename alone has to do.
-    if (fd >= 0) {
-        ::fsync(fd);
-        ::close(fd);
-    }
 }
 
 // A network file system may say for seconds that there is nothing at a path where another host has
@@ -284,7 +276,7 @@ bool Space::put_in_place(const std::string &aside, WriterFolder &writer,
     if (error == 0) return true;
     if (error == ENOTEMPTY || error == EEXIST || error == ENOENT) return false;
     throw Error(status_of_errno(error) == UCM_NO_SPACE ? UCM_NO_SPACE : UCM_UNAVAILABLE,
-                "cannot make " + path_ + ": " + errno_text(error) + who_owns(path_), error);
+                "cannot make " + path_ + ": " + errno_text(error) + who_owns(path_, error), error);
 }
 
 void Space::tell_neighbours(const Logger &log) const {

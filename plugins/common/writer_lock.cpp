@@ -147,7 +147,8 @@ void sweep_writer(const std::string &folder, bool of_this_machine) {
 void refuse(const std::string &path, const std::string &directory, int error) {
     throw Error(status_of_errno(error) == UCM_NO_SPACE ? UCM_NO_SPACE : UCM_UNAVAILABLE,
                 "storage_backends: cannot write in " + directory + " (" + errno_text(error) +
-                    " for " + path + "); give this user write permission there" + who_owns(path),
+                    " for " + path + "); give this user write permission there" +
+                    who_owns(path, error),
                 error);
 }
 

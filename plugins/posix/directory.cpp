@@ -29,7 +29,7 @@ std::string absolute(const std::string &path) {
             throw Error(UCM_UNAVAILABLE, what + " does not exist; create it with: mkdir -p " + path,
                         error);
         throw Error(UCM_UNAVAILABLE,
-                    what + " cannot be used: " + errno_text(error) + who_owns(path), error);
+                    what + " cannot be used: " + errno_text(error) + who_owns(path, error), error);
     }
     std::string text = found;
     free(found);
@@ -41,19 +41,10 @@ std::string absolute(const std::string &path) {
         const int error = errno;
         throw Error(UCM_UNAVAILABLE,
                     "storage_backends: cannot read directory " + text + ": " + errno_text(error) +
-                        "; give this user read permission there" + who_owns(text),
+                        "; give this user read permission there" + who_owns(text, error),
                     error);
     }
     return text;
-}
-
-// Of a folder: 0 or an errno.
-int sync_path(const std::string &path) {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return errno;
-    const int error = ::fsync(fd) == 0 ? 0 : errno;
-    ::close(fd);
-    return error;
 }
 
 size_t count_files(const std::string &path) {
@@ -98,12 +89,12 @@ void Directory::try_direct() {
 int Directory::sync_block(const BlockId &id) {
     const std::string folder = block_folder(id);
     auto &known = folders_synced_[std::stoul(folder, nullptr, 16)];
-    int error = sync_path(space_->path() + "/" + folder);
+    int error = sync_folder(space_->path() + "/" + folder);
     if (known.load()) return error;
     // Somebody may have made them a moment ago, and not synced.
     const std::string space = space_->path();
     for (const std::string &path : {space, space.substr(0, space.rfind('/')), path_})
-        if (error == 0) error = sync_path(path);
+        if (error == 0) error = sync_folder(path);
     if (error == 0) known = true;
     return error;
 }
