@@ -136,6 +136,7 @@ int Directory::make_block_folder(const BlockId &id) {
     try {
         check_same();
         space_->ensure(*writer_, access_, kSoftware);
+        folders_synced_[std::stoul(block_folder(id), nullptr, 16)] = false;
         return place_folder(space_->path() + "/" + block_folder(id), *writer_, access_);
     } catch (const Error &error) {
         log_.write(UCM_LOG_ERROR, "block %s: %s", id.hex().c_str(), error.what());

@@ -12,6 +12,8 @@
 namespace ucm::posix {
 namespace {
 
+constexpr int64_t kWaitForRoomNs = 10000000000, kLeastWaitNs = 200000000;
+
 // 0 or an errno; a first copy does not take the place of another.
 int name_it(const std::string &from, const std::string &to, bool replace) {
     if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), replace ? 0 : RENAME_NOREPLACE) ==
@@ -35,7 +37,7 @@ bool DumpRun::begin(BlockId &id) {
     twins_.clear();
     written_.clear();
     from_ = 0;
-    sealed_ = abandoned_ = false;
+    sealed_ = abandoned_ = ending_ = false;
     return guarded([this] { return start(); });
 }
 
@@ -56,8 +58,10 @@ bool DumpRun::guarded(Step step) {
     try {
         return step();
     } catch (const Error &e) {
+        if (ending_) throw;
         return break_off(e.status(), e.os_errno(), e.what());
     } catch (const std::exception &e) {
+        if (ending_) throw;
         return break_off(UCM_UNAVAILABLE, ENOMEM, e.what());
     }
 }
@@ -252,7 +256,12 @@ int DumpRun::reserve() {
     uint64_t need = draft.end;
     for (const Placed &shard : run_) need += shard.bytes();
     if (need <= draft.reserved) return 0;
-    const int error = draft.directory->reserve(need - draft.reserved, job_.task().deadline_ns());
+    // Other blocks of this thread wait as well, so the wait counts from when the job was accepted.
+    int64_t until_ns =
+        std::max(job_.batch->start_ns + kWaitForRoomNs, monotonic_ns() + kLeastWaitNs);
+    if (const int64_t deadline_ns = job_.task().deadline_ns())
+        until_ns = std::min(until_ns, deadline_ns);
+    const int error = draft.directory->reserve(need - draft.reserved, until_ns);
     if (error == 0) draft.reserved = need;
     return error;
 }
@@ -413,6 +422,7 @@ int DumpRun::put_in_place(const struct stat &mine) {
         if (error == 0) {
             UCM_FAILPOINT("posix.published");
             directory.settle(draft.reserved, file_bytes(mine));
+            if (draft.replace) directory.shrank();
             draft.reserved = 0;
             draft.in_place = true;
             directory.published(id_);
@@ -446,13 +456,15 @@ int DumpRun::make_lasting(OpenBlock &block) {
 
 // False, for those who end the job with it.
 bool DumpRun::end() {
+    ending_ = true;
     for (const auto &[twin, first] : twins_) results_[twin] = results_[first];
     uint64_t good = 0;
     for (const ucm_result &one : results_)
         good += one.status == UCM_OK && !(one.flags & UCM_RESULT_DECLINED);
-    ledger_.end(job_.batch->epoch, good, 0, results_.size() - good);
+    // Whoever waits for the end of these shards finds the rest counted.
     dumper_.count_answered(block_->draft, good);
     if (abandoned_) ledger_.lose_stored(good);
+    ledger_.end(job_.batch->epoch, good, 0, results_.size() - good);
     file_.reset();
     for (size_t i = 0; i < results_.size(); i++)
         complete(context_, job_, job_.index(i), results_[i]);

@@ -69,6 +69,7 @@ class DumpRun {
     std::vector<size_t> which_;  // the same shards, by number
     bool sealed_ = false;        // the run has the header in front of it
     bool abandoned_ = false;
+    bool ending_ = false;  // the shards are being told
 };
 
 }  // namespace ucm::posix

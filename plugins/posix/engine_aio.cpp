@@ -134,8 +134,8 @@ class Aio final : public Engine {
     void refuse(iocb *block, int64_t result) {
         Io *io = static_cast<Io *>(block->data);
         free_.push_back(block);
-        // Not every file system can; then the thread does it.
-        if (io->way == Io::Way::kSync && result == -EINVAL)
+        // The kernel is short of room, or the file system cannot: then the thread does it.
+        if (result == -EAGAIN || (io->way == Io::Way::kSync && result == -EINVAL))
             move_now(*io);
         else
             io->result = result;

@@ -33,8 +33,6 @@ class Uring final : public Engine {
         open_ = true;
         fork_closed_.set(ring_.ring_fd);
         io_uring_ring_dontfork(&ring_);
-        unsigned most[2] = {kKernelThreads, 1};  // of bounded and of unbounded work
-        io_uring_register_iowq_max_workers(&ring_, most);
         return 0;
     }
 
@@ -62,6 +60,7 @@ class Uring final : public Engine {
     }
 
     bool submit() override {
+        limit_kernel_threads();
         // EAGAIN and EBUSY: the kernel is short of memory, or of room for what is finished.
         if (io_uring_sq_ready(&ring_)) io_uring_submit(&ring_);
         return io_uring_sq_ready(&ring_) == 0;
@@ -76,11 +75,22 @@ class Uring final : public Engine {
         Io *io = static_cast<Io *>(io_uring_cqe_get_data(entry));
         io->result = entry->res;
         io_uring_cqe_seen(&ring_, entry);
+        // Some devices cannot be asked without waiting.
+        if (io->result == -EAGAIN) move_now(*io);
         return io;
     }
 
   private:
+    // The limit is that of the thread which asks for it, so not of the one that opens.
+    void limit_kernel_threads() {
+        if (limited_) return;
+        limited_ = true;
+        unsigned most[2] = {kKernelThreads, 0};  // of bounded work; the rest as it is
+        io_uring_register_iowq_max_workers(&ring_, most);
+    }
+
     const size_t depth_;
+    bool limited_ = false;
     io_uring ring_{};
     bool open_ = false;
     ForkClosed fork_closed_;  // ring_'s own descriptor

@@ -110,7 +110,8 @@ bool File::went_buffered() {
     if (!direct_ || flags < 0 || fcntl(scratch_.fd.get(), F_SETFL, flags & ~O_DIRECT) != 0)
         return false;
     direct_ = false;
-    directory_.refuse_direct();
+    // What is left of a request that was cut short may be no whole pages; that says nothing.
+    if (offset_ % UCM_ALIGNMENT == 0 && left_ % UCM_ALIGNMENT == 0) directory_.refuse_direct();
     return true;
 }
 

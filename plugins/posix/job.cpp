@@ -20,7 +20,7 @@ Durability durability_of(const std::string &word) {
 HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint64_t expected,
                         const BlockId &id, BlockHeader &header, int *error) {
     uint8_t *data = scratch.header.base();
-    uint64_t have = 0, need = std::min(expected, file_bytes);
+    uint64_t have = 0, need = std::min(expected, round_up(file_bytes));
     // Twice at most: a header of another size says so in its first page.
     for (int turn = 0; turn < 2; turn++) {
         uint64_t got = 0;

@@ -50,10 +50,12 @@ class Lane {
             if (!full) wait_for_either();
             for (Io *io = engine_->finish(full); io; io = engine_->finish(false)) {
                 const size_t slot = io->slot;
-                if (works_[slot]->resume())
+                if (works_[slot]->resume()) {
                     engine_->start(*io);
-                else
+                } else {
                     free_.push_back(slot);
+                    fill();
+                }
             }
         }
     }

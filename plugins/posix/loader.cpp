@@ -21,6 +21,27 @@ bool Loader::begin(Job &job) {
     job_ = std::move(job);
     task_ = &job_.task();
     id_ = job_.id();
+    served_ = false;
+    told_.assign(job_.size(), false);
+    return guarded([this] { return start(); });
+}
+
+bool Loader::resume() {
+    Busy busy(context_.metrics, kLoadBusyNs);
+    return guarded([this] { return go_on(); });
+}
+
+template <typename Step>
+bool Loader::guarded(Step step) {
+    try {
+        return step();
+    } catch (const std::exception &e) {
+        context_.log.write(UCM_LOG_ERROR, "load of block %s: %s", id_.hex().c_str(), e.what());
+        return fail_all(UCM_UNAVAILABLE, ENOMEM);
+    }
+}
+
+bool Loader::start() {
     directory_ = context_.directories.of(id_);
     if (const ucm_status refused = task_->refused(); refused != UCM_OK) return fail_all(refused);
     if (!directory_) return fail_all(UCM_NOT_FOUND);
@@ -30,7 +51,7 @@ bool Loader::begin(Job &job) {
     guess();
     stage_ = Stage::kHeader;
     const uint64_t expected = block_header_bytes(context_.shape.shard_count);
-    const uint64_t header = std::min(expected, uint64_t(block_->st.st_size));
+    const uint64_t header = std::min(expected, round_up(uint64_t(block_->st.st_size)));
     block_->file.prepare_read(context_.rows, run_, header);
     if (block_->file.next(io_)) return true;
     return after_header();
@@ -65,8 +86,7 @@ void Loader::guess() {
     if (!guessed_) run_.clear();
 }
 
-bool Loader::resume() {
-    Busy busy(context_.metrics, kLoadBusyNs);
+bool Loader::go_on() {
     block_->file.took(io_);
     if (block_->file.next(io_)) return true;
     if (stage_ == Stage::kHeader) return after_header();
@@ -190,6 +210,8 @@ void Loader::load_alone(const Placed &shard) {
         if (error == 0) File::fill_in(context_.rows, run);
     }
     if (error == 0 && sound(run[0])) return finish(run[0], UCM_OK, 0);
+    // The caller's memory may be another shard's too; then nothing is wrong with the file.
+    if (error == 0 && load_by_own_memory(shard)) return finish(shard, UCM_OK, 0);
     if (error == 0 || error == kEndOfFile) return corrupt_.push_back(shard);
     context_.log.write(UCM_LOG_WARN, "cannot read shard %u of %s: %s", task_->shard(shard.index),
                        directory_->block_path(id_).c_str(), errno_text(error).c_str());
@@ -204,15 +226,36 @@ bool Loader::sound(const Placed &shard) {
                                   entry.length) == entry.checksum;
 }
 
+bool Loader::load_by_own_memory(const Placed &shard) {
+    const ShardEntry &entry = shard.entry;
+    const Mapping own(shard.bytes());
+    uint64_t got = 0;
+    if (block_->file.read(own.base(), shard.bytes(), entry.offset, &got) != 0 ||
+        got != shard.bytes())
+        return false;
+    const iovec piece{own.base(), size_t(entry.length)};
+    const bool sound =
+        all_zero(own.base() + entry.length, size_t(shard.bytes() - entry.length)) &&
+        payload_checksum(id_, task_->shard(shard.index), entry.length, &piece, 1) == entry.checksum;
+    if (sound) context_.rows.scatter(own.base(), entry.length, shard.addresses, 0);
+    return sound;
+}
+
 void Loader::finish(const Placed &shard, ucm_status status, int error) {
     const bool ok = status == UCM_OK;
     if (ok) context_.metrics.add(kLoadInBytes, shard.bytes());
+    served_ = served_ || ok;
+    const auto &order = job_.batch->order;
+    const auto first = order.begin() + job_.batch->starts[job_.number];
+    told_[size_t(std::lower_bound(first, first + long(job_.size()), shard.index) - first)] = true;
     complete(context_, job_, shard.index, result(status, ok ? shard.entry.length : 0, error));
 }
 
+// Those that are not told yet.
 bool Loader::fail_all(ucm_status status, int error) {
     for (size_t i = 0; i < job_.size(); i++)
-        complete(context_, job_, job_.index(i), result(status, 0, error));
+        if (!told_[i]) complete(context_, job_, job_.index(i), result(status, 0, error));
+    corrupt_.clear();
     block_.reset();
     end_job(context_, job_);
     job_ = Job{};
@@ -247,7 +290,7 @@ bool Loader::end(BlockState state) {
         context_.log.write(UCM_LOG_WARN, "%zu shards of block %s fail their check", bad,
                            id_.hex().c_str());
         if (all) return fail_all(UCM_CORRUPT);
-    } else {
+    } else if (served_) {
         directory_->loaded(id_, block_->st);
     }
     for (const Placed &shard : corrupt_) finish(shard, UCM_CORRUPT, 0);

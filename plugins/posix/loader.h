@@ -21,7 +21,10 @@ class Loader {
   private:
     enum class Stage { kHeader, kRun };
 
-    bool open();
+    template <typename Step>
+    bool guarded(Step step);
+    bool start();
+    bool go_on();
     void guess();
     bool after_header();
     bool guessed_right();
@@ -31,6 +34,7 @@ class Loader {
     void after_run();
     void load_alone(const Placed &shard);
     bool sound(const Placed &shard);
+    bool load_by_own_memory(const Placed &shard);
     void finish(const Placed &shard, ucm_status status, int error);
     bool fail_all(ucm_status status, int error = 0);
     bool end(BlockState state);
@@ -47,6 +51,8 @@ class Loader {
     std::optional<OpenBlock> block_;
     Stage stage_ = Stage::kHeader;
     bool guessed_ = false;
+    bool served_ = false;          // a shard was loaded
+    std::vector<bool> told_;       // by number in the job
     std::vector<Placed> all_;      // in the order of the file
     size_t next_ = 0;              // in all_
     std::vector<Placed> run_;      // on their way

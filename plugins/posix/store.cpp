@@ -118,9 +118,9 @@ uint64_t PosixStore::capabilities() const {
 }
 
 void PosixStore::start_threads(const Values &values) {
-    const bool direct = values[kIoDirect].i != 0 && context_.directories.direct();
-    const EngineChoice choice =
-        choose_engine(values[kIoEngine].s, size_t(values[kConcurrency].i), direct);
+    const bool direct = values[kIoDirect].i != 0;
+    const EngineChoice choice = choose_engine(values[kIoEngine].s, size_t(values[kConcurrency].i),
+                                              direct && context_.directories.direct());
     context_.log.write(UCM_LOG_INFO,
                        "posix_io_engine: %s, %zu threads for loads and %zu for dumps, %zu requests "
                        "under way at once for each (%s)",

@@ -652,6 +652,37 @@ TEST_CASE("a damaged file is repaired by a dump that comes before any load", "[p
     REQUIRE(stack.loads_back({id}));
 }
 
+TEST_CASE("shards that are loaded to one place do not look corrupt", "[posix]") {
+    if (kSanitizer) return;  // it is the caller's race
+    TempDir directory;
+    Stack stack({"Posix"}, in(directory, {{"posix_data_trans_concurrency", "4"}}),
+                Geometry{1, {65536}});
+    const auto ids = make_ids(64);
+    REQUIRE(all_ok(stack.dump(ids)));
+    for (int turn = 0; turn < 5; turn++) {
+        Move move(stack, shards_of(ids, 1));
+        for (size_t i = 1; i < ids.size(); i++)
+            const_cast<void **>(move.transfer.addresses)[i] = move.transfer.addresses[0];
+        REQUIRE(move.load() == UCM_OK);
+        move.wait();
+        for (size_t i = 0; i < ids.size(); i++) REQUIRE(move.result(i).status == UCM_OK);
+    }
+    REQUIRE(stack.metrics()["quarantined_blocks_total"] == 0);
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("a short file does not turn O_DIRECT off", "[posix]") {
+    TempDir directory;
+    Stack stack({"Posix"}, in(directory, {{"io_direct", "true"}}), Geometry{2, {5000}});
+    const auto ids = make_ids(2);
+    REQUIRE(all_ok(stack.dump(ids)));
+    write_all(block_path(directory, ids[0]), std::string(100, 'x'));
+    REQUIRE(all_are(stack.load({ids[0]}), UCM_CORRUPT));
+    REQUIRE_FALSE(stack.host().logged("O_DIRECT;"));
+    REQUIRE(all_ok(stack.dump({ids[0]})));
+    REQUIRE(stack.loads_back(ids));
+}
+
 TEST_CASE("a deleted block is NOT_FOUND and its neighbours load", "[posix]") {
     TempDir directory;
     Stack stack({"Posix"}, in(directory), Geometry{1, {5000}});
