@@ -12,7 +12,7 @@
 namespace ucm {
 namespace {
 
-constexpr size_t kWaiting = 4096;
+constexpr size_t kWaiting = 65536;  // as many as a store's queue holds shards
 constexpr int64_t kHour = 3600ll * 1000000000;
 
 timespec time_of(int64_t ns) {
@@ -28,8 +28,9 @@ int64_t modified_ns(const struct stat &st) {
 void Hotness::used(const std::string &path, const struct stat &file) {
     const LedgerPage page = quota_.seen();
     const int64_t every_ns = page.eviction_age_ns ? page.eviction_age_ns / 8
-                             : page.limit         ? 0
-                                                  : kHour;
+                             // What the ledger says is not known from the start.
+                             : page.limit || quota_.options().capacity ? 0
+                                                                       : kHour;
     const int64_t now_ns = std::max(clock_ns(CLOCK_REALTIME), page.clock_ns);
     if (now_ns - modified_ns(file) >= every_ns) touched(path);
 }

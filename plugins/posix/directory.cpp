@@ -100,6 +100,7 @@ int Directory::sync_block(const BlockId &id) {
 }
 
 Directory::~Directory() {
+    if (hotness_) hotness_->tick();
     const std::optional<Maker> mine = maker();
     for (const auto &[space, index] : indexes_) index->tidy(mine ? &*mine : nullptr, true);
 }

@@ -97,7 +97,17 @@ void Dumper::discard(Draft &draft) {
     } else if (draft.reserved > 0) {
         draft.directory->settle(draft.reserved, 0);
     }
+    claimed_ -= draft.claimed;
     draft = Draft{};
+}
+
+bool Dumper::claim(Draft &draft, uint64_t bytes) {
+    if (claimed_.fetch_add(bytes) + bytes > limits_.bytes) {
+        claimed_ -= bytes;
+        return false;
+    }
+    draft.claimed = bytes;
+    return true;
 }
 
 void Dumper::count_answered(Draft &draft, uint64_t shards) {

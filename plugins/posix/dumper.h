@@ -41,6 +41,7 @@ struct Draft {
     uint64_t answered = 0;  // shards that done called UCM_OK, duplicates too
     uint64_t end = 0;       // where the next payload goes
     uint64_t reserved = 0;  // of the directory's quota
+    uint64_t claimed = 0;   // what its file may grow to
     uint32_t depth = kUnknownDepth;
     std::vector<ShardEntry> table;
     int64_t rests_since_ns = 0;
@@ -78,6 +79,8 @@ class Dumper {
     void discard(Draft &draft);
     void abandon(const BlockId &id, Draft &draft, const char *why);
     void count_answered(Draft &draft, uint64_t shards);
+    // Of a draft that will stay for a while: false, if all such would take more than their limit.
+    bool claim(Draft &draft, uint64_t bytes);
 
     // Ends or cancels the accepted dumps of these ids. False: some still run at the deadline.
     bool drop(const std::vector<BlockId> &ids, int64_t deadline_ns);
@@ -97,6 +100,7 @@ class Dumper {
     const DraftLimits limits_;
     Queue<BlockId> ready_;
     std::atomic<uint64_t> unfinished_{0};  // shards answered in all drafts
+    std::atomic<uint64_t> claimed_{0};     // bytes, by all drafts
     std::mutex mutex_;                     // guards all below, and Block as said there
     std::condition_variable ended_;
     std::unordered_map<BlockId, Block, BlockIdHash> blocks_;

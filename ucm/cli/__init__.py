@@ -56,6 +56,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
         if isinstance(error, ConfigError):
             return _fail(str(error), 2)
+        if isinstance(error, PermissionError) and error.filename:
+            advice = "run this as its owner, or give this user write permission there"
+            return _fail(f"{error.filename}: {error.strerror}; {advice}", 1)
         if isinstance(error, (StoreError, OSError)):
             return _fail(str(error), 1)
         return _fail(f"unexpected {type(error).__name__}: {error} (UCM_TRACEBACK=1 shows where)", 1)

@@ -44,6 +44,13 @@ def command(
         click.echo(f"ucm: {found.refused} blocks cannot be removed; {found.problem}", err=True)
     elif not found.enough:
         click.echo("ucm: more is left than wanted: it was used meanwhile", err=True)
+    elif found.after > found.target:
+        left = _common.human_bytes(found.after)
+        click.echo(
+            f"ucm: no block is left; {left} are quarantine (--quarantine removes it), marks and "
+            "what living writers hold",
+            err=True,
+        )
     return int(not found.enough or found.problem is not None)
 
 

@@ -45,6 +45,11 @@ def check_format(directory: str | os.PathLike[str]) -> str:
                 f"{path}: holds blocks of UCM's uc-manager, files without a header or checksums, "
                 "which can be neither read nor imported; name another directory, or a new one in it"
             ) from None
+        if not path.is_dir():
+            what = "is not a directory" if path.exists() else "does not exist"
+            raise errors.InvalidError(
+                f"{path}: {what}; name a directory of storage_backends"
+            ) from None
         raise errors.InvalidError(
             f"{path}: is not a storage directory, there is no {mark.relative_to(path)} in it"
         ) from None
