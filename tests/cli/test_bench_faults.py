@@ -13,7 +13,7 @@ def faults(ucm_command):
     def run(*names, args=(), code=0):
         only = [word for name in names for word in ("--only", name)]
         outcome = ucm_command("bench", "faults", *only, *args, "--json")
-        assert outcome.code == code, outcome
+        assert outcome.code == code, outcome.err
         return {score["fault"]: score for score in outcome.json["faults"]}
 
     return run

@@ -175,4 +175,6 @@ def test_ours_is_ours_whatever_else_lies_there(ucm_command, folder, fill, uc_man
 
 def test_another_folder_is_1(ucm_command, refused, tmp_path):
     refused(ucm_command("inspect", tmp_path), 1, str(tmp_path), "is not a storage directory")
-    refused(ucm_command("inspect", tmp_path / "no"), 1, "is not a storage directory")
+    refused(ucm_command("inspect", tmp_path / "no"), 1, "does not exist")
+    (tmp_path / "file").touch()
+    refused(ucm_command("inspect", tmp_path / "file"), 1, "is not a directory")
