@@ -521,7 +521,9 @@ def child() -> int:
 
 
 def _say(what: str, number: int) -> None:
-    print(what, number, flush=True)
+    # In one piece: the process may be killed at any time, and its output may not be buffered.
+    sys.stdout.write(f"{what} {number}\n")
+    sys.stdout.flush()
 
 
 def _fill_up(pipeline: str, options: Mapping[str, Any], place: str) -> None:
