@@ -20,27 +20,27 @@ def act(config, rounds):
         for number in range(rounds):
             block = block_of(number)
             pieces = block.pieces()
-            print("dumping", number, flush=True)
+            print(f"dumping {number}", flush=True)
             for part in (pieces[::2], pieces[1::2]):
                 kit.dump_pieces(store, part)
             assert store.drain(kit.WAIT_MS).lost == 0
-            print("dumped", number, flush=True)
+            print(f"dumped {number}", flush=True)
             with ucm.open_pipeline(config) as reader:  # nothing of the block is in its memory
                 read(reader, storage, number, block)
             if number % 4 == 1:
-                print("removing", number, flush=True)
+                print(f"removing {number}", flush=True)
                 store.remove([block.id])
-                print("removed", number, flush=True)
+                print(f"removed {number}", flush=True)
 
 
 def read(reader, storage, number, block):
     if number % 4 != 2:
         return kit.expect_published(reader, block)
-    print("spoiling", number, flush=True)
+    print(f"spoiling {number}", flush=True)
     storage.flip(block.id, storage.path(block.id).stat().st_size - 4096)
     ends = kit.load_pieces(reader, block.pieces())
     assert ends.count(ucm.Status.CORRUPT) == 1
-    print("spoiled", number, flush=True)
+    print(f"spoiled {number}", flush=True)
 
 
 if __name__ == "__main__":
