@@ -102,9 +102,9 @@ void Dumper::discard(Draft &draft) {
 }
 
 bool Dumper::claim(Draft &draft, uint64_t bytes) {
-    if (claimed_.fetch_add(bytes) + bytes > limits_.bytes) {
+    while (claimed_.fetch_add(bytes) + bytes > limits_.bytes) {
         claimed_ -= bytes;
-        return false;
+        if (!abandon_oldest("too many blocks are unfinished")) return false;
     }
     draft.claimed = bytes;
     return true;
@@ -189,20 +189,30 @@ int64_t Dumper::abandon_idle() {
 
 void Dumper::abandon_excess() {
     for (;;) {
-        Draft draft;
-        BlockId id;
         {
             std::lock_guard<std::mutex> hold(mutex_);
             if (resting_.size() <= limits_.blocks && resting_bytes_ <= limits_.bytes) return;
             if (resting_.size() < 2) return;
-            id = resting_.front();
-            Block &block = blocks_.at(id);
-            wake(block);
-            std::swap(draft, block.draft);
-            blocks_.erase(id);
         }
-        abandon(id, draft, "too many blocks are unfinished");
+        abandon_oldest("too many blocks are unfinished");
     }
+}
+
+// False: none rests.
+bool Dumper::abandon_oldest(const char *why) {
+    Draft draft;
+    BlockId id;
+    {
+        std::lock_guard<std::mutex> hold(mutex_);
+        if (resting_.empty()) return false;
+        id = resting_.front();
+        Block &block = blocks_.at(id);
+        wake(block);
+        std::swap(draft, block.draft);
+        blocks_.erase(id);
+    }
+    abandon(id, draft, why);
+    return true;
 }
 
 void Dumper::abandon_all() {

@@ -79,7 +79,8 @@ class Dumper {
     void discard(Draft &draft);
     void abandon(const BlockId &id, Draft &draft, const char *why);
     void count_answered(Draft &draft, uint64_t shards);
-    // Of a draft that will stay for a while: false, if all such would take more than their limit.
+    // Of a draft that will stay for a while: false, if all such would take more than their limit,
+    // and none rests that could be abandoned for it.
     bool claim(Draft &draft, uint64_t bytes);
 
     // Ends or cancels the accepted dumps of these ids. False: some still run at the deadline.
@@ -94,6 +95,7 @@ class Dumper {
     void rest(const BlockId &id, Block &block);
     void wake(Block &block);
     void abandon_excess();
+    bool abandon_oldest(const char *why);
 
     Context &context_;
     Ledger &ledger_;
