@@ -1,6 +1,5 @@
 """The quota under SIGKILL, a full file system, and files that cannot go."""
 
-import contextlib
 import json
 import os
 import random
@@ -8,10 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from support import build_plugins
+from support import build_plugins, taken
 
 import ucm
 from ucm.conformance import kit
@@ -101,17 +99,6 @@ def start_writer(folder, libraries):
     yield start
     for writer in running:
         writer.kill()
-
-
-def taken(folder):
-    """Return what all files take; of a file with two names once."""
-    files = {}
-    for path in Path(folder).rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            info = path.lstat()
-            if path.is_file():
-                files[info.st_ino] = max(info.st_blocks * 512, info.st_size)
-    return sum(files.values())
 
 
 def expect_well(folder, writers):

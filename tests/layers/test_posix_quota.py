@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import taken
 
 import ucm
 from ucm.conformance import kit
@@ -70,17 +71,6 @@ def open_store(folder):
             return opened.enter_context(ucm.open_pipeline("Posix", **{**given, **options}))
 
         yield open_one
-
-
-def taken(folder):
-    """Return what all files take; of a file with two names once."""
-    files = {}
-    for path in Path(folder).rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            info = path.lstat()
-            if path.is_file():
-                files[info.st_ino] = max(info.st_blocks * 512, info.st_size)
-    return sum(files.values())
 
 
 def path_of(folder, block):
