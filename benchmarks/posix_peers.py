@@ -105,6 +105,20 @@ class Side:
         self.process.wait()
 
 
+@contextlib.contextmanager
+def shared_memory(shape):
+    """Yield paths of source and target of a case: the same physical pages for every side."""
+    files = [os.memfd_create("posix-peers") for _ in range(2)]
+    try:
+        for file in files:
+            for _ in range(shape[2]):
+                os.write(file, os.urandom(shape[0]))
+        yield [f"/proc/{os.getpid()}/fd/{file}" for file in files]
+    finally:
+        for file in files:
+            os.close(file)
+
+
 class Runner:
     def __init__(self, args, folder):
         self.args, self.folder, self.number = args, folder, itertools.count()
@@ -154,9 +168,12 @@ class Runner:
         block, shard = CASES[case]
         shape = [block, shard, self.args.total_mib * MIB // block]
         ours, others, tuned = self.ours(engine), self.others(shape), None
-        try:
+        with contextlib.ExitStack() as stack:
             for side in (ours, *others.values()):
-                side.open(shape)
+                stack.callback(side.end)
+            memory = stack.enter_context(shared_memory(shape))
+            for side in (ours, *others.values()):
+                side.open(shape, memory=memory)
             if "fio" in self.peers:
                 folder = self.fresh() / "now"
                 folder.mkdir(parents=True)
@@ -164,10 +181,6 @@ class Runner:
                 tuned = fio.tune(self.args.tune, self.args.quick)
             rounds = self.alternate(ours, others)
             facts = {name: self.facts(side) for name, side in (("ours", ours), *others.items())}
-        finally:
-            for side in (ours, *others.values()):
-                if isinstance(side, Side):
-                    side.end()
         result = {"shape": shape, "rounds": rounds, "facts": facts, "fio_seconds": tuned}
         if tuned:
             result["fio_chosen"] = {name: fio.chosen(name) for name in OPERATIONS}
@@ -216,15 +229,14 @@ class Runner:
             block, shard = CASES[case]
             shape = [block, shard, self.args.total_mib * MIB // block]
             checked, bare = self.ours(engine), self.ours(engine, key, value)
-            try:
+            with contextlib.ExitStack() as stack:
+                memory = stack.enter_context(shared_memory(shape))
                 for side, tells in ((checked, True), (bare, False)):
-                    side.open(shape)
+                    stack.callback(side.end)
+                    side.open(shape, memory=memory)
                     if side.ask("tells")["tells"] != tells:
                         raise Failed(f"{key}={value} does not switch the checks off; see {case}")
                 result["cases"][case] = {"shape": shape, **self.alternate(checked, {"bare": bare})}
-            finally:
-                checked.end()
-                bare.end()
         return result
 
     def lookup(self, engine):
@@ -245,7 +257,7 @@ class Runner:
     def lookup_at(self, sides, stored):
         shape, n, spans, opened = [4096, 4096, 1], min(1000, stored), {}, {}
         for name, side in sides.items():
-            side.open(shape, memory=False)
+            side.open(shape)
             self.say(f"lookup: {name}, {stored:,} blocks are made")
             side.ask("plant", blocks=stored)
             opened[name] = []
@@ -279,7 +291,7 @@ class Runner:
                     options = {"home": peer["home"], "posix_io_engine": "psync"}
                     side = Side(name, peer, self.fresh(), options)
                 try:
-                    side.open([MIB, MIB, 1], memory=False)  # the library is loaded here
+                    side.open([MIB, MIB, 1])  # the library is loaded here
                     side.ask("close")
                     empty = side.folder / "empty"
                     empty.mkdir()
@@ -288,7 +300,6 @@ class Runner:
                         folder=str(empty),
                         shape=[MIB, MIB, 1],
                         options=side.options,
-                        memory=False,
                     )
                     result[name].append(answer["seconds"])
                 finally:

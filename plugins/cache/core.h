@@ -25,7 +25,8 @@ struct Core {
           lower(args.lower),
           lower_keeps((lower->capabilities & UCM_CAP_KEEPS) != 0),
           lower_loads((lower->capabilities & UCM_CAP_LOADS) != 0),
-          index(config, wakeups) {}
+          index(config, wakeups),
+          registered(lower, index.pool().mapping()) {}
 
     const Config config;
     const RowCopy copy;
@@ -38,6 +39,7 @@ struct Core {
     std::mutex mutex;  // guards index with its pool, every Block, and the queues of the paths
     Wakeups wakeups;
     BlockIndex index;
+    const Registered registered;  // with the store below
 };
 
 // A result that is decided under the lock and given after it.

@@ -21,7 +21,7 @@ class SlotPool {
   public:
     explicit SlotPool(const Config &config)
         : slot_bytes_(config.slot_bytes),
-          mapping_(config.slot_bytes * config.slots),
+          mapping_(config.slot_bytes * config.slots, Pages::kHuge),
           info_(config.slots) {
         free_.reserve(config.slots);
         for (uint32_t slot = config.slots; slot-- > 0;) free_.push_back(slot);
@@ -38,6 +38,7 @@ class SlotPool {
         free_.push_back(slot);
     }
 
+    const Mapping &mapping() const { return mapping_; }
     uint8_t *bytes(uint32_t slot) const { return mapping_.base() + slot * slot_bytes_; }
     SlotInfo &info(uint32_t slot) { return info_[slot]; }
     uint32_t free() const { return uint32_t(free_.size()); }

@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 
 #include <array>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,18 @@ HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t fil
 // Over `length` bytes in n pieces.
 uint64_t payload_checksum(const BlockId &id, uint32_t shard, uint64_t length, const iovec *pieces,
                           size_t n);
+
+// The same, of bytes that come one after another.
+class PayloadChecksum {
+  public:
+    PayloadChecksum();
+    void begin(const BlockId &id, uint32_t shard, uint64_t length);
+    void add(const void *bytes, size_t n);
+    uint64_t end() const;
+
+  private:
+    std::unique_ptr<void, void (*)(void *)> state_;  // an XXH3_state_t
+};
 
 // "abc/abcdef..." under a space, and its folder "abc".
 std::string block_name(const BlockId &id);

@@ -16,17 +16,24 @@ constexpr uint64_t round_up(uint64_t value, uint64_t to = UCM_ALIGNMENT) {
     return (value + to - 1) / to * to;
 }
 
+constexpr uint64_t kHugePageBytes = 2u << 20;
+
+enum class Pages { kSmall, kHuge };
+
 // One page-aligned anonymous mapping. Pages take memory when first touched; a forked child does not
-// get them.
+// get them. Huge ones are asked for only: the kernel gives those it has.
 class Mapping {
   public:
-    explicit Mapping(uint64_t bytes) : bytes_(round_up(bytes ? bytes : 1)) {
-        void *base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+    explicit Mapping(uint64_t bytes, Pages pages = Pages::kSmall)
+        : bytes_(round_up(bytes ? bytes : 1)) {
+        const uint64_t spare = pages == Pages::kHuge ? kHugePageBytes : 0;
+        void *base = mmap(nullptr, bytes_ + spare, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED)
             throw Error(UCM_UNAVAILABLE,
                         "cannot map " + std::to_string(bytes_) + " bytes of memory", errno);
         base_ = static_cast<uint8_t *>(base);
+        if (spare) align(spare);
         madvise(base_, bytes_, MADV_DONTFORK);
     }
     ~Mapping() { munmap(base_, bytes_); }
@@ -37,15 +44,48 @@ class Mapping {
     uint64_t bytes() const { return bytes_; }
 
   private:
+    void align(uint64_t spare) {
+        const uint64_t before = round_up(reinterpret_cast<uint64_t>(base_), kHugePageBytes) -
+                                reinterpret_cast<uint64_t>(base_);
+        if (before > 0) munmap(base_, before);
+        base_ += before;
+        if (spare > before) munmap(base_ + bytes_, spare - before);
+        madvise(base_, bytes_, MADV_HUGEPAGE);
+    }
+
     uint64_t bytes_;
     uint8_t *base_;
+};
+
+// Tells the store below that transfers will use this memory, until it is destroyed. A store that
+// does not care, or refuses, loses nothing but speed.
+class Registered {
+  public:
+    Registered(ucm_store *lower, const Mapping &mapping) : lower_(lower) {
+        args_.struct_size = sizeof args_;
+        args_.memory = UCM_MEMORY_HOST;
+        args_.base = mapping.base();
+        args_.bytes = mapping.bytes();
+        done_ = ucm_register_memory(lower_, &args_, nullptr) == UCM_OK;
+    }
+    ~Registered() {
+        args_.release = 1;
+        if (done_) ucm_register_memory(lower_, &args_, nullptr);
+    }
+    Registered(const Registered &) = delete;
+    Registered &operator=(const Registered &) = delete;
+
+  private:
+    ucm_store *lower_;
+    ucm_memory_args args_{};
+    bool done_;
 };
 
 // A fixed number of equal page-aligned buffers, made once.
 class BufferPool {
   public:
     BufferPool(uint64_t bytes_each, size_t count)
-        : each_(round_up(bytes_each)), mapping_(each_ * count) {
+        : each_(round_up(bytes_each)), mapping_(each_ * count, Pages::kHuge) {
         free_.reserve(count);
         for (size_t i = count; i-- > 0;) free_.push_back(mapping_.base() + i * each_);
     }
@@ -65,6 +105,7 @@ class BufferPool {
     }
 
     uint64_t bytes_each() const { return each_; }
+    const Mapping &mapping() const { return mapping_; }
 
   private:
     uint64_t each_;

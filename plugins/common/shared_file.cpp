@@ -34,7 +34,7 @@ int SharedFile::open(uint64_t bytes) {
         }
         if (errno != ENOENT) return errno;
         const int error = make(bytes);
-        if (error != EEXIST) return error;
+        if (error != 0 && error != EEXIST) return error;
     }
     return ENOENT;
 }
@@ -56,12 +56,10 @@ int SharedFile::make(uint64_t bytes) {
     int error = access_.apply(fd);
     // Later writes must not fail for want of room.
     if (error == 0 && bytes > 0) error = ::posix_fallocate(fd, 0, off_t(bytes));
+    // Closed first: NFS keeps an open file under another name instead of deleting it.
+    if (::close(fd) != 0 && error == 0) error = errno;
     if (error == 0) error = put_in_place(aside, path_);
     ::unlink(aside.c_str());
-    if (error == 0)
-        fd_.set(fd);
-    else
-        ::close(fd);
     return error;
 }
 

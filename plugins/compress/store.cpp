@@ -48,11 +48,13 @@ Piece::Piece(CompressStore *s, Lane *l, size_t most) : store(s), lane(l) {
     raw_lengths.reserve(most);
 }
 
-Lane::Lane(CompressStore *store, bool is_dumps, uint64_t buffer_bytes, size_t thread_count)
+Lane::Lane(CompressStore *store, ucm_store *lower, bool is_dumps, uint64_t buffer_bytes,
+           size_t thread_count)
     : dumps(is_dumps),
       threads(thread_count),
       buffers(std::max(std::min(size_t(kPoolBytes / buffer_bytes), kMaxBuffers), thread_count * 2)),
-      pool(buffer_bytes, buffers) {
+      pool(buffer_bytes, buffers),
+      registered(lower, pool.mapping()) {
     arrived.resize(buffers);
     piece_most = std::clamp<size_t>(buffers / 4, 1, kMaxPieceShards);
     for (size_t i = 0; i < std::min(buffers, kMaxPieces); i++) {
@@ -80,8 +82,8 @@ CompressStore::CompressStore(const ucm_open_args &args)
     if (geometry_->capacity() != args.layout->capacity || lower_->capacity != frame_bytes)
         throw Error(UCM_INVALID, "the capacity of the layout, or of the store below, does not fit");
     const size_t threads = size_t(Values(args)[kOptionConcurrency].i);
-    loads_ = std::make_unique<Lane>(this, false, round_up(frame_bytes), threads);
-    dumps_ = std::make_unique<Lane>(this, true, round_up(frame_bytes), threads);
+    loads_ = std::make_unique<Lane>(this, lower_, false, round_up(frame_bytes), threads);
+    dumps_ = std::make_unique<Lane>(this, lower_, true, round_up(frame_bytes), threads);
     for (size_t i = 0; i < threads * 2; i++)
         coders_.push_back(std::make_unique<FrameCoder>(*geometry_));
     start_threads();

@@ -56,7 +56,7 @@ struct Piece {
 
 // Transfers of one direction: what was accepted, and the buffers and pieces that move it.
 struct Lane {
-    Lane(CompressStore *store, bool dumps, uint64_t buffer_bytes, size_t threads);
+    Lane(CompressStore *store, ucm_store *lower, bool dumps, uint64_t buffer_bytes, size_t threads);
 
     struct Work {
         std::shared_ptr<Task> task;
@@ -74,6 +74,7 @@ struct Lane {
     const size_t threads;
     size_t buffers;  // free ones; guarded by mutex
     BufferPool pool;
+    const Registered registered;  // the pool, with the store below
     size_t piece_most;
     std::vector<std::unique_ptr<Piece>> pieces;
 

@@ -206,11 +206,11 @@ bool DumpRun::next_payload() {
                 results_[fresh_[from_]] = result(status, 0, error);
             break;
         }
-        sealed_ = whole_in_run();
-        if (sealed_) encode_header();
+        sealed_ = whole_in_run() && file_->at_once(context_.rows, run_);
         const uint64_t header = sealed_ ? block_header_bytes(context_.shape.shard_count) : 0;
         stage_ = Stage::kPayload;
-        file_->prepare_write(context_.rows, run_, header);
+        file_->prepare_write(context_.rows, id_, run_, header);
+        if (sealed_) encode_header();  // it has the checksums
         if (file_->next(io_)) return true;
         took_payload();
     }
@@ -220,23 +220,21 @@ bool DumpRun::next_payload() {
 void DumpRun::next_run() {
     const Task &task = job_.task();
     uint64_t end = block_->draft.end, bytes = 0;
-    bool bounces = false;
+    bool buffered = false;
     run_.clear();
     which_.clear();
     for (size_t k = from_; k < fresh_.size() && run_.size() < kRunShards; k++) {
         const size_t index = job_.index(fresh_[k]);
-        Placed shard{index, {}, task.addresses(index)};
+        Placed shard{index, task.shard(index), {}, task.addresses(index)};
         shard.entry.length = task.length(index);
         shard.entry.raw_length = task.raw_length(index);
         const bool empty = shard.entry.length == 0;
-        const bool mode = file_->bounces(context_.rows, shard);
-        if (!run_.empty() && (empty || run_.front().bytes() == 0 || mode != bounces ||
+        const bool mode = file_->buffered(context_.rows, shard);
+        if (!run_.empty() && (empty || run_.front().bytes() == 0 || mode != buffered ||
                               bytes + shard.bytes() > kRunBytes))
             break;
-        bounces = mode;
+        buffered = mode;
         shard.entry.offset = empty ? 0 : end;
-        shard.entry.checksum = context_.rows.checksum(scratch_.memory, id_, task.shard(index),
-                                                      shard.addresses, shard.entry.length);
         end += shard.bytes();
         bytes += shard.bytes();
         run_.push_back(shard);
@@ -261,11 +259,10 @@ int DumpRun::reserve() {
                            context_.shape.shard_count * round_up(context_.shape.capacity);
     if (draft.reserved == 0 && !whole_in_run() && !dumper_.claim(draft, whole)) return EDQUOT;
     // Other blocks of this thread wait as well, so the wait counts from when the job was accepted.
-    int64_t until_ns =
+    const int64_t patience_ns =
         std::max(job_.batch->start_ns + kWaitForRoomNs, monotonic_ns() + kLeastWaitNs);
-    if (const int64_t deadline_ns = job_.task().deadline_ns())
-        until_ns = std::min(until_ns, deadline_ns);
-    const int error = draft.directory->reserve(need - draft.reserved, until_ns);
+    const int error =
+        draft.directory->reserve(need - draft.reserved, patience_ns, job_.task().deadline_ns());
     if (error == 0) draft.reserved = need;
     return error;
 }
@@ -294,7 +291,7 @@ void DumpRun::took_payload() {
             break;
         }
         moved -= run_[k].bytes();
-        const uint32_t shard = task.shard(run_[k].index);
+        const uint32_t shard = run_[k].shard;
         draft.have[shard] = true;
         draft.table[shard] = run_[k].entry;
         draft.stored++;
@@ -318,8 +315,8 @@ bool DumpRun::settle() {
     encode_header();
     UCM_FAILPOINT("posix.before_header");
     stage_ = Stage::kHeader;
-    std::vector<Placed> none;
-    file_->prepare_write(context_.rows, none, block_header_bytes(context_.shape.shard_count));
+    run_.clear();
+    file_->prepare_write(context_.rows, id_, run_, block_header_bytes(context_.shape.shard_count));
     return file_->next(io_);
 }
 
@@ -359,12 +356,12 @@ void DumpRun::encode_header() {
     header.table = draft.table;
     if (sealed_) {
         for (const Placed &shard : run_) {
-            header.table[task.shard(shard.index)] = shard.entry;
+            header.table[shard.shard] = shard.entry;
             header.file_bytes += shard.bytes();
             if (header.depth == kUnknownDepth) header.depth = task.depth(shard.index);
         }
     }
-    encode_block_header(header, scratch_.header.base());
+    encode_block_header(header, scratch_.header());
 }
 
 bool DumpRun::after_header() {

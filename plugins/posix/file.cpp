@@ -11,23 +11,37 @@
 namespace ucm::posix {
 namespace {
 
-// Goes over pieces from piece *at, byte *into on.
-template <typename Each>
-void walk(const std::vector<iovec> &pieces, size_t *at, size_t *into, uint64_t bytes, Each each) {
-    for (uint64_t done = 0; done < bytes;) {
-        const iovec &piece = pieces[*at];
-        const size_t part = size_t(std::min<uint64_t>(piece.iov_len - *into, bytes - done));
-        each(static_cast<uint8_t *>(piece.iov_base) + *into, done, part);
-        done += part;
-        *into += part;
-        if (*into == piece.iov_len) {
-            ++*at;
-            *into = 0;
-        }
-    }
-}
+// So much is copied and added to a checksum at a time: the second one finds it in the cache.
+constexpr uint64_t kStepBytes = 64u << 10;
 
 }  // namespace
+
+bool all_zero(const uint8_t *bytes, size_t n) {
+    return n == 0 || (bytes[0] == 0 && std::memcmp(bytes, bytes + 1, n - 1) == 0);
+}
+
+void DirectMemory::add(const void *base, uint64_t bytes) {
+    std::lock_guard<std::shared_mutex> hold(mutex_);
+    ranges_[reinterpret_cast<uintptr_t>(base)] = bytes;
+}
+
+bool DirectMemory::remove(const void *base, uint64_t bytes) {
+    std::lock_guard<std::shared_mutex> hold(mutex_);
+    const auto found = ranges_.find(reinterpret_cast<uintptr_t>(base));
+    if (found == ranges_.end() || found->second != bytes) return false;
+    ranges_.erase(found);
+    return true;
+}
+
+bool DirectMemory::covers(const void *memory, uint64_t bytes) const {
+    if (all_) return true;
+    const uintptr_t at = reinterpret_cast<uintptr_t>(memory);
+    std::shared_lock<std::shared_mutex> hold(mutex_);
+    auto range = ranges_.upper_bound(at);
+    if (range == ranges_.begin()) return false;
+    --range;
+    return bytes <= range->second && at - range->first <= range->second - bytes;
+}
 
 void Rows::append(std::vector<iovec> &pieces, void *const *addresses, uint64_t length) const {
     for (size_t i = 0; length > 0; i++) {
@@ -43,6 +57,15 @@ bool Rows::aligned(void *const *addresses, uint64_t length) const {
         length -= part;
         if (reinterpret_cast<uintptr_t>(addresses[i]) % UCM_ALIGNMENT) return false;
         if (length > 0 && part % UCM_ALIGNMENT) return false;
+    }
+    return true;
+}
+
+bool Rows::all_in(const DirectMemory &memory, void *const *addresses, uint64_t length) const {
+    for (size_t i = 0; length > 0; i++) {
+        const uint64_t part = std::min(length, segments_[i]);
+        if (!memory.covers(addresses[i], part)) return false;
+        length -= part;
     }
     return true;
 }
@@ -122,7 +145,7 @@ int File::cut(uint64_t bytes) const {
 int File::read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got) {
     scratch_.pieces.assign(1, {data, size_t(bytes)});
     way_ = Io::Way::kRead;
-    bounced_ = false;
+    buffered_ = false;
     error_ = 0;
     offset_ = offset;
     left_ = bytes;
@@ -132,75 +155,124 @@ int File::read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got) {
     return error_ == kEndOfFile ? 0 : error_;
 }
 
-void File::prepare_write(const Rows &rows, std::vector<Placed> &run, uint64_t header) {
-    prepare(Io::Way::kWrite, rows, run, header);
+void File::prepare_write(const Rows &rows, const BlockId &id, std::vector<Placed> &run,
+                         uint64_t header) {
+    prepare(Io::Way::kWrite, rows, id, run, header);
 }
 
-void File::prepare_read(const Rows &rows, std::vector<Placed> &run, uint64_t header) {
-    prepare(Io::Way::kRead, rows, run, header);
+void File::prepare_read(const Rows &rows, const BlockId &id, std::vector<Placed> &run,
+                        uint64_t header) {
+    prepare(Io::Way::kRead, rows, id, run, header);
 }
 
-void File::prepare(Io::Way way, const Rows &rows, std::vector<Placed> &run, uint64_t header) {
+void File::prepare(Io::Way way, const Rows &rows, const BlockId &id, std::vector<Placed> &run,
+                   uint64_t header) {
     way_ = way;
-    bounced_ = !run.empty() && bounces(rows, run.front());
-    auto &pieces = scratch_.pieces;
-    pieces.clear();
-    if (header > 0) pieces.push_back({scratch_.header.base(), size_t(header)});
-    lay_out(rows, run);
+    rows_ = &rows;
+    id_ = id;
+    run_ = &run;
+    buffered_ = !run.empty() && buffered(rows, run.front());
     error_ = 0;
-    moved_ = piece_ = memory_ = into_ = chunk_ = begun_ = 0;
-    left_ = 0;
-    for (const iovec &piece : pieces) left_ += piece.iov_len;
+    moved_ = piece_ = chunk_ = chunk_left_ = shard_ = in_shard_ = 0;
     offset_ = header > 0 || run.empty() ? 0 : run.front().entry.offset;
-    if (bounced_) std::swap(scratch_.pieces, scratch_.memory);
+    left_ = header;
+    for (const Placed &shard : run) left_ += shard.bytes();
+    if (buffered_) {
+        next_chunk(header);
+    } else {
+        scratch_.pieces.clear();
+        if (header > 0) scratch_.pieces.push_back({scratch_.header(), size_t(header)});
+        lay_out();
+    }
     // Where there is none, the write says so again.
     if (way == Io::Way::kWrite && direct_ && scratch_.makes_room && !run.empty())
         ::fallocate(scratch_.fd.get(), 0, off_t(offset_), off_t(left_));
 }
 
 // Each shard becomes whole pages; its end that fills none goes through a page of its own.
-void File::lay_out(const Rows &rows, std::vector<Placed> &run) {
+void File::lay_out() {
     auto &pieces = scratch_.pieces;
     size_t number = 0;
-    for (Placed &shard : run) {
+    for (Placed &shard : *run_) {
         const uint64_t length = shard.entry.length;
         shard.page = scratch_.page(number++);
         shard.in_page = length % UCM_ALIGNMENT;
         const size_t in_page = size_t(shard.in_page), padding = size_t(shard.bytes() - length);
-        rows.append(pieces, shard.addresses, length - in_page);
+        rows_->append(pieces, shard.addresses, length - in_page);
         if (in_page + padding > 0) pieces.push_back({shard.page, in_page + padding});
         if (way_ == Io::Way::kRead) continue;
-        if (in_page > 0) rows.gather(shard.addresses, length - in_page, in_page, shard.page);
+        if (in_page > 0) rows_->gather(shard.addresses, length - in_page, in_page, shard.page);
         std::memset(shard.page + in_page, 0, padding);
+        shard.entry.checksum =
+            rows_->checksum(scratch_.memory, id_, shard.shard, shard.addresses, length);
     }
 }
 
-void File::fill_bounce() {
-    chunk_ = std::min<uint64_t>(left_, scratch_.bounce.bytes());
-    begun_ = 0;
-    uint8_t *buffer = scratch_.bounce.base();
-    if (way_ == Io::Way::kWrite)
-        walk(scratch_.memory, &memory_, &into_, chunk_,
-             [&](const uint8_t *piece, uint64_t from, size_t size) {
-                 std::memcpy(buffer + from, piece, size);
-             });
-    scratch_.pieces.assign(1, {buffer, size_t(chunk_)});
+// Only a shard that is longer than the buffer has more than one.
+void File::next_chunk(uint64_t header) {
+    chunk_ = std::min(left_ - header, kRunBytes);
+    chunk_left_ = header + chunk_;
+    if (way_ == Io::Way::kWrite) pass(chunk_, true);
+    scratch_.pieces.assign(1, {scratch_.buffer() - header, size_t(chunk_left_)});
     piece_ = 0;
 }
 
-void File::empty_bounce() {
-    const uint8_t *buffer = scratch_.bounce.base();
-    if (way_ == Io::Way::kRead)
-        walk(scratch_.memory, &memory_, &into_, begun_,
-             [&](uint8_t *piece, uint64_t from, size_t size) {
-                 std::memcpy(piece, buffer + from, size);
-             });
-    chunk_ = begun_ = 0;
+// Between the buffer and the memory of the shards, from where the last chunk ended.
+void File::pass(uint64_t bytes, bool checksums) {
+    for (uint8_t *buffer = scratch_.buffer(); bytes > 0;) {
+        Placed &shard = (*run_)[shard_];
+        const uint64_t part = std::min(bytes, shard.bytes() - in_shard_);
+        pass_part(shard, in_shard_, part, buffer, checksums);
+        buffer += part;
+        bytes -= part;
+        in_shard_ += part;
+        if (in_shard_ < shard.bytes()) continue;
+        if (checksums)
+            (way_ == Io::Way::kWrite ? shard.entry.checksum : shard.checksum) = scratch_.sum.end();
+        shard_++;
+        in_shard_ = 0;
+    }
+}
+
+void File::pass_part(Placed &shard, uint64_t offset, uint64_t bytes, uint8_t *buffer,
+                     bool checksums) {
+    const bool write = way_ == Io::Way::kWrite;
+    const uint64_t length = shard.entry.length, end = offset + bytes;
+    if (offset == 0 && checksums) scratch_.sum.begin(id_, shard.shard, length);
+    while (offset < std::min(end, length)) {
+        const uint64_t step = std::min(kStepBytes, std::min(end, length) - offset);
+        if (write) rows_->gather(shard.addresses, offset, step, buffer);
+        if (checksums) scratch_.sum.add(buffer, step);
+        if (!write) rows_->scatter(buffer, step, shard.addresses, offset);
+        buffer += step;
+        offset += step;
+    }
+    const size_t padding = size_t(end - offset);
+    if (write)
+        std::memset(buffer, 0, padding);
+    else
+        shard.padded = all_zero(buffer, padding);
+}
+
+void File::take_in(bool checksums) {
+    if (buffered_) return pass(chunk_, checksums);
+    for (Placed &shard : *run_) {
+        const uint64_t length = shard.entry.length;
+        if (shard.in_page > 0)
+            rows_->scatter(shard.page, shard.in_page, shard.addresses, length - shard.in_page);
+        if (!checksums) continue;
+        shard.padded = all_zero(shard.page + shard.in_page, size_t(shard.bytes() - length));
+        shard.checksum =
+            rows_->checksum(scratch_.memory, id_, shard.shard, shard.addresses, length);
+    }
 }
 
 bool File::next(Io &io) {
     if (error_ != 0 || left_ == 0) return false;
-    if (bounced_ && chunk_ == 0) fill_bounce();
+    if (buffered_ && chunk_left_ == 0) {
+        if (way_ == Io::Way::kRead) pass(chunk_, true);
+        next_chunk(0);
+    }
     io.way = way_;
     io.fd = scratch_.fd.get();
     io.pieces = scratch_.pieces.data() + piece_;
@@ -219,14 +291,13 @@ void File::took(const Io &io) {
         error_ = way_ == Io::Way::kWrite ? EIO : kEndOfFile;
     else
         advance(uint64_t(got));
-    if (bounced_ && (error_ != 0 || begun_ == chunk_)) empty_bounce();
 }
 
 void File::advance(uint64_t bytes) {
     offset_ += bytes;
     moved_ += bytes;
     left_ -= bytes;
-    begun_ += bytes;
+    chunk_left_ -= std::min(bytes, chunk_left_);
     while (bytes > 0) {
         iovec &piece = scratch_.pieces[piece_];
         const size_t part = size_t(std::min<uint64_t>(bytes, piece.iov_len));
@@ -243,13 +314,6 @@ void File::move() {
         move_now(io);
         took(io);
     }
-}
-
-void File::fill_in(const Rows &rows, const std::vector<Placed> &run) {
-    for (const Placed &shard : run)
-        if (shard.in_page > 0)
-            rows.scatter(shard.page, shard.in_page, shard.addresses,
-                         shard.entry.length - shard.in_page);
 }
 
 }  // namespace ucm::posix

@@ -5,6 +5,8 @@
 #include <sys/uio.h>
 
 #include <limits>
+#include <map>
+#include <shared_mutex>
 #include <vector>
 
 #include "block_file.h"
@@ -19,23 +21,50 @@ constexpr uint64_t kRunBytes = 4u << 20;                     // of payload in on
 constexpr size_t kRunShards = 256;                           // pages in Scratch
 constexpr int kEndOfFile = std::numeric_limits<int>::max();  // no errno
 
+bool all_zero(const uint8_t *bytes, size_t n);
+
+// Memory that goes to O_DIRECT as it is; what else is given goes through buffers in huge pages,
+// since a disk takes them faster than scattered small pages, by more than the copy costs.
+class DirectMemory {
+  public:
+    explicit DirectMemory(bool all) : all_(all) {}
+
+    void add(const void *base, uint64_t bytes);
+    // False: it is not there.
+    bool remove(const void *base, uint64_t bytes);
+    bool covers(const void *memory, uint64_t bytes) const;
+
+  private:
+    const bool all_;
+    mutable std::shared_mutex mutex_;  // guards ranges_
+    std::map<uintptr_t, uint64_t> ranges_;
+};
+
 // What a job needs while it runs; made at open. Its pages take memory when first touched.
 struct Scratch {
-    Scratch(bool direct, bool queued)
+    Scratch(const DirectMemory &direct_memory, bool direct, bool queued, uint64_t header_bytes)
         : makes_room(direct && queued),
-          header(kMaxHeaderBytes),
-          pages(kRunShards * UCM_ALIGNMENT),
-          bounce(direct ? kRunBytes : 0) {}
+          direct_memory(direct_memory),
+          header_bytes(header_bytes),
+          mapping(header_bytes + (direct ? kRunBytes : kMaxHeaderBytes),
+                  direct ? Pages::kHuge : Pages::kSmall),
+          pages(kRunShards * UCM_ALIGNMENT) {}
 
+    // A header that turns out to be longer goes on where the buffer is.
+    uint8_t *header() const { return mapping.base(); }
+    // For payload, kRunBytes; none without O_DIRECT.
+    uint8_t *buffer() const { return mapping.base() + header_bytes; }
     uint8_t *page(size_t i) const { return pages.base() + i * UCM_ALIGNMENT; }
 
     // A write past the end of a file holds up whoever submits it; one into room that is made does
     // not.
     const bool makes_room;
-    Mapping header;
-    Mapping pages;   // of each shard of a run: the end that fills no whole page
-    Mapping bounce;  // for O_DIRECT with memory that is not aligned
+    const DirectMemory &direct_memory;
+    const uint64_t header_bytes;  // of the store's own blocks
+    Mapping mapping;
+    Mapping pages;  // of each shard of a run: the end that fills no whole page
     std::vector<iovec> pieces, memory;
+    PayloadChecksum sum;
     ForkClosed fd;
 };
 
@@ -50,6 +79,7 @@ class Rows {
     void append(std::vector<iovec> &pieces, void *const *addresses, uint64_t length) const;
     // Could whole pages of it go through O_DIRECT as they are?
     bool aligned(void *const *addresses, uint64_t length) const;
+    bool all_in(const DirectMemory &memory, void *const *addresses, uint64_t length) const;
     // Between the bytes of a shard from offset on and flat memory.
     void gather(void *const *addresses, uint64_t offset, uint64_t bytes, uint8_t *to) const;
     void scatter(const uint8_t *from, uint64_t bytes, void *const *addresses,
@@ -65,14 +95,20 @@ class Rows {
     std::vector<uint64_t> segments_;
 };
 
-// A shard within a run: memory and page that together make up whole pages of the file.
+// A shard within a run. Without a buffer, memory and page together make up whole pages of the file.
 struct Placed {
-    size_t index;  // in the task
+    size_t index;    // in the task
+    uint32_t shard;  // of the block
     ShardEntry entry;
     void *const *addresses;
     uint8_t *page = nullptr;
     uint64_t in_page = 0;  // last bytes of the shard that pass through the page, before the padding
+    // Of what was read, after File::take_in.
+    uint64_t checksum = 0;
+    bool padded = false;  // with zeros
+
     uint64_t bytes() const { return round_up(entry.length); }
+    bool sound() const { return padded && checksum == entry.checksum; }
 };
 
 // An open file, and the ways that bytes take to and from it. One at a time for each Scratch.
@@ -98,31 +134,45 @@ class File {
     int read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got);
 
     // May this shard's memory share a run with others that answer the same?
-    bool bounces(const Rows &rows, const Placed &shard) const {
-        return direct_ && !rows.aligned(shard.addresses, shard.entry.length);
+    bool buffered(const Rows &rows, const Placed &shard) const {
+        return direct_ && shard.entry.length > 0 &&
+               !(rows.aligned(shard.addresses, shard.entry.length) &&
+                 rows.all_in(scratch_.direct_memory, shard.addresses, shard.entry.length));
     }
 
     // Movements of shards that follow each other in the file; in front of them, if it is not 0,
-    // the first `header` bytes of Scratch::header, to or from the beginning of the file.
-    void prepare_write(const Rows &rows, std::vector<Placed> &run, uint64_t header);
-    void prepare_read(const Rows &rows, std::vector<Placed> &run, uint64_t header);
+    // the first `header` bytes of Scratch::header, to or from the beginning of the file. The run
+    // stays where it is until the movement is over. A write sets the checksums: before the first
+    // request if the run fits into a buffer, else before it is over.
+    void prepare_write(const Rows &rows, const BlockId &id, std::vector<Placed> &run,
+                       uint64_t header);
+    void prepare_read(const Rows &rows, const BlockId &id, std::vector<Placed> &run,
+                      uint64_t header);
     bool next(Io &io);
     void took(const Io &io);
     // Here and now.
     void move();
+    // After a read, when the entries are right: the bytes are put in place, and checksums computed
+    // if they are wanted.
+    void take_in(bool checksums);
+
+    // Does the run go with one request, or those that follow a short one?
+    bool at_once(const Rows &rows, const std::vector<Placed> &run) const {
+        return run.front().bytes() <= kRunBytes || !buffered(rows, run.front());
+    }
+    bool through_buffer() const { return buffered_; }
 
     // Of the last movement: 0, an errno or kEndOfFile; whole bytes, also on failure.
     int error() const { return error_; }
     uint64_t moved() const { return moved_; }
 
-    // After a read: puts in place what came through pages. To be called when entry.length is right.
-    static void fill_in(const Rows &rows, const std::vector<Placed> &run);
-
   private:
-    void prepare(Io::Way way, const Rows &rows, std::vector<Placed> &run, uint64_t header);
-    void lay_out(const Rows &rows, std::vector<Placed> &run);
-    void fill_bounce();
-    void empty_bounce();
+    void prepare(Io::Way way, const Rows &rows, const BlockId &id, std::vector<Placed> &run,
+                 uint64_t header);
+    void lay_out();
+    void next_chunk(uint64_t header);
+    void pass(uint64_t bytes, bool checksums);
+    void pass_part(Placed &shard, uint64_t offset, uint64_t bytes, uint8_t *buffer, bool checksums);
     void advance(uint64_t bytes);
     bool went_buffered();
 
@@ -131,12 +181,17 @@ class File {
     bool direct_ = false;
 
     Io::Way way_ = Io::Way::kRead;
-    bool bounced_ = false;
+    const Rows *rows_ = nullptr;
+    BlockId id_{};
+    std::vector<Placed> *run_ = nullptr;
+    bool buffered_ = false;
     int error_ = 0;
     uint64_t offset_ = 0, left_ = 0, moved_ = 0;
-    size_t piece_ = 0;                // in scratch_.pieces: the first that is not moved
-    size_t memory_ = 0, into_ = 0;    // in scratch_.memory, when bounced
-    uint64_t chunk_ = 0, begun_ = 0;  // bytes of the bounce buffer, and those of it that are moved
+    size_t piece_ = 0;  // in scratch_.pieces: the first that is not moved
+    // If buffered: payload in the buffer, what of it is not moved, and where it belongs.
+    uint64_t chunk_ = 0, chunk_left_ = 0;
+    size_t shard_ = 0;
+    uint64_t in_shard_ = 0;
 };
 
 }  // namespace ucm::posix

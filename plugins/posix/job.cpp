@@ -19,7 +19,7 @@ Durability durability_of(const std::string &word) {
 
 HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint64_t expected,
                         const BlockId &id, BlockHeader &header, int *error) {
-    uint8_t *data = scratch.header.base();
+    uint8_t *data = scratch.header();
     uint64_t have = 0, need = std::min(expected, round_up(file_bytes));
     // Twice at most: a header of another size says so in its first page.
     for (int turn = 0; turn < 2; turn++) {
@@ -37,14 +37,15 @@ HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint6
 }  // namespace
 
 Context::Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted,
-                 const char *durability_word, bool verify)
+                 const char *durability_word, bool verify, bool zero_copy)
     : lookup_only((args.flags & UCM_OPEN_LOOKUP_ONLY) != 0),
       log(args.host, "Posix"),
       directories(paths, wanted, log),
       durability(durability_of(durability_word)),
       verifies(verify),
       shape(lookup_only ? BlockShape() : BlockShape(*args.layout, wanted.space.id())),
-      rows(rows_of(args, lookup_only)) {}
+      rows(rows_of(args, lookup_only)),
+      direct_memory(zero_copy) {}
 
 std::shared_ptr<Batch> split(const ucm_transfer &transfer, bool dump) {
     auto batch = std::make_shared<Batch>();

@@ -37,7 +37,7 @@ enum class Durability { kNone, kData, kFull };
 // What every part of one open store uses.
 struct Context {
     Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted,
-            const char *durability_word, bool verify);
+            const char *durability_word, bool verify, bool zero_copy);
 
     const bool lookup_only;
     const Logger log;
@@ -46,6 +46,7 @@ struct Context {
     const bool verifies;
     const BlockShape shape;
     const Rows rows;
+    DirectMemory direct_memory;
     Metrics<kMetrics> metrics;
 };
 

@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "file.h"
+#include "job.h"
 #include "threads.h"
 
 namespace ucm::posix {
@@ -25,10 +26,13 @@ template <typename Work, typename Item>
 class Lane {
   public:
     template <typename Make>
-    Lane(Queue<Item> &queue, std::unique_ptr<Engine> engine, bool direct, Make make)
+    Lane(Queue<Item> &queue, std::unique_ptr<Engine> engine, const Context &context, bool direct,
+         Make make)
         : queue_(queue), engine_(std::move(engine)) {
+        const uint64_t header_bytes = block_header_bytes(context.shape.shard_count);
         for (size_t i = 0; i < engine_->depth(); i++) {
-            scratches_.push_back(std::make_unique<Scratch>(direct, engine_->depth() > 1));
+            scratches_.push_back(std::make_unique<Scratch>(context.direct_memory, direct,
+                                                           engine_->depth() > 1, header_bytes));
             works_.push_back(make(*scratches_.back()));
             works_.back()->io().slot = i;
             free_.push_back(i);

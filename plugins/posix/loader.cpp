@@ -8,14 +8,6 @@
 #include "failpoint.h"
 
 namespace ucm::posix {
-namespace {
-
-bool all_zero(const uint8_t *bytes, size_t n) {
-    return n == 0 || (bytes[0] == 0 && std::memcmp(bytes, bytes + 1, n - 1) == 0);
-}
-
-}  // namespace
-
 bool Loader::begin(Job &job) {
     Busy busy(context_.metrics, kLoadBusyNs);
     job_ = std::move(job);
@@ -52,7 +44,7 @@ bool Loader::start() {
     stage_ = Stage::kHeader;
     const uint64_t expected = block_header_bytes(context_.shape.shard_count);
     const uint64_t header = std::min(expected, round_up(uint64_t(block_->st.st_size)));
-    block_->file.prepare_read(context_.rows, run_, header);
+    block_->file.prepare_read(context_.rows, id_, run_, header);
     if (block_->file.next(io_)) return true;
     return after_header();
 }
@@ -73,7 +65,7 @@ void Loader::guess() {
     for (size_t i = 0; i < job_.size(); i++) {
         const size_t index = job_.index(i);
         if (task_->shard(index) != i) break;
-        Placed shard{index, {}, task_->addresses(index)};
+        Placed shard{index, task_->shard(index), {}, task_->addresses(index)};
         shard.entry.offset = header + i * whole;
         // Alone, all but its last page is sure to be its own.
         shard.entry.length = alone ? size - header - UCM_ALIGNMENT + 1 : context_.shape.capacity;
@@ -81,8 +73,8 @@ void Loader::guess() {
     }
     guessed_ = run_.size() == job_.size() && !run_.empty();
     for (const Placed &shard : run_)
-        guessed_ = guessed_ && block_->file.bounces(context_.rows, shard) ==
-                                   block_->file.bounces(context_.rows, run_.front());
+        guessed_ = guessed_ && block_->file.buffered(context_.rows, shard) ==
+                                   block_->file.buffered(context_.rows, run_.front());
     if (!guessed_) run_.clear();
 }
 
@@ -101,8 +93,8 @@ bool Loader::after_header() {
     const uint64_t expected = block_header_bytes(context_.shape.shard_count);
     const bool got = block.file.moved() >= expected;
     if (got)
-        header = decode_block_header(scratch_.header.base(), expected, uint64_t(block.st.st_size),
-                                     id_, block.header, &need);
+        header = decode_block_header(scratch_.header(), expected, uint64_t(block.st.st_size), id_,
+                                     block.header, &need);
     BlockState state = BlockState::kFits;
     if (header != HeaderState::kSound || !context_.shape.fits(block.header)) {
         guessed_ = false;
@@ -123,14 +115,14 @@ bool Loader::after_header() {
 bool Loader::guessed_right() {
     all_.clear();
     for (Placed &shard : run_) {
-        const ShardEntry &entry = block_->header.table[task_->shard(shard.index)];
+        const ShardEntry &entry = block_->header.table[shard.shard];
         const uint64_t bytes = shard.bytes();
         if (entry.length == 0 || entry.offset != shard.entry.offset ||
             round_up(entry.length) != bytes)
             return false;
         if (shard.in_page > 0)
             shard.in_page = entry.length - (bytes - UCM_ALIGNMENT);
-        else if (entry.length != shard.entry.length)
+        else if (!block_->file.through_buffer() && entry.length != shard.entry.length)
             return false;
         shard.entry = entry;
     }
@@ -143,7 +135,8 @@ void Loader::place() {
     all_.reserve(job_.size());
     for (size_t i = 0; i < job_.size(); i++) {
         const size_t index = job_.index(i);
-        all_.push_back({index, block_->header.table[task_->shard(index)], task_->addresses(index)});
+        const uint32_t shard = task_->shard(index);
+        all_.push_back({index, shard, block_->header.table[shard], task_->addresses(index)});
     }
     std::stable_sort(all_.begin(), all_.end(), [](const Placed &a, const Placed &b) {
         return a.entry.offset < b.entry.offset;
@@ -154,11 +147,11 @@ void Loader::place() {
 void Loader::next_run() {
     run_.assign(1, all_[next_++]);
     uint64_t end = run_[0].entry.offset + run_[0].bytes(), bytes = run_[0].bytes();
-    const bool bounces = block_->file.bounces(context_.rows, run_[0]);
+    const bool buffered = block_->file.buffered(context_.rows, run_[0]);
     while (next_ < all_.size() && run_.size() < kRunShards && bytes > 0) {
         const Placed &shard = all_[next_];
         if (shard.entry.offset != end || bytes + shard.bytes() > kRunBytes ||
-            block_->file.bounces(context_.rows, shard) != bounces)
+            block_->file.buffered(context_.rows, shard) != buffered)
             break;
         run_.push_back(shard);
         bytes += shard.bytes();
@@ -176,7 +169,7 @@ bool Loader::start_run() {
             continue;
         }
         stage_ = Stage::kRun;
-        block_->file.prepare_read(context_.rows, run_, 0);
+        block_->file.prepare_read(context_.rows, id_, run_, 0);
         if (block_->file.next(io_)) return true;
         after_run();
     }
@@ -188,10 +181,10 @@ void Loader::after_run() {
         for (const Placed &shard : run_) load_alone(shard);
         return;
     }
-    File::fill_in(context_.rows, run_);
+    block_->file.take_in(context_.verifies);
     std::vector<Placed> bad;
     for (const Placed &shard : run_) {
-        if (sound(shard))
+        if (shard.sound() || !context_.verifies)
             finish(shard, UCM_OK, 0);
         else
             bad.push_back(shard);
@@ -204,26 +197,18 @@ void Loader::load_alone(const Placed &shard) {
     std::vector<Placed> run{shard};
     int error = 0;
     if (shard.bytes() > 0) {
-        block_->file.prepare_read(context_.rows, run, 0);
+        block_->file.prepare_read(context_.rows, id_, run, 0);
         block_->file.move();
         error = block_->file.error();
-        if (error == 0) File::fill_in(context_.rows, run);
+        if (error == 0) block_->file.take_in(context_.verifies);
     }
-    if (error == 0 && sound(run[0])) return finish(run[0], UCM_OK, 0);
+    if (error == 0 && (run[0].sound() || !context_.verifies)) return finish(run[0], UCM_OK, 0);
     // The caller's memory may be another shard's too; then nothing is wrong with the file.
     if (error == 0 && load_by_own_memory(shard)) return finish(shard, UCM_OK, 0);
     if (error == 0 || error == kEndOfFile) return corrupt_.push_back(shard);
-    context_.log.write(UCM_LOG_WARN, "cannot read shard %u of %s: %s", task_->shard(shard.index),
+    context_.log.write(UCM_LOG_WARN, "cannot read shard %u of %s: %s", shard.shard,
                        directory_->block_path(id_).c_str(), errno_text(error).c_str());
     finish(shard, status_of_errno(error, UCM_NOT_FOUND), error);
-}
-
-bool Loader::sound(const Placed &shard) {
-    if (!context_.verifies) return true;
-    const ShardEntry &entry = shard.entry;
-    return all_zero(shard.page + shard.in_page, size_t(shard.bytes() - entry.length)) &&
-           context_.rows.checksum(scratch_.memory, id_, task_->shard(shard.index), shard.addresses,
-                                  entry.length) == entry.checksum;
 }
 
 bool Loader::load_by_own_memory(const Placed &shard) {
@@ -236,7 +221,7 @@ bool Loader::load_by_own_memory(const Placed &shard) {
     const iovec piece{own.base(), size_t(entry.length)};
     const bool sound =
         all_zero(own.base() + entry.length, size_t(shard.bytes() - entry.length)) &&
-        payload_checksum(id_, task_->shard(shard.index), entry.length, &piece, 1) == entry.checksum;
+        payload_checksum(id_, shard.shard, entry.length, &piece, 1) == entry.checksum;
     if (sound) context_.rows.scatter(own.base(), entry.length, shard.addresses, 0);
     return sound;
 }

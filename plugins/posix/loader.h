@@ -33,7 +33,6 @@ class Loader {
     bool start_run();
     void after_run();
     void load_alone(const Placed &shard);
-    bool sound(const Placed &shard);
     bool load_by_own_memory(const Placed &shard);
     void finish(const Placed &shard, ucm_status status, int error);
     bool fail_all(ucm_status status, int error = 0);

@@ -31,6 +31,9 @@ const ucm_option kOptions[] = {
      "What is synced before a block is published: nothing, its data, or its folder too."},
     {"posix_verify", UCM_TYPE_BOOL, 0, "true", nullptr, nullptr,
      "Off only to measure what checks cost; refused unless UCM_MEASURE=verify is set."},
+    {"posix_zero_copy", UCM_TYPE_BOOL, 0, "false", nullptr, nullptr,
+     "With io_direct, move aligned memory without buffers in huge pages; registered memory always "
+     "is."},
     {"posix_capacity_gb", UCM_TYPE_FLOAT, 0, "0", "0..", "GiB",
      "What all writers together may take in storage_backends; 0: no limit."},
     {"posix_gc_enable", UCM_TYPE_BOOL, 0, "true", nullptr, nullptr,

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 
 #include "failpoint.h"
 
@@ -68,6 +69,19 @@ bool verify_of(const ucm_open_args &args) {
                 "costs, with UCM_MEASURE=verify in the environment");
 }
 
+// Does the kernel give huge pages to those who ask?
+bool huge_pages() {
+    std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+    std::string words;
+    std::getline(file, words);
+    return words.find("[always]") != std::string::npos ||
+           words.find("[madvise]") != std::string::npos;
+}
+
+bool zero_copy_of(const ucm_open_args &args) {
+    return Values(args)[kZeroCopy].i != 0 || !huge_pages();
+}
+
 DraftLimits draft_limits(const Directories &directories, uint64_t capacity) {
     DraftLimits limits;
     if (const uint64_t total = directories.total_bytes()) limits.bytes = total / 2;
@@ -88,7 +102,7 @@ ucm_status closed(ucm_error *err) {
 PosixStore::PosixStore(const ucm_open_args &args)
     : timeout_ms_(Values(args)[kTimeoutMs].i),
       context_(args, Values(args)[kStorageBackends], wanted_of(args), Values(args)[kDurability].s,
-               verify_of(args)),
+               verify_of(args), zero_copy_of(args)),
       tasks_(layout_of(args)),
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),
@@ -131,11 +145,12 @@ void PosixStore::start_threads(const Values &values) {
     };
     for (size_t i = 0; i < choice.load_threads; i++)
         load_lanes_.push_back(std::make_unique<Lane<Loader, Job>>(
-            loads_, engine(choice.load_threads), direct,
+            loads_, engine(choice.load_threads), context_, direct,
             [this](Scratch &scratch) { return std::make_unique<Loader>(context_, scratch); }));
     for (size_t i = 0; i < choice.dump_threads; i++)
         dump_lanes_.push_back(std::make_unique<Lane<DumpRun, BlockId>>(
-            dumper_.ready(), engine(choice.dump_threads), direct, [this](Scratch &scratch) {
+            dumper_.ready(), engine(choice.dump_threads), context_, direct,
+            [this](Scratch &scratch) {
                 return std::make_unique<DumpRun>(context_, dumper_, ledger_, scratch);
             }));
     for (auto &lane : load_lanes_)
@@ -343,6 +358,19 @@ ucm_status PosixStore::metrics(const ucm_metrics_args &args, ucm_error *) {
     context_.metrics.set(kQuotaUsed, quota.used);
     context_.metrics.set(kQuotaLimit, quota.limit);
     return context_.metrics.copy(args);
+}
+
+// Nothing is pinned beyond a request, so memory can be given back at any time.
+ucm_status PosixStore::register_memory(const ucm_memory_args &args, ucm_error *err) {
+    if (args.memory != UCM_MEMORY_HOST)
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "Posix moves host memory only");
+    if (!args.release) {
+        context_.direct_memory.add(args.base, args.bytes);
+        return UCM_OK;
+    }
+    return context_.direct_memory.remove(args.base, args.bytes)
+               ? UCM_OK
+               : ucm_fail(err, UCM_INVALID, 0, "this memory is not registered");
 }
 
 ucm_status PosixStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {

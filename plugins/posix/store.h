@@ -29,6 +29,7 @@ enum Option {
     kFileGroup,
     kDurability,
     kVerify,
+    kZeroCopy,
     kCapacity,
     kGcEnable,
     kGcTrigger,
@@ -52,6 +53,7 @@ class PosixStore final : public Store {
     ucm_status remove(const ucm_ids_args &, ucm_error *) override;
     ucm_status drain(const ucm_wait_args &, ucm_report &, ucm_error *) override;
     ucm_status metrics(const ucm_metrics_args &, ucm_error *) override;
+    ucm_status register_memory(const ucm_memory_args &, ucm_error *) override;
     ucm_status close(const ucm_wait_args &, ucm_report &, ucm_error *) override;
 
   private:

@@ -37,7 +37,8 @@ class Memory {
         uint64_t load_transfers = 0, dump_transfers = 0,
                  busy = 0;  // busy: how often it was answered
         uint64_t loaded = 0, dumped = 0,
-                 replaced = 0;  // shards done UCM_OK; replaced: with REPLACE
+                 replaced = 0;    // shards done UCM_OK; replaced: with REPLACE
+        uint64_t registered = 0;  // bytes of memory
         uint64_t lookups = 0, removes = 0, touches = 0, prefetches = 0, drains = 0;  // calls
         uint64_t looked_up = 0;     // ids asked for
         uint64_t most_waiting = 0;  // shards accepted and not yet done, at most
@@ -219,6 +220,12 @@ class MemoryStore final : public ucm::Store {
     }
     ucm_status touch(const ucm_ids_args &, ucm_error *) override {
         memory_->change([&] { memory_->counters_.touches++; });
+        return UCM_OK;
+    }
+
+    ucm_status register_memory(const ucm_memory_args &a, ucm_error *) override {
+        memory_->change(
+            [&] { memory_->counters_.registered += a.release ? 0 - a.bytes : a.bytes; });
         return UCM_OK;
     }
 

@@ -744,3 +744,15 @@ TEST_CASE("layers publish only capabilities that they may take over", "[pipeline
         }
     }
 }
+
+TEST_CASE("a layer registers its buffers with the store below, until it is closed", "[pipeline]") {
+    const std::string layer = GENERATE("Cache", "Compress");
+    if (!has_plugin(layer)) return;
+    const auto memory = std::make_shared<Memory>();
+    {
+        Stack stack({layer, "Memory"}, {}, Geometry{}, memory);
+        REQUIRE(memory->counters().registered > 0);
+        stack.close();
+    }
+    REQUIRE(memory->counters().registered == 0);
+}

@@ -86,6 +86,15 @@ struct Faults {
     std::atomic<bool> old_rename{false};   // without RENAME_NOREPLACE
     std::atomic<int64_t> room{INT64_MAX};  // bytes until the disk is full
     Gate write_gate, read_gate;
+    // Requests whose pieces lie in this memory.
+    std::atomic<uintptr_t> watched{0}, watched_end{0};
+    void watch(const iovec *pieces, int n) {
+        for (int i = 0; i < n; i++) {
+            const auto at = reinterpret_cast<uintptr_t>(pieces[i].iov_base);
+            if (at >= watched && at < watched_end) return void(in_place++);
+        }
+    }
+    std::atomic<int> in_place{0};
 } faults;
 
 // Undoes what a test set, also when it fails.
@@ -113,6 +122,7 @@ extern "C" {
 ssize_t pwritev64(int fd, const iovec *pieces, int n, off64_t offset) {
     static const auto next = real(&pwritev64, "pwritev64");
     faults.write_gate.pass();
+    faults.watch(pieces, n);
     if (faults.writes.strikes()) return -1;
     if (faults.room == INT64_MAX) return next(fd, pieces, n, offset);
     std::vector<iovec> fitting;
@@ -134,6 +144,7 @@ ssize_t pwritev64(int fd, const iovec *pieces, int n, off64_t offset) {
 ssize_t preadv64(int fd, const iovec *pieces, int n, off64_t offset) {
     static const auto next = real(&preadv64, "preadv64");
     faults.read_gate.pass();
+    faults.watch(pieces, n);
     return faults.reads.strikes() ? -1 : next(fd, pieces, n, offset);
 }
 
@@ -306,18 +317,20 @@ TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
         uint32_t shards;
         std::vector<uint64_t> segments;
     };
-    const auto shape = GENERATE(Shape{1, {1}}, Shape{1, {4096}}, Shape{4, {5000}},
-                                Shape{3, {8192, 4096}}, Shape{2, {8192, 4096, 5001}},
-                                Shape{64, {4095}}, Shape{64, {300, 1, 7000}}, Shape{5, {3, 4096}},
-                                Shape{2, {5u << 20}}, Shape{3, std::vector<uint64_t>(1500, 11)});
-    const std::string direct = GENERATE("false", "true");
+    const auto shape =
+        GENERATE(Shape{1, {1}}, Shape{1, {4096}}, Shape{4, {5000}}, Shape{3, {8192, 4096}},
+                 Shape{2, {8192, 4096, 5001}}, Shape{64, {4095}}, Shape{64, {300, 1, 7000}},
+                 Shape{5, {3, 4096}}, Shape{1, {5u << 20}}, Shape{2, {5u << 20}},
+                 Shape{3, std::vector<uint64_t>(1500, 11)});
+    auto way = GENERATE(Options{}, Options{{"io_direct", "true"}},
+                        Options{{"io_direct", "true"}, {"posix_zero_copy", "true"}});
     const size_t misalign = GENERATE(0, 1, 4096);
-    if (used != "psync" && direct == "false") return;  // there they queue nothing
+    if (used != "psync" && way.empty()) return;  // there they queue nothing
+    way["posix_io_engine"] = used;
     TempDir directory;
     Geometry geometry{shape.shards, shape.segments};
     geometry.misalign = misalign;
-    Stack stack({"Posix"}, in(directory, {{"posix_io_engine", used}, {"io_direct", direct}}),
-                geometry);
+    Stack stack({"Posix"}, in(directory, way), geometry);
     const auto ids = make_ids(geometry.capacity() > (1 << 20) ? 1 : 3);
     for (const ucm_result &result : stack.dump(ids)) {
         REQUIRE(result.status == UCM_OK);
@@ -331,12 +344,13 @@ TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
 TEST_CASE("Posix keeps shards of any length, none too", "[posix]") {
     const std::string used = engine();
     const bool pages = GENERATE(false, true);
-    const std::string direct = GENERATE("false", "true");
+    auto way = GENERATE(Options{}, Options{{"io_direct", "true"}},
+                        Options{{"io_direct", "true"}, {"posix_zero_copy", "true"}});
+    way["posix_io_engine"] = used;
     TempDir directory;
     Geometry geometry{8, {9000}};
     geometry.pages = pages;
-    Stack stack({"Posix"}, in(directory, {{"posix_io_engine", used}, {"io_direct", direct}}),
-                geometry);
+    Stack stack({"Posix"}, in(directory, way), geometry);
     const auto shards = shards_of(make_ids(1), 8);
     const std::vector<uint64_t> lengths = {0, 1, 4095, 4096, 4097, 0, 8192, 9000};
     Move dump(stack, shards, lengths);
@@ -350,6 +364,43 @@ TEST_CASE("Posix keeps shards of any length, none too", "[posix]") {
         REQUIRE(load.same(i));
     }
     REQUIRE_FALSE(load.overrun());
+}
+
+TEST_CASE("O_DIRECT takes memory as it is if it is registered, or if zero copy is wanted",
+          "[posix]") {
+    const std::string zero_copy = GENERATE("false", "true");
+    const bool registered = GENERATE(false, true);
+    TempDir directory;
+    Geometry geometry{2, {8192}};
+    geometry.pages = true;
+    Stack stack({"Posix"}, in(directory, {{"io_direct", "true"}, {"posix_zero_copy", zero_copy}}),
+                geometry);
+    const auto shards = shards_of(make_ids(1), 2);
+    for (const bool dump : {true, false}) {
+        Move move(stack, shards);
+        ucm_memory_args memory{};
+        memory.struct_size = sizeof memory;
+        memory.memory = UCM_MEMORY_HOST;
+        memory.base = move.transfer.addresses[0];
+        memory.bytes = uint64_t(static_cast<uint8_t *>(move.transfer.addresses[1]) -
+                                static_cast<uint8_t *>(memory.base)) +
+                       8192;
+        if (registered) REQUIRE(ucm_register_memory(stack.top(), &memory, nullptr) == UCM_OK);
+        faults.watched = reinterpret_cast<uintptr_t>(memory.base);
+        faults.watched_end = faults.watched + memory.bytes;
+        faults.in_place = 0;
+        REQUIRE((dump ? move.dump() : move.load()) == UCM_OK);
+        REQUIRE(move.wait() == UCM_OK);
+        faults.watched = faults.watched_end = 0;
+        REQUIRE((faults.in_place > 0) == (registered || zero_copy == "true"));
+        if (!dump) REQUIRE((move.same(0) && move.same(1)));
+        memory.release = 1;
+        ucm_error error{};
+        error.struct_size = sizeof error;
+        REQUIRE(ucm_register_memory(stack.top(), &memory, &error) ==
+                (registered ? UCM_OK : UCM_INVALID));
+        REQUIRE(ucm_register_memory(stack.top(), &memory, &error) == UCM_INVALID);
+    }
 }
 
 TEST_CASE("Posix files are as docs/block-format.md says", "[posix]") {

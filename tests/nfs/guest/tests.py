@@ -165,8 +165,8 @@ def live_writers_are_left_alone(places, folder):
     with hosts(("host-a", a / folder)) as (writer,):
         expect_ok(writer.call(dump, [1], 0, [0, 1, 2]))
         with hosts(("host-a", a / folder), ("host-b", b / folder)):
-            assert len(leftovers(folder)) == 1
-        assert len(leftovers(folder)) == 1
+            assert len(leftovers(folder)) == 1, leftovers(folder)
+        assert len(leftovers(folder)) == 1, leftovers(folder)
         expect_ok(writer.call(dump, [1], 0, [3]))
         assert writer.call(load, [1]) == {1: "whole"}
 
@@ -507,8 +507,7 @@ def server_away_soft(server):
                 looked, loaded = reader.call(lookup_error, 0), reader.call(load_error, 1)
                 dumped = writer.call(dump_error, 5)
                 server.start()
-                for word in (block_of(0).id.hex(), "error"):
-                    assert word in looked, looked
+                assert looked == "found: True", "the index answers, without the server"
                 assert loaded[0] == "IO", loaded
                 assert loaded[1] in (5, 110), loaded
                 assert dumped[0] == "IO", dumped
