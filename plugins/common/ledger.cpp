@@ -31,6 +31,7 @@ constexpr uint64_t kPage = 4096, kFirstSlots = 16, kMostSlots = 1024;
 constexpr uint64_t kGrant = 64ull << 20;
 constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs, kDay = 86400 * kSecond;
 constexpr int64_t kPatience = 2 * kSecond, kLittlePatience = 100 * kMs;
+constexpr int64_t kFreeLook = 100 * kMs;  // at a ledger without a limit
 constexpr int64_t kRoomIsMade = 10 * kSecond, kPoll = 5 * kMs;
 constexpr int64_t kTellEvery = 10 * kSecond, kCheckEvery = 2 * kSecond;
 constexpr int64_t kTouchedAfter = 100 * kMs;  // a ledger whose writers had left
@@ -330,10 +331,12 @@ void Quota::see(const LedgerPage &page) {
 
 bool Quota::take(uint64_t bytes) {
     std::lock_guard<std::mutex> hold(mutex_);
-    if (!look() || seen_.limit != granted_under_) return false;
+    // Without a limit nothing depends on news, so each tick's are enough.
+    const bool free = joined_ && seen_.limit == 0 && monotonic_ns() - looked_ns_ < 2 * kFreeLook;
+    if ((!free && !look()) || seen_.limit != granted_under_) return false;
     if (granted_ - reserved_ - published_ < int64_t(bytes)) return false;
     reserved_ += int64_t(bytes);
-    spent_ns_ = looked_ns_;
+    spent_ns_ = monotonic_ns();
     return true;
 }
 
@@ -475,7 +478,7 @@ void Quota::tick() {
         if (closed_) return;
         const int64_t now = monotonic_ns();
         const bool idle = now - spent_ns_ > kSecond && granted_ > reserved_ + published_;
-        if (now - looked_ns_ > (seen_.limit ? 0 : kSecond)) due = !look();
+        if (now - looked_ns_ > (seen_.limit ? 0 : kFreeLook)) due = !look();
         if (due && !joined_) looked_ns_ = now;  // where it fails, not again at once
         if (now - handed_in_ns_ > kSecond && (idle || published_ > 0 || too_high_)) due = true;
         if (idle && due) give_back();

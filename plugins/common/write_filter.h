@@ -35,6 +35,7 @@ class WriteFilter {
   public:
     explicit WriteFilter(const WriteFilterOptions &options);
 
+    bool active() const { return options_.bytes_per_s || options_.second_sight; }
     // To be asked when a dump would begin a block. What is answered for one shard holds for all
     // shards of the block, until one of them is dumped again.
     bool admits(const BlockId &id, const std::vector<uint32_t> &shards, uint32_t shards_per_block,

@@ -134,11 +134,14 @@ void Directory::check_same() const {
 }
 
 int Directory::make_block_folder(const BlockId &id) {
+    const std::string path = space_->path() + "/" + block_folder(id);
     try {
+        folders_synced_[std::stoul(block_folder(id), nullptr, 16)] = false;
+        const int error = place_folder(path, *writer_, access_);
+        if (status_of_errno(error, UCM_NOT_FOUND) != UCM_NOT_FOUND) return error;
         check_same();
         space_->ensure(*writer_, access_, kSoftware);
-        folders_synced_[std::stoul(block_folder(id), nullptr, 16)] = false;
-        return place_folder(space_->path() + "/" + block_folder(id), *writer_, access_);
+        return place_folder(path, *writer_, access_);
     } catch (const Error &error) {
         log_.write(UCM_LOG_ERROR, "block %s: %s", id.hex().c_str(), error.what());
         return error.os_errno() ? error.os_errno() : EIO;
@@ -269,11 +272,12 @@ void Directory::shrank() {
 
 bool Directory::admits(const BlockId &id, const std::vector<uint32_t> &shards,
                        uint32_t shards_per_block) {
-    return filter_->admits(id, shards, shards_per_block, quota_->seen().writers);
+    return !filter_->active() ||
+           filter_->admits(id, shards, shards_per_block, quota_->seen().writers);
 }
 
 void Directory::wrote(uint64_t bytes) {
-    filter_->wrote(bytes, quota_->seen().writers);
+    if (filter_->active()) filter_->wrote(bytes, quota_->seen().writers);
 }
 
 QuotaNumbers Directory::quota_numbers() const {
