@@ -1,10 +1,14 @@
 """What a process asks of the kernel during one round: system calls, io_uring requests, threads."""
 
+import mmap
 import os
 import shutil
 import subprocess
 import threading
 import time
+from pathlib import Path
+
+import numpy as np
 
 EVENTS = {
     "system_calls": "raw_syscalls:sys_enter",
@@ -108,3 +112,27 @@ class Watched:
     def __exit__(self, *_):
         self.stop.set()
         self.thread.join()
+
+
+def huge_pages():
+    """Tell whether the kernel gives huge pages to those who ask."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return path.exists() and "[never]" not in path.read_text()
+
+
+def pages_in_a_row(path):
+    """Return how many physical pages of this memory file follow each other, on average.
+
+    None: only root may know.
+    """
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        touched = np.frombuffer(memory, np.uint8)
+        touched[::4096].sum()
+        begin, count = touched.ctypes.data // 4096, len(touched) // 4096
+        del touched
+        with open("/proc/self/pagemap", "rb") as pages:
+            pages.seek(8 * begin)
+            numbers = np.frombuffer(pages.read(8 * count), np.uint64) & np.uint64((1 << 55) - 1)
+    if not numbers.any():
+        return None
+    return float(count / (1 + np.count_nonzero(np.diff(numbers.astype(np.int64)) != 1)))

@@ -89,7 +89,7 @@ def transfer_table(result, operation, engine):
                 spread([c / (size / GIB) for c in cpu], 3),
                 per_mib(facts, "system_calls", size),
                 per_mib(facts, "sqes", size),
-                0,
+                result["copies"] if name == "ours" else 0,
                 threads(facts),
             ]
         )
@@ -105,6 +105,8 @@ def transfers(result, engine):
         text = (
             f"### Blocks of {case}\n\nA round: {blocks} blocks of {block // 1024:,} KiB {shards}."
         )
+        if row := figures["pages_in_a_row"]:
+            text += f" Pages of its memory in a row, on average: {row:.1f}."
         if chosen := figures.get("fio_chosen"):
             text += " fio's best: " + "; ".join(f"{k} {v}" for k, v in chosen.items()) + "."
         if cached := from_page_cache(figures):

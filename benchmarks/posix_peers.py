@@ -172,6 +172,7 @@ class Runner:
             for side in (ours, *others.values()):
                 stack.callback(side.end)
             memory = stack.enter_context(shared_memory(shape))
+            row = peer_meter.pages_in_a_row(memory[1])
             for side in (ours, *others.values()):
                 side.open(shape, memory=memory)
             if "fio" in self.peers:
@@ -182,6 +183,10 @@ class Runner:
             rounds = self.alternate(ours, others)
             facts = {name: self.facts(side) for name, side in (("ours", ours), *others.items())}
         result = {"shape": shape, "rounds": rounds, "facts": facts, "fio_seconds": tuned}
+        result["pages_in_a_row"] = row
+        # By the code: aligned memory goes through one buffer, where there are huge pages.
+        zero_copy = dict(self.args.option).get("posix_zero_copy") == "true"
+        result["copies"] = 0 if zero_copy or not peer_meter.huge_pages() else 1
         if tuned:
             result["fio_chosen"] = {name: fio.chosen(name) for name in OPERATIONS}
         return result

@@ -411,6 +411,8 @@ def resolve(
             values.append(Value(option, check_value(option, raw, key if given else None), given))
         resolved.append(values)
 
+    for values in resolved:
+        notes += _without_a_limit(values)
     taken = {o.name for _, table in layers for o in table or ()}
     for key in flat:
         if key not in used:
@@ -420,6 +422,19 @@ def resolve(
     if missing:  # after the keys that nobody knows: one of them may be this one, misspelt
         raise ConfigError(missing[0])
     return Resolved(host, resolved, notes)
+
+
+def _without_a_limit(values: Sequence[Value]) -> list[str]:
+    """Report what is given for a limit that is not: options of a layer, by the name of its own."""
+    limit = next((v for v in values if v.option.name.endswith("_capacity_gb")), None)
+    if limit is None or limit.value:
+        return []
+    prefix = limit.option.name.removesuffix("capacity_gb") + "gc_"
+    return [
+        f"{v.option.name}: no effect, because {limit.option.name} sets no limit"
+        for v in values
+        if v.given and v.option.name.startswith(prefix)
+    ]
 
 
 def resolve_each(

@@ -133,6 +133,10 @@ uint64_t block_header_bytes(uint32_t shard_count) {
     return round_up(kFixedBytes + kEntryBytes * shard_count);
 }
 
+uint64_t whole_block_bytes(uint32_t shard_count, uint64_t capacity) {
+    return block_header_bytes(shard_count) + shard_count * round_up(capacity);
+}
+
 void encode_block_header(const BlockHeader &header, uint8_t *out) {
     const uint64_t bytes = block_header_bytes(uint32_t(header.table.size()));
     std::memset(out, 0, bytes);

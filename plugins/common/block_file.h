@@ -51,6 +51,8 @@ struct BlockShape {
 };
 
 uint64_t block_header_bytes(uint32_t shard_count);
+// Of the file of a block whose shards are as long as they can be.
+uint64_t whole_block_bytes(uint32_t shard_count, uint64_t capacity);
 
 // Writes block_header_bytes(table.size()) bytes.
 void encode_block_header(const BlockHeader &header, uint8_t *out);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "gc.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include "block_file.h"
 #include "clock.h"
 #include "failpoint.h"
+#include "files.h"
 #include "hotness.h"
 #include "space.h"
 
@@ -53,25 +53,6 @@ bool is_of_space(const std::string &name) {
     const size_t last = name.rfind('.');
     return last != std::string::npos && last > kIdDigits + 1 && name[last - kIdDigits - 1] == '.' &&
            is_hex(name.substr(last - kIdDigits, kIdDigits), kIdDigits);
-}
-
-using Dir = std::unique_ptr<DIR, int (*)(DIR *)>;
-
-// Entries of a folder, and its descriptor; links are not followed.
-template <typename Each>
-void each_in(int parent, const std::string &name, Each each) {
-    const int fd = ::openat(parent, name.c_str(),
-                            O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return;
-    Dir dir(fdopendir(fd), closedir);
-    if (!dir) {
-        ::close(fd);
-        return;
-    }
-    while (const dirent *entry = readdir(dir.get())) {
-        const std::string here = entry->d_name;
-        if (here != "." && here != "..") each(fd, here);
-    }
 }
 
 bool regular(int folder, const std::string &name, struct stat &st) {

@@ -16,6 +16,7 @@
 #include "block_file.h"
 #include "clock.h"
 #include "failpoint.h"
+#include "files.h"
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -43,19 +44,6 @@ int set_lock(int fd, short type) {
     lock.l_whence = SEEK_SET;
     if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
     return errno == EACCES ? EAGAIN : errno;
-}
-
-int write_whole(int fd, const void *data, size_t bytes, uint64_t offset) {
-    const auto *from = static_cast<const uint8_t *>(data);
-    while (bytes > 0) {
-        const ssize_t put = ::pwrite(fd, from, bytes, off_t(offset));
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) return put == 0 ? EIO : errno;
-        from += put;
-        offset += uint64_t(put);
-        bytes -= size_t(put);
-    }
-    return 0;
 }
 
 // What is beyond the end reads as zeros.

@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "clock.h"
+#include "files.h"
 
 namespace ucm {
 namespace {
@@ -95,12 +96,7 @@ int SharedFile::read(void *data, size_t bytes, uint64_t offset) const {
 }
 
 int SharedFile::write(const void *data, size_t bytes, uint64_t offset) const {
-    for (;;) {
-        const ssize_t put = ::pwrite(fd(), data, bytes, off_t(offset));
-        if (put == ssize_t(bytes)) return 0;
-        if (put >= 0) return EIO;
-        if (errno != EINTR) return errno;
-    }
+    return write_whole(fd(), data, bytes, offset);
 }
 
 }  // namespace ucm

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "space.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -10,11 +9,11 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
-#include <memory>
 #include <set>
 
 #include "block_file.h"
 #include "clock.h"
+#include "files.h"
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -44,16 +43,6 @@ SpaceId hash_of(const std::string &lines) {
     static_assert(sizeof canonical.digest == sizeof id);
     std::memcpy(id.data(), canonical.digest, id.size());
     return id;
-}
-
-using Dir = std::unique_ptr<DIR, int (*)(DIR *)>;
-
-template <typename Each>
-void for_each_name(DIR *dir, Each each) {
-    while (const dirent *entry = dir ? readdir(dir) : nullptr) {
-        const std::string name = entry->d_name;
-        if (name != "." && name != "..") each(name);
-    }
 }
 
 struct Manifest {
@@ -168,16 +157,6 @@ class Sweeper {
     }
 
   private:
-    template <typename Each>
-    void each_in(int parent, const std::string &name, Each each) {
-        const int fd = ::openat(parent, name.c_str(),
-                                O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-        if (fd < 0) return;
-        Dir dir(fdopendir(fd), closedir);
-        if (!dir) ::close(fd);
-        for_each_name(dir.get(), [&](const std::string &entry) { each(fd, entry); });
-    }
-
     size_t left_ = kSweptFiles;
 };
 
@@ -361,13 +340,8 @@ int place_folder(const std::string &path, WriterFolder &writer, const Access &ac
 }
 
 void sweep_trash(const std::string &directory, int64_t age_ns) {
-    const std::string trash = directory + "/.ucm/trash";
-    const int fd = ::open(trash.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) return;
-    Dir dir(fdopendir(fd), closedir);
-    if (!dir) ::close(fd);
     Sweeper sweeper;
-    for_each_name(dir.get(), [&](const std::string &name) {
+    each_in(AT_FDCWD, directory + "/.ucm/trash", [&](int fd, const std::string &name) {
         struct stat st{};
         if (::fstatat(fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISDIR(st.st_mode))
             return;

@@ -255,8 +255,7 @@ int DumpRun::reserve() {
     for (const Placed &shard : run_) need += shard.bytes();
     if (need <= draft.reserved) return 0;
     // Blocks in the making must not crowd out those that are made.
-    const uint64_t whole = block_header_bytes(context_.shape.shard_count) +
-                           context_.shape.shard_count * round_up(context_.shape.capacity);
+    const uint64_t whole = whole_block_bytes(context_.shape.shard_count, context_.shape.capacity);
     if (draft.reserved == 0 && !whole_in_run() && !dumper_.claim(draft, whole)) return EDQUOT;
     // Other blocks of this thread wait as well, so the wait counts from when the job was accepted.
     const int64_t patience_ns =

@@ -35,8 +35,8 @@ void read_quota(const ucm_open_args &args, Wanted &wanted) {
     wanted.filter.bytes_per_s = uint64_t(values[kWriteMbps].i) * 1000000;
     wanted.filter.second_sight = values[kAdmission].s == std::string("second_sight");
     if (args.layout)
-        wanted.block_bytes = block_header_bytes(args.layout->shards_per_block) +
-                             args.layout->shards_per_block * round_up(args.layout->capacity);
+        wanted.block_bytes =
+            whole_block_bytes(args.layout->shards_per_block, args.layout->capacity);
 }
 
 Wanted wanted_of(const ucm_open_args &args) {

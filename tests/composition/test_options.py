@@ -198,6 +198,14 @@ def test_a_knob_without_effect_is_accepted_and_says_why(key):
     assert note.startswith(f"{key}: no effect, because ")
 
 
+@pytest.mark.parametrize(("capacity", "notes"), [(0, 1), (1, 0)])
+def test_collecting_without_a_limit_has_no_effect(capacity, notes):
+    given = {"storage_backends": "/x", "posix_gc_enable": True, "posix_capacity_gb": capacity}
+    table = options.shipped_tables()["Posix"]
+    found = options.resolve(given, [("Posix", table)]).notes
+    assert found == ["posix_gc_enable: no effect, because posix_capacity_gb sets no limit"][:notes]
+
+
 @pytest.mark.parametrize(("key", "value"), [("use_gdr", True)])
 def test_what_cannot_be_had_is_refused(error_of, key, value):
     message = error_of("Empty", block_size=64, **{key: value})
