@@ -32,7 +32,7 @@ constexpr uint64_t kGrant = 64ull << 20;
 constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs, kDay = 86400 * kSecond;
 constexpr int64_t kPatience = 2 * kSecond, kLittlePatience = 100 * kMs;
 constexpr int64_t kFreeLook = 100 * kMs;  // at a ledger without a limit
-constexpr int64_t kRoomIsMade = 10 * kSecond, kPoll = 5 * kMs;
+constexpr int64_t kWaitForRoom = 10 * kSecond, kPoll = 5 * kMs;
 constexpr int64_t kTellEvery = 10 * kSecond, kCheckEvery = 2 * kSecond;
 constexpr int64_t kTouchedAfter = 100 * kMs;  // a ledger whose writers had left
 // Beyond all errnos: reasons of our own.
@@ -291,7 +291,7 @@ int Quota::commit(Session &s) {
     published_ -= published;
     granted_ += s.grant - published;
     in_file_ = account.granted;
-    see(s.page);
+    seen_ = s.page;
     joined_ = true;
     handed_in_ns_ = looked_ns_ = monotonic_ns();
     return 0;
@@ -318,15 +318,9 @@ bool Quota::look() {
         file_.read(&page, sizeof page, 0) != 0 || !sound(page) ||
         !same_nonce(page.nonce, seen_.nonce) || page.inode != st.st_ino || page.flags & kClean)
         return false;
-    see(page);
-    return true;
-}
-
-// To be called with mutex_ held.
-void Quota::see(const LedgerPage &page) {
-    looked_ns_ = monotonic_ns();
-    if (page.used < seen_.used) freed_ns_ = looked_ns_;
     seen_ = page;
+    looked_ns_ = monotonic_ns();
+    return true;
 }
 
 bool Quota::take(uint64_t bytes) {
@@ -393,29 +387,26 @@ int Quota::ask(uint64_t bytes) {
     return 0;
 }
 
-int Quota::reserve(uint64_t bytes, int64_t patience_ns, int64_t deadline_ns) {
+int Quota::reserve(uint64_t bytes, int64_t deadline_ns) {
     if (bytes == 0 || take(bytes)) return 0;
+    const int64_t give_up_ns = deadline_ns ? deadline_ns : monotonic_ns() + kWaitForRoom;
     for (;;) {
         const int error = ask(bytes);
         if (error == 0) return 0;
         const bool helps = options_.collects || seen().flags & kTooHigh;
         if (error == kCounting || (error == EDQUOT && helps)) {
             wake();
-            if (await_room(bytes, patience_ns, deadline_ns)) continue;
+            if (await_room(bytes, give_up_ns)) continue;
         }
         return told(error, bytes);
     }
 }
 
 // True: it is worth to ask again.
-bool Quota::await_room(uint64_t bytes, int64_t patience_ns, int64_t deadline_ns) {
+bool Quota::await_room(uint64_t bytes, int64_t give_up_ns) {
     const int64_t ask_again_ns = monotonic_ns() + kSecond;  // somebody may have died
     std::unique_lock<std::mutex> hold(mutex_);
-    while (!closed_ && !hopeless(seen_)) {
-        const int64_t now = monotonic_ns();
-        if (now > std::max(patience_ns, freed_ns_ + kRoomIsMade) ||
-            (deadline_ns && now > deadline_ns))
-            return false;
+    while (!closed_ && !hopeless(seen_) && monotonic_ns() < give_up_ns) {
         room_.wait_for(hold, std::chrono::nanoseconds(kPoll));
         if (!look() || monotonic_ns() > ask_again_ns) return true;
         if (seen_.flags & kCountFirst) continue;

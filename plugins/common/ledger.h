@@ -78,9 +78,9 @@ class Quota {
     const QuotaOptions &options() const { return options_; }
 
     // Room for bytes that are about to be written: 0 or an errno, which is told in the log; EDQUOT:
-    // there is none, after waiting until patience_ns, or longer while room is made: until none was
-    // for 10 seconds. It never waits beyond the deadline (0: none).
-    int reserve(uint64_t bytes, int64_t patience_ns, int64_t deadline_ns);
+    // there is none, after waiting until the deadline (0: for 10 seconds) where collecting may
+    // help.
+    int reserve(uint64_t bytes, int64_t deadline_ns);
     // What was reserved has become so many bytes of a published file, or nothing.
     void settle(uint64_t reserved, uint64_t bytes);
     // Bytes went, and nobody says how many.
@@ -133,10 +133,9 @@ class Quota {
     bool take(uint64_t bytes);
     void give_back();
     bool look();
-    void see(const LedgerPage &page);
     bool has_work(const LedgerPage &page) const;
     bool hopeless(const LedgerPage &page) const;
-    bool await_room(uint64_t bytes, int64_t patience_ns, int64_t deadline_ns);
+    bool await_room(uint64_t bytes, int64_t give_up_ns);
     bool somebody_died();
     void tell_limit(const Session &s);
     int told(int error, uint64_t bytes);
@@ -164,7 +163,6 @@ class Quota {
     int64_t granted_ = 0, reserved_ = 0, published_ = 0;  // the latter two are parts of the first
     int64_t spent_ns_ = 0;                                // when something was last reserved
     int64_t told_ns_ = 0, stamp_ns_ = 0;
-    int64_t freed_ns_ = 0;  // when less was seen in use than before
     int64_t looked_ns_ = 0, handed_in_ns_ = 0, checked_ns_ = 0;
     uint64_t hopeless_added_ = 0, granted_under_ = 0;  // the limit of the last grant
     std::atomic<bool> too_high_{false};

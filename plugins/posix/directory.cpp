@@ -253,8 +253,8 @@ void Directory::stamp_new(int fd) {
     hotness_->stamp_new(fd);
 }
 
-int Directory::reserve(uint64_t bytes, int64_t patience_ns, int64_t deadline_ns) {
-    return quota_->reserve(bytes, patience_ns, deadline_ns);
+int Directory::reserve(uint64_t bytes, int64_t deadline_ns) {
+    return quota_->reserve(bytes, deadline_ns);
 }
 
 void Directory::settle(uint64_t reserved, uint64_t bytes) {

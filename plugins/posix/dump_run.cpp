@@ -12,8 +12,6 @@
 namespace ucm::posix {
 namespace {
 
-constexpr int64_t kWaitForRoomNs = 10000000000, kLeastWaitNs = 200000000;
-
 // 0 or an errno; a first copy does not take the place of another.
 int name_it(const std::string &from, const std::string &to, bool replace) {
     if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), replace ? 0 : RENAME_NOREPLACE) ==
@@ -257,11 +255,7 @@ int DumpRun::reserve() {
     // Blocks in the making must not crowd out those that are made.
     const uint64_t whole = whole_block_bytes(context_.shape.shard_count, context_.shape.capacity);
     if (draft.reserved == 0 && !whole_in_run() && !dumper_.claim(draft, whole)) return EDQUOT;
-    // Other blocks of this thread wait as well, so the wait counts from when the job was accepted.
-    const int64_t patience_ns =
-        std::max(job_.batch->start_ns + kWaitForRoomNs, monotonic_ns() + kLeastWaitNs);
-    const int error =
-        draft.directory->reserve(need - draft.reserved, patience_ns, job_.task().deadline_ns());
+    const int error = draft.directory->reserve(need - draft.reserved, job_.task().deadline_ns());
     if (error == 0) draft.reserved = need;
     return error;
 }
