@@ -75,6 +75,15 @@ def from_page_cache(result):
     return [name for name, load in loads.items() if load.get("device_bytes", size) < 0.99 * size]
 
 
+def wrong_loads(result):
+    """Say which of the others did not give back what was dumped, and how often."""
+    counts = {
+        name: sum(pair["other"]["load"].get("wrong", False) for pair in result["rounds"][name])
+        for name in others(result)
+    }
+    return [f"{name} in {n} of {len(result['rounds'][name])}" for name, n in counts.items() if n]
+
+
 def transfer_table(result, operation, engine):
     size, rows = case_bytes(result), []
     for name in ("ours", *others(result)):
@@ -111,6 +120,8 @@ def transfers(result, engine):
             text += " fio's best: " + "; ".join(f"{k} {v}" for k, v in chosen.items()) + "."
         if cached := from_page_cache(figures):
             text += f" **Loads of {', '.join(cached)} came from the page cache.**"
+        if wrong := wrong_loads(figures):
+            text += f" **Not all that was dumped came back: {', '.join(wrong)} rounds.**"
         parts.append(text + "\n")
         parts += [transfer_table(figures, name, engine) for name in OPERATIONS]
     return parts

@@ -238,11 +238,20 @@ class Worker:
 
     def load(self):
         self.target.bytes[:] = 0
-        result = self.timed(lambda: self.side.load(self.ids, self.target))
+        result = self.timed(self.load_once)
         self.source.stamp(self.stamp)  # another side may have dumped since
-        if not np.array_equal(self.source.bytes, self.target.bytes):
+        result["wrong"] = not np.array_equal(self.source.bytes, self.target.bytes)
+        if result["wrong"] and self.kind is Ours:
             raise AssertionError("the bytes that were loaded are not those that were dumped")
         return result
+
+    def load_once(self):
+        try:
+            self.side.load(self.ids, self.target)
+        except Exception as error:  # the bytes tell
+            if self.kind is Ours:
+                raise
+            print(f"{self.kind.__name__}, load: {error}", file=sys.stderr)
 
     def remove(self):
         """Free the room of the last blocks, and keep their inodes.
@@ -252,6 +261,8 @@ class Worker:
         """
         for block_id in self.ids[:: self.shape.shards]:
             path, aside = self.side.path(block_id), f"{self.retired}/{next(self.number)}"
+            if self.kind is not Ours and not os.path.exists(path):
+                continue  # it was told to be dumped, and is not there
             os.rename(path, aside)
             os.truncate(aside, 0)
         return {}

@@ -1,6 +1,8 @@
 """A process that is killed while it dumps: never half a block, and nothing left behind."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ from writer import SIZES, block_of
 
 from ucm.conformance import kit
 
-ROUNDS = 20
+ROUNDS = int(os.environ.get("UCM_TEST_ROUNDS", "20"))
 
 
 def dump_until_killed(config, first, count):
@@ -47,6 +49,40 @@ def test_killed_again_and_again(open_store, storage, pipeline, rng):
             kit.expect_absent(store, *hidden)
             kit.dump(store, *hidden)
             kit.expect_published(store, *blocks)
+    with open_store(**SIZES):
+        assert storage.temporaries() == []
+        assert len(list(storage.folder.glob(".ucm/writers/*"))) <= 1
+    assert storage.quarantined() == set()
+
+
+@pytest.mark.parametrize("engine", ["psync", "io_uring"])
+def test_killed_readers_hurt_nobody(open_store, storage, rng, engine):
+    config = {"store_pipeline": "Posix", "storage_backends": str(storage.folder), **SIZES}
+    config["posix_io_engine"] = engine
+    blocks = [block_of(number) for number in range(30)]
+    with open_store(**SIZES) as store:
+        kit.dump(store, *blocks[:20])
+        readers = []
+        for turn in range(ROUNDS):
+            readers.append(
+                subprocess.Popen(
+                    [sys.executable, writer.__file__, "read", json.dumps(config)],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(rng.randint(1, 4)):
+                assert readers[-1].stdout.readline()
+            if turn % 2:  # two at a time
+                kit.dump(store, blocks[20 + turn % 10])
+                for reader in readers[-2:]:
+                    reader.kill()
+                    assert reader.wait() == -signal.SIGKILL
+        kit.dump(store, *blocks)
+        kit.expect_published(store, *blocks)
+    for reader in readers:
+        reader.kill()
+        reader.wait()
     with open_store(**SIZES):
         assert storage.temporaries() == []
         assert len(list(storage.folder.glob(".ucm/writers/*"))) <= 1

@@ -17,6 +17,7 @@ from ucm.conformance import kit
 MIB = 1 << 20
 FILE = MIB // 4 + 4096
 LIMIT = 4 * MIB
+ROUNDS = int(os.environ.get("UCM_TEST_ROUNDS", "60"))
 SIZES = {"block_size": MIB // 4, "shard_size": MIB // 16, "posix_capacity_gb": LIMIT / 2**30}
 
 POINTS = [
@@ -136,7 +137,7 @@ def test_the_others_go_on_when_one_is_killed_at(start_writer, folder, name):
 
 def test_killed_at_any_time(start_writer, folder):
     chance = random.Random(5)
-    for round_ in range(60):
+    for round_ in range(ROUNDS):
         writers = [start_writer(round_ * 10 + i) for i in range(2)]
         for writer in writers:
             writer.until_dumped(chance.randrange(12))

@@ -1,4 +1,4 @@
-"""A process that dumps blocks until it is killed."""
+"""A process that dumps blocks, or loads them, until it is killed."""
 
 import hashlib
 import json
@@ -30,5 +30,17 @@ def write(first, config):
         print(number, flush=True)
 
 
+def read(config):
+    store = ucm.open_pipeline(config)
+    blocks = [block_of(number) for number in range(20)]
+    while True:
+        kit.expect_published(store, *blocks)
+        print("read", flush=True)
+
+
 if __name__ == "__main__":
-    write(int(sys.argv[1]), json.loads(sys.argv[2]))
+    given = json.loads(sys.argv[2])
+    if sys.argv[1] == "read":
+        read(given)
+    else:
+        write(int(sys.argv[1]), given)
