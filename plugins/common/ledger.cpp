@@ -387,7 +387,7 @@ int Quota::ask(uint64_t bytes) {
     return 0;
 }
 
-int Quota::reserve(uint64_t bytes, int64_t deadline_ns) {
+int Quota::reserve(uint64_t bytes, int64_t deadline_ns, const std::function<bool()> &refused) {
     if (bytes == 0 || take(bytes)) return 0;
     const int64_t give_up_ns = deadline_ns ? deadline_ns : monotonic_ns() + kWaitForRoom;
     for (;;) {
@@ -396,17 +396,18 @@ int Quota::reserve(uint64_t bytes, int64_t deadline_ns) {
         const bool helps = options_.collects || seen().flags & kTooHigh;
         if (error == kCounting || (error == EDQUOT && helps)) {
             wake();
-            if (await_room(bytes, give_up_ns)) continue;
+            if (await_room(bytes, give_up_ns, refused)) continue;
+            if (refused()) return error == kCounting ? EBUSY : error;
         }
         return told(error, bytes);
     }
 }
 
 // True: it is worth to ask again.
-bool Quota::await_room(uint64_t bytes, int64_t give_up_ns) {
+bool Quota::await_room(uint64_t bytes, int64_t give_up_ns, const std::function<bool()> &refused) {
     const int64_t ask_again_ns = monotonic_ns() + kSecond;  // somebody may have died
     std::unique_lock<std::mutex> hold(mutex_);
-    while (!closed_ && !hopeless(seen_) && monotonic_ns() < give_up_ns) {
+    while (!closed_ && !hopeless(seen_) && !refused() && monotonic_ns() < give_up_ns) {
         room_.wait_for(hold, std::chrono::nanoseconds(kPoll));
         if (!look() || monotonic_ns() > ask_again_ns) return true;
         if (seen_.flags & kCountFirst) continue;

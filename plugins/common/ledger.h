@@ -78,9 +78,9 @@ class Quota {
     const QuotaOptions &options() const { return options_; }
 
     // Room for bytes that are about to be written: 0 or an errno, which is told in the log; EDQUOT:
-    // there is none, after waiting until the deadline (0: for 10 seconds) where collecting may
-    // help.
-    int reserve(uint64_t bytes, int64_t deadline_ns);
+    // there is none, after waiting, where collecting may help, until the deadline (0: for 10
+    // seconds) or until `refused` says that nobody wants it any more; it takes no lock.
+    int reserve(uint64_t bytes, int64_t deadline_ns, const std::function<bool()> &refused);
     // What was reserved has become so many bytes of a published file, or nothing.
     void settle(uint64_t reserved, uint64_t bytes);
     // Bytes went, and nobody says how many.
@@ -135,7 +135,7 @@ class Quota {
     bool look();
     bool has_work(const LedgerPage &page) const;
     bool hopeless(const LedgerPage &page) const;
-    bool await_room(uint64_t bytes, int64_t give_up_ns);
+    bool await_room(uint64_t bytes, int64_t give_up_ns, const std::function<bool()> &refused);
     bool somebody_died();
     void tell_limit(const Session &s);
     int told(int error, uint64_t bytes);

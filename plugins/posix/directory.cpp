@@ -137,8 +137,7 @@ int Directory::make_block_folder(const BlockId &id) {
     const std::string path = space_->path() + "/" + block_folder(id);
     try {
         folders_synced_[std::stoul(block_folder(id), nullptr, 16)] = false;
-        const int error = place_folder(path, *writer_, access_);
-        if (status_of_errno(error, UCM_NOT_FOUND) != UCM_NOT_FOUND) return error;
+        if (access_.plain && ::mkdir(path.c_str(), access_.folder) == 0) return 0;
         check_same();
         space_->ensure(*writer_, access_, kSoftware);
         return place_folder(path, *writer_, access_);
@@ -253,8 +252,8 @@ void Directory::stamp_new(int fd) {
     hotness_->stamp_new(fd);
 }
 
-int Directory::reserve(uint64_t bytes, int64_t deadline_ns) {
-    return quota_->reserve(bytes, deadline_ns);
+int Directory::reserve(uint64_t bytes, int64_t deadline_ns, const std::function<bool()> &refused) {
+    return quota_->reserve(bytes, deadline_ns, refused);
 }
 
 void Directory::settle(uint64_t reserved, uint64_t bytes) {

@@ -88,7 +88,7 @@ class Directory {
     // Room for what is about to be written to a temporary file, in whole pages: 0, EDQUOT (after
     // waiting for room until the deadline, or for 10 seconds), or another errno. 0 for the
     // deadline: none. The reason is in the log.
-    int reserve(uint64_t bytes, int64_t deadline_ns);
+    int reserve(uint64_t bytes, int64_t deadline_ns, const std::function<bool()> &refused);
     // A reservation ends: the file is published with so many bytes, or is deleted (0).
     void settle(uint64_t reserved, uint64_t bytes);
     // The file system was full, whatever the quota says.

@@ -198,13 +198,17 @@ bool DumpRun::next_payload() {
             next_run();
             error = reserve();
             if (error != 0) status = status_of_errno(error);
+            if (error != 0 && refused() == UCM_CANCELLED) {
+                status = UCM_CANCELLED;
+                error = 0;
+            }
         }
         if (status != UCM_OK) {
             for (; from_ < fresh_.size(); from_++)
                 results_[fresh_[from_]] = result(status, 0, error);
             break;
         }
-        sealed_ = whole_in_run() && file_->at_once(context_.rows, run_);
+        sealed_ = whole_in_run() && File::at_once(run_);
         const uint64_t header = sealed_ ? block_header_bytes(context_.shape.shard_count) : 0;
         stage_ = Stage::kPayload;
         file_->prepare_write(context_.rows, id_, run_, header);
@@ -218,7 +222,6 @@ bool DumpRun::next_payload() {
 void DumpRun::next_run() {
     const Task &task = job_.task();
     uint64_t end = block_->draft.end, bytes = 0;
-    bool buffered = false;
     run_.clear();
     which_.clear();
     for (size_t k = from_; k < fresh_.size() && run_.size() < kRunShards; k++) {
@@ -227,11 +230,11 @@ void DumpRun::next_run() {
         shard.entry.length = task.length(index);
         shard.entry.raw_length = task.raw_length(index);
         const bool empty = shard.entry.length == 0;
-        const bool mode = file_->buffered(context_.rows, shard);
-        if (!run_.empty() && (empty || run_.front().bytes() == 0 || mode != buffered ||
-                              bytes + shard.bytes() > kRunBytes))
+        shard.buffered = file_->buffered(context_.rows, shard);
+        if (!run_.empty() &&
+            (empty || run_.front().bytes() == 0 || shard.buffered != run_.front().buffered ||
+             bytes + shard.bytes() > kRunBytes))
             break;
-        buffered = mode;
         shard.entry.offset = empty ? 0 : end;
         end += shard.bytes();
         bytes += shard.bytes();
@@ -255,7 +258,12 @@ int DumpRun::reserve() {
     // Blocks in the making must not crowd out those that are made.
     const uint64_t whole = whole_block_bytes(context_.shape.shard_count, context_.shape.capacity);
     if (draft.reserved == 0 && !whole_in_run() && !dumper_.claim(draft, whole)) return EDQUOT;
-    const int error = draft.directory->reserve(need - draft.reserved, job_.task().deadline_ns());
+    // Those behind it, whose deadline is about the same, are to be told the same and not TIMEOUT.
+    const int64_t deadline_ns = job_.task().deadline_ns();
+    const int64_t left_ns = deadline_ns - job_.batch->start_ns;
+    const int error = draft.directory->reserve(need - draft.reserved,
+                                               deadline_ns ? deadline_ns - left_ns / 10 : 0,
+                                               [this] { return refused() != UCM_OK; });
     if (error == 0) draft.reserved = need;
     return error;
 }

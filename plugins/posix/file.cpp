@@ -48,15 +48,18 @@ bool all_zero(const uint8_t *bytes, size_t n) {
 
 void DirectMemory::add(const void *base, uint64_t bytes) {
     std::lock_guard<std::shared_mutex> hold(mutex_);
-    ranges_[reinterpret_cast<uintptr_t>(base)] = bytes;
+    ranges_.emplace(reinterpret_cast<uintptr_t>(base), bytes);
 }
 
 bool DirectMemory::remove(const void *base, uint64_t bytes) {
     std::lock_guard<std::shared_mutex> hold(mutex_);
-    const auto found = ranges_.find(reinterpret_cast<uintptr_t>(base));
-    if (found == ranges_.end() || found->second != bytes) return false;
-    ranges_.erase(found);
-    return true;
+    const auto same = ranges_.equal_range(reinterpret_cast<uintptr_t>(base));
+    for (auto range = same.first; range != same.second; ++range) {
+        if (range->second != bytes) continue;
+        ranges_.erase(range);
+        return true;
+    }
+    return false;
 }
 
 bool DirectMemory::covers(const void *memory, uint64_t bytes) const {
@@ -197,7 +200,7 @@ void File::prepare(Io::Way way, const Rows &rows, const BlockId &id, std::vector
     rows_ = &rows;
     id_ = id;
     run_ = &run;
-    buffered_ = !run.empty() && buffered(rows, run.front());
+    buffered_ = !run.empty() && run.front().buffered;
     error_ = 0;
     moved_ = piece_ = chunk_ = chunk_left_ = shard_ = in_shard_ = 0;
     offset_ = header > 0 || run.empty() ? 0 : run.front().entry.offset;

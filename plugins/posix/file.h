@@ -37,7 +37,7 @@ class DirectMemory {
   private:
     const bool all_;
     mutable std::shared_mutex mutex_;  // guards ranges_
-    std::map<uintptr_t, uint64_t> ranges_;
+    std::multimap<uintptr_t, uint64_t> ranges_;
 };
 
 // What a job needs while it runs; made at open. Its pages take memory when first touched.
@@ -101,6 +101,8 @@ struct Placed {
     uint32_t shard;  // of the block
     ShardEntry entry;
     void *const *addresses;
+    bool buffered =
+        false;  // as File::buffered said; memory may be registered and released meanwhile
     uint8_t *page = nullptr;
     uint64_t in_page = 0;  // last bytes of the shard that pass through the page, before the padding
     // Of what was read, after File::take_in.
@@ -133,7 +135,7 @@ class File {
     // Reads up to the end of the file.
     int read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got);
 
-    // May this shard's memory share a run with others that answer the same?
+    // To be asked once for each shard; those of a run have the same answer.
     bool buffered(const Rows &rows, const Placed &shard) const {
         return direct_ && shard.entry.length > 0 &&
                !(rows.aligned(shard.addresses, shard.entry.length) &&
@@ -157,8 +159,8 @@ class File {
     void take_in(bool checksums);
 
     // Does the run go with one request, or those that follow a short one?
-    bool at_once(const Rows &rows, const std::vector<Placed> &run) const {
-        return run.front().bytes() <= kRunBytes || !buffered(rows, run.front());
+    static bool at_once(const std::vector<Placed> &run) {
+        return run.front().bytes() <= kRunBytes || !run.front().buffered;
     }
     bool through_buffer() const { return buffered_; }
 

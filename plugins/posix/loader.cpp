@@ -69,12 +69,11 @@ void Loader::guess() {
         shard.entry.offset = header + i * whole;
         // Alone, all but its last page is sure to be its own.
         shard.entry.length = alone ? size - header - UCM_ALIGNMENT + 1 : context_.shape.capacity;
+        shard.buffered = block_->file.buffered(context_.rows, shard);
+        if (i > 0 && shard.buffered != run_.front().buffered) break;
         run_.push_back(shard);
     }
     guessed_ = run_.size() == job_.size() && !run_.empty();
-    for (const Placed &shard : run_)
-        guessed_ = guessed_ && block_->file.buffered(context_.rows, shard) ==
-                                   block_->file.buffered(context_.rows, run_.front());
     if (!guessed_) run_.clear();
 }
 
@@ -137,6 +136,7 @@ void Loader::place() {
         const size_t index = job_.index(i);
         const uint32_t shard = task_->shard(index);
         all_.push_back({index, shard, block_->header.table[shard], task_->addresses(index)});
+        all_.back().buffered = block_->file.buffered(context_.rows, all_.back());
     }
     std::stable_sort(all_.begin(), all_.end(), [](const Placed &a, const Placed &b) {
         return a.entry.offset < b.entry.offset;
@@ -147,11 +147,10 @@ void Loader::place() {
 void Loader::next_run() {
     run_.assign(1, all_[next_++]);
     uint64_t end = run_[0].entry.offset + run_[0].bytes(), bytes = run_[0].bytes();
-    const bool buffered = block_->file.buffered(context_.rows, run_[0]);
     while (next_ < all_.size() && run_.size() < kRunShards && bytes > 0) {
         const Placed &shard = all_[next_];
         if (shard.entry.offset != end || bytes + shard.bytes() > kRunBytes ||
-            block_->file.buffered(context_.rows, shard) != buffered)
+            shard.buffered != run_[0].buffered)
             break;
         run_.push_back(shard);
         bytes += shard.bytes();

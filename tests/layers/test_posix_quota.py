@@ -1,11 +1,13 @@
 """Posix: what all writers of a directory may take together, and which blocks go for it."""
 
 import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -374,3 +376,37 @@ def test_the_place_of_a_block_in_its_prefix_is_kept_with_it(open_store, folder, 
     store.wait(task)
     (path,) = folder.glob("*/*/???/*")
     assert int.from_bytes(path.read_bytes()[128:132], "little") == 7
+
+
+@pytest.fixture
+def collecting_elsewhere(folder):
+    """Hold the lock of whoever collects, as another process would that takes its time."""
+    lock = folder / ".ucm" / "gc"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("a") as file:
+        whole = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(file, 37, whole)  # F_OFD_SETLK
+        yield
+
+
+@pytest.mark.parametrize("engine", ["psync", "io_uring"])
+def test_a_dump_that_waits_for_room_can_be_cancelled(open_store, rng, collecting_elsewhere, engine):
+    store = open_store("4MiB", posix_io_engine=engine)
+    for _ in range(3):
+        kit.dump(store, kit.new_block(store, rng))
+    waiting = kit.start_dump(store, kit.new_block(store, rng).pieces())
+    with pytest.raises(ucm.StoreTimeout):
+        store.wait(waiting.task, 500)
+    store.cancel(waiting.task)
+    with pytest.raises(ucm.StoreError, match="CANCELLED"):
+        store.wait(waiting.task, 10000)
+
+
+def test_a_dump_that_finds_no_room_in_time_says_so(open_store, rng, collecting_elsewhere):
+    store = open_store("4MiB", timeout_ms=1000)
+    for _ in range(3):
+        kit.dump(store, kit.new_block(store, rng))
+    waiting = [kit.start_dump(store, kit.new_block(store, rng).pieces()) for _ in range(20)]
+    for dump in waiting:
+        with pytest.raises(ucm.NoSpaceError, match="NO_SPACE"):
+            store.wait(dump.task, 10000)
