@@ -263,7 +263,7 @@ def machine(results):
     for (command, date), done in runs.items():
         low, high = min(load for _, load in done), max(load for _, load in done)
         parts.append(f"{date}, load average {low:.1f} to {high:.1f} when parts began: `{command}`")
-        if high > last["machine"]["cores"]:
+        if low > last["machine"]["cores"]:  # each part adds to what the next one finds
             parts[-1] += (
                 "\n**The machine was not at rest:** who has more threads then gets more of it."
             )
