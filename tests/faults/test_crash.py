@@ -55,9 +55,10 @@ def test_killed_again_and_again(open_store, storage, pipeline, rng):
     assert storage.quarantined() == set()
 
 
+@pytest.mark.parametrize("pipeline", ["Posix"])
 @pytest.mark.parametrize("engine", ["psync", "io_uring"])
-def test_killed_readers_hurt_nobody(open_store, storage, rng, engine):
-    config = {"store_pipeline": "Posix", "storage_backends": str(storage.folder), **SIZES}
+def test_killed_readers_hurt_nobody(open_store, storage, pipeline, rng, engine):
+    config = {"store_pipeline": pipeline, "storage_backends": str(storage.folder), **SIZES}
     config["posix_io_engine"] = engine
     blocks = [block_of(number) for number in range(30)]
     with open_store(**SIZES) as store:

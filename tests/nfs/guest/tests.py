@@ -1,5 +1,6 @@
 """The tests: each takes the server, and may return what it measured."""
 
+import contextlib
 import functools
 import random
 import re
@@ -255,13 +256,15 @@ def removed_by_the_loading_host(places, folder):
     return ", ".join(f"{count} {end}" for end, count in sorted(counts.items()))
 
 
-def used_bytes(folder):
-    """Return what st_blocks of all files say, as the quota counts."""
-    return 512 * sum(
-        status.st_blocks
-        for path in (EXPORT / folder).rglob("*")
-        if path.is_file() and (status := path.stat())
-    )
+def used_files(folder):
+    """Return what st_blocks of all files say, as the quota counts, by path and inode."""
+    used = {}
+    for path in (EXPORT / folder).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                status = path.stat()
+                used[path, status.st_ino] = 512 * status.st_blocks
+    return used
 
 
 @each_version
@@ -273,11 +276,12 @@ def quota(places, folder):
 
     def watch():
         nonlocal most
+        before = {}
         while not stop.wait(0.05):
-            try:
-                most = max(most, used_bytes(folder))
-            except FileNotFoundError:
-                continue
+            now = used_files(folder)
+            # A pass takes its time, while files come and go: those of two were there at once.
+            most = max(most, sum(min(now[file], before[file]) for file in now.keys() & before))
+            before = now
 
     two = (("host-a", a / folder), ("host-b", b / folder))
     with hosts(*two, posix_capacity_gb=capacity / 2**30) as writers:
