@@ -24,8 +24,9 @@ void for_each_name(DIR *dir, Each each) {
     }
 }
 
-// Calls each(descriptor of the folder, name) for its entries; a link is not followed. A network file
-// system asks its server what the folder has, instead of answering from what it knew a minute ago.
+// Calls each(descriptor of the folder, name) for its entries; a link is not followed. A network
+// file system asks its server what the folder has, instead of answering from what it knew a minute
+// ago.
 template <typename Each>
 void each_in(int parent, const std::string &name, Each each) {
     const int fd = ::openat(parent, name.c_str(),
