@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,15 @@ def build_plugins(name, layers, *options):
             subprocess.run(setup, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["ninja", "-C", folder], env=env, check=True, stdout=subprocess.DEVNULL)
     return [folder / "plugins" / f"{layer}.so" for layer in layers]
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Hold the lock of a file as a process of the store would; it is made where there is none."""
+    with open(path, "ab") as held:
+        whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(held, fcntl.F_OFD_SETLK, whole)
+        yield
 
 
 def taken(folder):

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "block_index.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include <new>
 
 #include "clock.h"
+#include "files.h"
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -65,8 +65,6 @@ bool parse_hex(const char *name, size_t digits, uint8_t *out) {
 bool absent(int error) {
     return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND;
 }
-
-using Dir = std::unique_ptr<DIR, int (*)(DIR *)>;
 
 // False: not all of it was read. Many foreign files may be there.
 template <typename Each>

@@ -33,7 +33,7 @@ class Mapping {
             throw Error(UCM_UNAVAILABLE,
                         "cannot map " + std::to_string(bytes_) + " bytes of memory", errno);
         base_ = static_cast<uint8_t *>(base);
-        if (spare) align(spare);
+        if (pages == Pages::kHuge) align();
         madvise(base_, bytes_, MADV_DONTFORK);
     }
     ~Mapping() { munmap(base_, bytes_); }
@@ -44,12 +44,13 @@ class Mapping {
     uint64_t bytes() const { return bytes_; }
 
   private:
-    void align(uint64_t spare) {
+    // To huge pages; what is mapped beyond bytes_ goes.
+    void align() {
         const uint64_t before = round_up(reinterpret_cast<uint64_t>(base_), kHugePageBytes) -
                                 reinterpret_cast<uint64_t>(base_);
         if (before > 0) munmap(base_, before);
         base_ += before;
-        if (spare > before) munmap(base_ + bytes_, spare - before);
+        if (before < kHugePageBytes) munmap(base_ + bytes_, kHugePageBytes - before);
         madvise(base_, bytes_, MADV_HUGEPAGE);
     }
 

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "older.h"
 
-#include <dirent.h>
 #include <sys/stat.h>
 
-#include <memory>
-
+#include "files.h"
 #include "ucm/store_v1.hpp"
 
 namespace ucm {
@@ -34,7 +32,7 @@ bool is_block_name(std::string name) {
 
 // Nothing but files that are named as blocks, by the first few.
 bool has_blocks(const std::string &folder) {
-    std::unique_ptr<DIR, int (*)(DIR *)> dir(opendir(folder.c_str()), closedir);
+    const Dir dir(opendir(folder.c_str()), closedir);
     int seen = 0;
     while (const dirent *entry = dir && seen < kNames ? readdir(dir.get()) : nullptr) {
         const std::string name = entry->d_name;

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MIT
 #include "writer_lock.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "block_file.h"
 #include "clock.h"
 #include "failpoint.h"
+#include "files.h"
 
 namespace ucm {
 
@@ -65,12 +64,8 @@ bool leads_to(const std::string &path, int fd) {
 
 std::vector<std::string> names_in(const std::string &path) {
     std::vector<std::string> names;
-    std::unique_ptr<DIR, int (*)(DIR *)> dir(opendir(path.c_str()), closedir);
-    if (!dir) return names;
-    while (const dirent *entry = readdir(dir.get())) {
-        const std::string name = entry->d_name;
-        if (name != "." && name != "..") names.push_back(name);
-    }
+    const Dir dir(opendir(path.c_str()), closedir);
+    for_each_name(dir.get(), [&](const std::string &name) { names.push_back(name); });
     return names;
 }
 

@@ -1,4 +1,3 @@
-import fcntl
 import os
 import struct
 import time
@@ -6,6 +5,7 @@ import time
 import pytest
 import xxhash
 from ledgers import write_ledger
+from support import locked
 
 import ucm
 from ucm.directory import collecting, ledger, names
@@ -161,10 +161,7 @@ def test_it_waits_for_a_stores_own_collection(ucm_command, refused, folder, fill
     monkeypatch.setattr(collecting, "_LOCK_WAIT_S", 0)
     fill(1)
     path = folder / ".ucm" / "gc"
-    path.touch()
-    with open(path, "r+b") as held:
-        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        fcntl.fcntl(held, fcntl.F_OFD_SETLK, lock)
+    with locked(path):
         refused(ucm_command("gc", folder, "--to", 0), 1, str(path), "try again later")
         assert ucm_command("gc", folder, "--to", 0, "--dry-run").code == 0
     assert left(folder) == {"00"}

@@ -1,13 +1,11 @@
 """Posix: what all writers of a directory may take together, and which blocks go for it."""
 
 import contextlib
-import fcntl
 import json
 import os
 import select
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import taken
+from support import locked, taken
 
 import ucm
 from ucm.conformance import kit
@@ -384,9 +382,7 @@ def full_and_locked(open_store, folder, rng):
     with open_store("8MiB") as store:
         for _ in range(7):
             kit.dump(store, kit.new_block(store, rng))
-    with (folder / ".ucm" / "gc").open("a") as lock:
-        whole = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        fcntl.fcntl(lock, 37, whole)  # F_OFD_SETLK
+    with locked(folder / ".ucm" / "gc"):
         yield
 
 

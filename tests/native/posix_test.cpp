@@ -214,6 +214,12 @@ std::string engine() {
     return (name == "aio" && !aio) || (name == "io_uring" && !uring) ? "psync" : name;
 }
 
+// By the page cache, by a buffer, or neither.
+Options memory_way() {
+    return GENERATE(Options{}, Options{{"io_direct", "true"}},
+                    Options{{"io_direct", "true"}, {"posix_zero_copy", "true"}});
+}
+
 bool published(const ucm_result &result) {
     return (result.flags & UCM_RESULT_PUBLISHED) != 0;
 }
@@ -322,8 +328,7 @@ TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
                  Shape{2, {8192, 4096, 5001}}, Shape{64, {4095}}, Shape{64, {300, 1, 7000}},
                  Shape{5, {3, 4096}}, Shape{1, {5u << 20}}, Shape{2, {5u << 20}},
                  Shape{3, std::vector<uint64_t>(1500, 11)});
-    auto way = GENERATE(Options{}, Options{{"io_direct", "true"}},
-                        Options{{"io_direct", "true"}, {"posix_zero_copy", "true"}});
+    Options way = memory_way();
     const size_t misalign = GENERATE(0, 1, 4096);
     if (used != "psync" && way.empty()) return;  // there they queue nothing
     way["posix_io_engine"] = used;
@@ -344,8 +349,7 @@ TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
 TEST_CASE("Posix keeps shards of any length, none too", "[posix]") {
     const std::string used = engine();
     const bool pages = GENERATE(false, true);
-    auto way = GENERATE(Options{}, Options{{"io_direct", "true"}},
-                        Options{{"io_direct", "true"}, {"posix_zero_copy", "true"}});
+    Options way = memory_way();
     way["posix_io_engine"] = used;
     TempDir directory;
     Geometry geometry{8, {9000}};
