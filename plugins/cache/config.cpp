@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: MIT
 #include "config.h"
 
+#include <sched.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-
-#include "block.h"
-#include "buffers.h"
 
 namespace ucm::cache {
 namespace {
 
 constexpr double kGiB = 1073741824.0;
 constexpr uint64_t kMostAutomatic = uint64_t(256) << 30;
-constexpr uint64_t kUnfinishedBytes = 64u << 20;  // of their tables, not of their slots
-constexpr size_t kUnfinishedBlocks = 65536;
 
 // Bytes, from a line like "MemTotal:  16303412 kB"; 0 where there is none.
 uint64_t memory_info(const char *key) {
@@ -30,49 +29,122 @@ uint64_t memory_info(const char *key) {
     return kib * 1024;
 }
 
+uint64_t number_in(const char *path, uint64_t otherwise) {
+    FILE *file = std::fopen(path, "re");
+    if (!file) return otherwise;
+    unsigned long long value = 0;
+    const bool got = std::fscanf(file, "%llu", &value) == 1;  // "max" is none
+    std::fclose(file);
+    return got ? value : otherwise;
+}
+
+// What this container may still take.
+uint64_t container_room() {
+    const uint64_t most = number_in("/sys/fs/cgroup/memory.max", UINT64_MAX);
+    const uint64_t used = number_in("/sys/fs/cgroup/memory.current", 0);
+    return most == UINT64_MAX ? most : most - std::min(most, used);
+}
+
+struct Room {
+    uint64_t total, free;
+    const char *where;
+};
+
+Room room(bool shared) {
+    struct statvfs fs{};
+    if (shared && statvfs("/dev/shm", &fs) == 0)
+        return {fs.f_blocks * fs.f_frsize, fs.f_bavail * fs.f_frsize, "/dev/shm"};
+    if (shared) return {0, 0, "/dev/shm"};
+    return {memory_info("MemTotal"), memory_info("MemAvailable"), "memory"};
+}
+
 std::string gib(uint64_t bytes) {
     char text[32];
     std::snprintf(text, sizeof text, "%.6g", double(bytes) / kGiB);
     return text;
 }
 
-uint64_t pool_bytes(double wanted_gb, uint64_t needed) {
-    const uint64_t total = memory_info("MemTotal");
+uint64_t pool_bytes(double wanted_gb, uint64_t needed, bool shared, const Logger &log) {
+    const Room all = room(shared);
     const bool automatic = wanted_gb == 0;
-    const uint64_t bytes = automatic ? std::min(memory_info("MemAvailable") / 2, kMostAutomatic)
-                                     : uint64_t(wanted_gb * kGiB);
-    if (!automatic && total && bytes > total)
+    const std::string remedy =
+        shared ? "; make /dev/shm larger (--shm-size, or an emptyDir of medium Memory), or set "
+                 "share_buffer_enable: false"
+               : "";
+    const uint64_t bytes =
+        automatic ? std::min({all.free / 2, container_room() / 2, kMostAutomatic})
+                  : uint64_t(wanted_gb * kGiB);
+    if (!automatic && bytes > all.total && (!shared || needed > all.total))
         throw Error(UCM_INVALID, "cache_buffer_capacity_gb=" + gib(bytes) + " is more than the " +
-                                     gib(total) +
-                                     " GiB of memory that this machine has; make it smaller");
+                                     gib(all.total) + " GiB that " + all.where +
+                                     " has on this machine; make it smaller" + remedy);
     if (bytes < needed)
         throw Error(UCM_INVALID, "cache_buffer_capacity_gb: " + gib(bytes) + " GiB" +
-                                     (automatic ? " (half of what memory has free)" : "") +
+                                     (automatic ? std::string(" (half of what ") + all.where +
+                                                      " has free)"
+                                                : "") +
                                      " cannot hold two blocks; at least " +
-                                     gib(needed + (needed >> 16)) + " is needed");
+                                     gib(needed + (needed >> 16)) + " is needed" +
+                                     (automatic ? remedy : ""));
+    if (!automatic && bytes > all.total)
+        log.write(UCM_LOG_WARN,
+                  "cache_buffer_capacity_gb=%s is more than the %s GiB of %s: the cache will be "
+                  "smaller%s",
+                  gib(bytes).c_str(), gib(all.total).c_str(), all.where, remedy.c_str());
+    if (automatic)
+        log.write(UCM_LOG_INFO, "cache_buffer_capacity_gb: %s GiB, half of what %s has free%s",
+                  gib(bytes).c_str(), all.where, shared ? "" : "; each process has its own");
     return bytes;
+}
+
+std::vector<int> usable_cores(const ucm_value &value) {
+    std::vector<int> cores(value.ints, value.ints + value.count);
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return cores;
+    const long most = sysconf(_SC_NPROCESSORS_CONF);
+    for (const int core : cores)
+        if (core < 0 || core >= most || core >= CPU_SETSIZE)
+            throw Error(UCM_INVALID, "cpu_affinity_cores: " + std::to_string(core) +
+                                         " is no core of this machine; there are 0 to " +
+                                         std::to_string(most - 1));
+    return cores;
 }
 
 }  // namespace
 
-Config::Config(const ucm_open_args &args) {
+std::string segment_name(const ucm_open_args &args) {
+    return Values(args)[kShareBuffer].i ? args.unique_id : "";
+}
+
+Shape make_shape(const ucm_open_args &args, bool shared, const Logger &log) {
     const Values values(args);
-    shards_per_block = args.layout->shards_per_block;
-    capacity = args.layout->capacity;
-    slot_bytes = round_up(capacity);
-    const uint64_t needed = 2 * uint64_t(shards_per_block) * slot_bytes;
-    const uint64_t bytes = pool_bytes(values[kCapacityGb].f, needed);
-    slots = uint32_t(std::min<uint64_t>(bytes / slot_bytes, kNoSlot - 1));
-    // What no store below takes over holds at most half, so that finished blocks find room.
-    const bool keeps = (args.lower->capabilities & UCM_CAP_KEEPS) != 0;
-    held_slots = slots - (keeps ? std::clamp<uint32_t>(slots / 16, 1, 256) : slots / 2);
-    max_unfinished = std::clamp<size_t>(
-        kUnfinishedBytes / (sizeof(Block) + sizeof(ShardEntry) * shards_per_block), 2,
-        kUnfinishedBlocks);
+    const ucm_layout &layout = *args.layout;
+    Shape shape{};
+    shape.shards_per_block = layout.shards_per_block;
+    shape.capacity = layout.capacity;
+    shape.raw_capacity = layout.raw_capacity;
+    shape.slot_bytes = round_up(layout.capacity);
+    shape.encoding = std::string(layout.encoding, strnlen(layout.encoding, UCM_ENCODING_BYTES));
+    shape.identity = std::string(values[kNamespace].s) + " " + values[kModel].s + " " +
+                     values[kFingerprint].s;
+    shape.keeps = (args.lower->capabilities & UCM_CAP_KEEPS) != 0;
+    shape.loads = (args.lower->capabilities & UCM_CAP_LOADS) != 0;
+    const uint64_t bytes =
+        pool_bytes(values[kCapacityGb].f, 2 * shape.frame_bytes(), shared, log);
+    shape.frames = uint32_t(std::min<uint64_t>(bytes / shape.frame_bytes(), UINT32_MAX / 4));
+    return shape;
+}
+
+Config::Config(const ucm_open_args &args, const Shape &shape) {
+    const Values values(args);
+    shards_per_block = shape.shards_per_block;
+    capacity = shape.capacity;
     waiting_shards = uint64_t(values[kWaitingQueueDepth].i);
-    waiting_bytes = uint64_t(slots) * slot_bytes;
+    waiting_bytes = uint64_t(shape.frames) * shape.frame_bytes();
     running_shards = uint64_t(values[kRunningQueueDepth].i);
     timeout_ms = values[kTimeoutMs].i;
+    cores = usable_cores(values[kAffinityCores]);
 }
 
 }  // namespace ucm::cache

@@ -1,45 +1,79 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <condition_variable>
 #include <mutex>
 #include <vector>
 
-#include "copy.h"
-#include "index.h"
-#include "log.h"
+#include "breaker.h"
+#include "config.h"
+#include "device.h"
+#include "job.h"
+#include "table.h"
 
 namespace ucm::cache {
 
 using Lock = std::unique_lock<std::mutex>;
 
+// Who is to look again when something changed under Core::mutex.
+struct Wakeups {
+    std::condition_variable dumps;   // the dump thread: a job, room, a cancel
+    std::condition_variable writes;  // the writer: a block, the end of a lower dump
+    std::condition_variable loads;   // the load threads: a job, an arrival, room
+    std::condition_variable idle;    // close, drain and remove
+    bool dumps_want_room = false, loads_want_room = false, writes_want_change = false;
+};
+
 // What the dump, write-back and load paths of one store share.
 //
-// Locks. `mutex` comes first; with it held, only the ledger's own is taken. Those of Tasks and
-// Admission are taken alone. No lock at all is held while bytes are copied, while a job is
-// answered, while something is logged, and during any call into the lower store.
+// Locks. `mutex` comes first; with it held, the table's (Table::Hold) and the ledger's are taken,
+// each alone. Those of Tasks and Admission are taken alone. No lock at all is held while bytes are
+// copied, while a job is answered, while something is logged, and during any call into the lower
+// store. Everything in Table that needs its mutex is called with both.
 struct Core {
-    explicit Core(const ucm_open_args &args)
-        : config(args),
-          copy(*args.layout),
-          log(args.host, "Cache"),
+    Core(const ucm_open_args &args, const Shape &shape, const std::string &unique_id)
+        : log(args.host, "Cache"),
+          config(args, shape),
+          device(make_device(*args.layout, log)),
           lower(args.lower),
-          lower_keeps((lower->capabilities & UCM_CAP_KEEPS) != 0),
-          lower_loads((lower->capabilities & UCM_CAP_LOADS) != 0),
-          index(config, wakeups),
-          registered(lower, index.pool().mapping()) {}
+          lower_keeps(shape.keeps),
+          lower_loads(shape.loads),
+          segment(shape, unique_id, log),
+          table(segment, args.layout->memory != UCM_MEMORY_HOST),
+          registered(lower, segment.data(), segment.data_bytes()) {
+        table.on_change = [this] { changed(); };
+        device->pin(segment.data(), pinned_bytes());
+    }
+    ~Core() { device->unpin(segment.data(), pinned_bytes()); }
 
-    const Config config;
-    const RowCopy copy;
+    // With `mutex`: frames came free, or shards came or went, here or in another process.
+    void changed() {
+        version++;
+        if (wakeups.dumps_want_room) wakeups.dumps.notify_all();
+        if (wakeups.loads_want_room) wakeups.loads.notify_one();
+        if (wakeups.writes_want_change) wakeups.writes.notify_one();
+    }
+
     const Logger log;
+    const Config config;
+    const std::unique_ptr<Device> device;
     ucm_store *const lower;
     const bool lower_keeps, lower_loads;
     Metrics<kMetrics> metrics;
     Ledger ledger;
+    Breaker breaker;  // of the store below
 
-    std::mutex mutex;  // guards index with its pool, every Block, and the queues of the paths
+    std::mutex mutex;  // guards Wakeups, version, and the queues of the paths
     Wakeups wakeups;
-    BlockIndex index;
+    uint64_t version = 0;
+    Segment segment;
+    Table table;
     const Registered registered;  // with the store below
+
+  private:
+    uint64_t pinned_bytes() const {
+        return uint64_t(table.frames_ready()) * segment.frame_bytes();
+    }
 };
 
 // A result that is decided under the lock and given after it.

@@ -10,8 +10,8 @@ namespace ucm::cache {
 
 using IdSet = std::unordered_set<BlockId, BlockIdHash>;
 
-// Copies accepted dumps into slots, in the order in which they came. One thread, so that one dump
-// of a shard comes before another; it waits here for room, while loads go on elsewhere.
+// Copies accepted dumps into frames. Small ones at once, on the caller's thread; the rest in the
+// order in which they came, on a thread that waits for room while loads go on elsewhere.
 class DumpPath {
   public:
     DumpPath(Core &core, WriteBack &writer) : core_(core), writer_(writer) {}
@@ -20,30 +20,37 @@ class DumpPath {
     void start();
     void stop();  // once every job is answered
 
-    void push(const JobRef &job);
+    // `inline_bytes`: how much of it the caller's thread may copy.
+    void push(const JobRef &job, uint64_t inline_bytes);
     // While somebody drains, what is unfinished goes below as it comes.
     void flush(bool begin);
 
-    // All below with Core::mutex held.
-    // Shards of these that were accepted and not copied yet are cancelled.
+    // With Core::mutex held: shards of these that were accepted and not copied yet are cancelled.
     void cancel(const IdSet &ids);
 
   private:
+    struct Copy {
+        BlockRef block;
+        size_t row;
+    };
+    enum class Taken { kCopy, kAnswered, kNoRoom, kWait };
+
     void run();
-    void process(const JobRef &job, Lock &lock);
-    bool take(const JobRef &job, size_t row, Lock &lock, Outcome &outcome, ucm_result &answer);
+    size_t pass(const JobRef &job, size_t first, uint64_t most_bytes, Lock &lock);
+    void process(const JobRef &job, size_t first, Lock &lock);
+    Taken take(const JobRef &job, size_t row, std::vector<Copy> &copies, Outcome &outcome);
+    ucm_status copy(const JobRef &job, const std::vector<Copy> &copies);
+    void land(const JobRef &job, const Copy &copy, ucm_status copied, Outcome &outcome);
+    bool landed(const JobRef &job, const Copy &copy, Outcome &outcome, ucm_result &answer);
     bool make_room(const BlockId &id, Outcome &outcome);
-    bool copy(const JobRef &job, size_t row, uint32_t slot, Lock &lock, Outcome &outcome,
-              ucm_result &answer);
-    bool landed(const BlockRef &block, const JobRef &job, size_t row, Outcome &outcome,
-                ucm_result &answer);
     BlockRef joined(const JobRef &job, size_t row, Outcome &outcome);
-    BlockRef gathering_for(const JobRef &job, size_t row, Outcome &outcome);
+    void answer(const JobRef &job, size_t row, const ucm_result &answer, Outcome &outcome);
 
     Core &core_;
     WriteBack &writer_;
+    Table &table_ = core_.table;
     // All guarded by Core::mutex.
-    std::deque<JobRef> jobs_;  // the first one is being copied
+    std::deque<std::pair<JobRef, size_t>> jobs_;  // and the first row that is not copied
     uint32_t flushing_ = 0;
     bool stopping_ = false;
     Threads threads_;

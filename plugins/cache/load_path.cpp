@@ -8,7 +8,11 @@ namespace {
 
 constexpr size_t kThreads = 2;
 constexpr size_t kPieceShards = 64;  // planned at once, and at most in one lower load
+constexpr uint64_t kPieceBytes = 2u << 20;
 constexpr int64_t kBusyNs = 5 * 1000000;
+constexpr int64_t kSlowNs = 10ll * 1000000000;
+constexpr size_t kMostTouches = 4096;
+constexpr size_t kMostArrivals = 64;  // ended in one go
 
 // A failure that is about the task that asked, not about the shard.
 bool personal(ucm_status status) {
@@ -18,34 +22,43 @@ bool personal(ucm_status status) {
 }  // namespace
 
 struct LoadPath::Arriving {
-    BlockRef block;  // pinned
-    uint32_t shard, slot;
+    BlockRef block;
+    uint32_t shard;
     std::vector<Waiter> waiters;
 };
 
 // One lower load into slots.
 struct LoadPath::Fill {
-    Fill(LoadPath &path, JobRef job) : owner(path), planner(std::move(job)) {}
+    explicit Fill(LoadPath &path) : owner(path) {}
 
     ucm_transfer transfer();
+    bool planned_by(const JobRef &job) const { return planner == job; }
 
     LoadPath &owner;
-    const JobRef planner;  // NULL: a prefetch
+    JobRef planner;  // NULL: a prefetch, or several tasks
     std::deque<Arriving> shards;
     std::vector<ucm_result> results;
     std::vector<uint8_t> ids;
     std::vector<uint32_t> indexes, depths;
     std::vector<void *> addresses;
+    uint64_t tag = 0;
+    int32_t priority = -1;
+    int64_t deadline_ns = 0;
+    size_t ended = 0;
+    ucm_status best = UCM_IO;
+    bool probe = false;
 };
 
 ucm_transfer LoadPath::Fill::transfer() {
     ids.clear();
     indexes.clear();
     addresses.clear();
+    Table &table = owner.core_.table;
     for (auto &each : shards) {
-        ids.insert(ids.end(), each.block->id.bytes, each.block->id.bytes + UCM_BLOCK_ID_BYTES);
+        const BlockId id = table.id(each.block.record);
+        ids.insert(ids.end(), id.bytes, id.bytes + UCM_BLOCK_ID_BYTES);
         indexes.push_back(each.shard);
-        addresses.push_back(owner.core_.index.pool().bytes(each.slot));
+        addresses.push_back(table.slot(each.block.record, each.shard));
     }
     ucm_transfer t{};
     t.struct_size = sizeof t;
@@ -75,18 +88,17 @@ ucm_transfer LoadPath::Fill::transfer() {
     };
     t.ctx = this;
     t.depths = depths.empty() ? nullptr : depths.data();
-    if (planner) {
-        t.tag = planner->task->tag();
-        t.priority = planner->task->priority();
-        t.deadline_ns = planner->task->deadline_ns();
-    } else {
-        t.priority = -1;
-    }
+    t.tag = tag;
+    t.priority = priority;
+    t.deadline_ns = deadline_ns;
     return t;
 }
 
 void LoadPath::start() {
-    threads_.start(kThreads, "ucm-cache-load", [this] { run(); });
+    threads_.start(kThreads, "ucm-cache-load", [this] {
+        use_cores(core_.config.cores);
+        run();
+    });
 }
 
 void LoadPath::stop() {
@@ -98,18 +110,87 @@ void LoadPath::stop() {
     threads_.join();
 }
 
-void LoadPath::push(const JobRef &job) {
+// Copies what is here; false: it went meanwhile. Any thread, no lock.
+bool LoadPath::copy_out(Job &job, const Hit &hit) {
+    const Task &task = *job.task;
+    const uint32_t record = hit.block.record, shard = task.shard(hit.row);
+    const uint64_t length = std::min(table_.length(record, shard), core_.config.capacity);
+    const Piece piece{table_.slot(record, shard), task.addresses(hit.row), length};
+    ucm_status status;
+    {
+        Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
+        status = core_.device->scatter(&piece, 1);
+    }
+    if (!table_.valid(hit.block)) return false;
+    table_.used(record, shard);
+    if (core_.lower_keeps && table_.stale_below(record, monotonic_ns())) {
+        const std::lock_guard<std::mutex> hold(touches_mutex_);
+        if (touches_.size() < kMostTouches) touches_.push_back(task.id(hit.row));
+    }
+    if (status == UCM_OK) {
+        core_.metrics.add(kHitShards, 1);
+        core_.metrics.add(kLoadShards, 1);
+        core_.metrics.add(kLoadBytes, length);
+    }
+    job.answer(hit.row, result(status, status == UCM_OK ? length : 0));
+    return true;
+}
+
+// Before anybody else knows of the job.
+void LoadPath::serve_here(const JobRef &job, uint64_t most_bytes, std::vector<size_t> &left) {
+    const Task &task = *job->task;
+    uint64_t bytes = 0;
+    for (size_t row = 0; row < task.n(); row++) {
+        if (bytes < most_bytes && task.refused() == UCM_OK) {
+            const BlockRef block = table_.find(task.id(row));
+            if (block &&
+                state_of(table_.word(block.record, task.shard(row))) == ShardState::kHere) {
+                const uint64_t length = table_.length(block.record, task.shard(row));
+                // The job may end with its last row; what is counted here is not looked at then.
+                job->rows[row] = Row::kTaken;
+                job->untaken--;
+                if (copy_out(*job, {block, row})) {
+                    bytes += length;
+                    continue;
+                }
+                job->rows[row] = Row::kTodo;
+                job->untaken++;
+            }
+        }
+        left.push_back(row);
+    }
+}
+
+void LoadPath::push(const JobRef &job, uint64_t inline_bytes) {
+    std::vector<size_t> left;
+    serve_here(job, inline_bytes, left);
+    if (left.empty()) return;
     Lock lock(core_.mutex);
     jobs_[job->task->number()] = job;
     job->timer = timers_.emplace(job->task->deadline_ns(), job);
-    const size_t most =
-        std::min<size_t>(kPieceShards, std::max(core_.index.pool().total() / 4, 1u));
-    for (size_t row = 0; row < job->rows.size();) {
-        Piece piece{job, {}};
-        for (; row < job->rows.size() && piece.rows.size() < most; row++) piece.rows.push_back(row);
-        pieces_.push_back(std::move(piece));
-        core_.wakeups.loads.notify_one();
+    const uint64_t capacity = core_.config.capacity;
+    const uint32_t shards = table_.shards();
+    const size_t frames = std::max(table_.header().frames / 4, 1u);
+    const size_t most = std::min<size_t>(
+        {kPieceShards, std::max<size_t>(kPieceBytes / std::max<uint64_t>(capacity, 1), shards),
+         frames * shards});
+    for (size_t k = 0; k < left.size();) {
+        Part piece{job, {}};
+        for (; k < left.size() && piece.rows.size() < most; k++) piece.rows.push_back(left[k]);
+        queue(std::move(piece));
     }
+}
+
+void LoadPath::queue(Part piece, bool front) {
+    auto &queue = pieces_[piece.job->task->priority()];
+    front ? queue.push_front(std::move(piece)) : queue.push_back(std::move(piece));
+    core_.wakeups.loads.notify_one();
+}
+
+size_t LoadPath::queued() const {
+    size_t count = 0;
+    for (auto &entry : pieces_) count += entry.second.size();
+    return count;
 }
 
 void LoadPath::cancel(ucm_task number) {
@@ -122,17 +203,64 @@ void LoadPath::cancel(ucm_task number) {
 
 void LoadPath::prefetch(const std::vector<BlockId> &ids) {
     Lock lock(core_.mutex);
-    const size_t most = core_.index.pool().total() / core_.config.shards_per_block;
+    const size_t most = table_.header().frames;
     for (auto &id : ids) {
-        if (prefetches_.size() >= most || !pieces_.empty() || !parked_.empty()) return;
+        if (prefetches_.size() >= most) return;
         prefetches_.push_back(id);
         core_.wakeups.loads.notify_one();
     }
 }
 
+void LoadPath::pass_touches() {
+    std::vector<BlockId> ids;
+    {
+        const std::lock_guard<std::mutex> hold(touches_mutex_);
+        ids.swap(touches_);
+    }
+    if (ids.empty()) return;
+    ucm_ids_args args{};
+    args.struct_size = sizeof args;
+    args.n = ids.size();
+    args.block_ids = ids.front().bytes;
+    ucm_touch(core_.lower, &args, nullptr);
+}
+
 bool LoadPath::idle() const {
-    return pieces_.empty() && parked_.empty() && arrived_.empty() && refused_.empty() &&
-           prefetches_.empty() && fills_.empty() && working_ == 0;
+    return queued() == 0 && parked_.empty() && arrived_.empty() && refused_.empty() &&
+           prefetches_.empty() && fills_.empty() && foreign_.empty() && working_ == 0;
+}
+
+void LoadPath::look_again() {
+    if (foreign_.empty()) return;
+    const int64_t now_ns = monotonic_ns();
+    std::vector<Foreign> still;
+    for (auto &each : foreign_) {
+        Job &job = *each.waiter.job;
+        const size_t row = each.waiter.row;
+        if (job.rows[row] != Row::kWaiting) continue;  // its time was over
+        const uint32_t shard = job.task->shard(row);
+        const bool loading =
+            table_.same(each.block) &&
+            state_of(table_.word(each.block.record, shard)) == ShardState::kLoading &&
+            member_of(table_.word(each.block.record, shard)) != table_.member();
+        if (loading && now_ns - each.since_ns < kSlowNs) {
+            still.push_back(each);
+            continue;
+        }
+        if (loading) {
+            const Table::Hold hold(table_);
+            if (table_.many_zombies()) {
+                each.since_ns = now_ns;
+                still.push_back(each);
+                continue;
+            }
+            table_.detach(each.block.record, UCM_NOT_FOUND);
+        }
+        job.rows[row] = Row::kTodo;
+        queue({each.waiter.job, {row}}, true);
+    }
+    foreign_ = std::move(still);
+    core_.wakeups.idle.notify_all();
 }
 
 void LoadPath::run() {
@@ -158,10 +286,9 @@ int64_t LoadPath::next_wake() const {
 bool LoadPath::step(Lock &lock) {
     const int64_t now_ns = monotonic_ns();
     unpark();
+    while (!pieces_.empty() && pieces_.begin()->second.empty()) pieces_.erase(pieces_.begin());
     if (!arrived_.empty()) {
-        const auto next = std::move(arrived_.front());
-        arrived_.pop_front();
-        arrive(next.first, next.second, lock);
+        arrive(lock);
     } else if (!expired_.empty()) {
         const JobRef job = std::move(expired_.front());
         expired_.pop_front();
@@ -174,9 +301,7 @@ bool LoadPath::step(Lock &lock) {
         refused_.pop_front();
         submit(fill, lock);
     } else if (!pieces_.empty()) {
-        Piece piece = std::move(pieces_.front());
-        pieces_.pop_front();
-        plan(std::move(piece), lock);
+        plan(lock);
     } else if (!prefetches_.empty()) {
         const BlockId id = prefetches_.front();
         prefetches_.pop_front();
@@ -188,9 +313,9 @@ bool LoadPath::step(Lock &lock) {
 }
 
 void LoadPath::unpark() {
-    if (parked_.empty() || parked_at_version_ == core_.index.room_version()) return;
+    if (parked_.empty() || parked_at_version_ == core_.version) return;
     while (!parked_.empty()) {
-        pieces_.push_front(std::move(parked_.back()));
+        queue(std::move(parked_.back()), true);
         parked_.pop_back();
     }
     core_.wakeups.loads_want_room = false;
@@ -204,108 +329,137 @@ void LoadPath::claim(Job &job, size_t row) {
     jobs_.erase(job.task->number());
 }
 
-// False: no slot; the row is as it was.
-bool LoadPath::plan_row(const JobRef &job, size_t row, std::vector<Hit> &hits, Fill &fill,
-                        Outcome &outcome) {
-    if (job->rows[row] != Row::kTodo) return true;
+LoadPath::Planned LoadPath::plan_row(const Waiter &waiter,
+                                     std::vector<std::pair<JobRef, Hit>> &hits, Fill &fill,
+                                     Outcome &outcome) {
+    const auto &[job, row] = waiter;
+    if (job->rows[row] != Row::kTodo) return Planned::kYes;
     const Task &task = *job->task;
     const BlockId id = task.id(row);
     const uint32_t shard = task.shard(row);
-    if (const ucm_status refused = task.refused()) {
+    const auto answer = [&](ucm_status status) {
         claim(*job, row);
-        outcome.answers.push_back({job, row, result(refused)});
-        return true;
-    }
-    BlockRef block = core_.index.visible(id);
-    const ShardEntry entry = block ? block->shards[shard] : ShardEntry();
-    if (entry.state == ShardState::kHere) {
+        outcome.answers.push_back({job, row, result(status)});
+        return Planned::kYes;
+    };
+    if (const ucm_status refused = task.refused()) return answer(refused);
+    BlockRef block = table_.visible(id);
+    const uint32_t word = block ? table_.word(block.record, shard) : 0;
+    if (state_of(word) == ShardState::kHere) {
         claim(*job, row);
-        core_.index.pin(*block);
-        Eviction::used(*block, shard);
-        hits.push_back({block, entry.slot, core_.index.pool().info(entry.slot).length, row});
-        core_.metrics.add(kHitShards, 1);
-        return true;
+        hits.push_back({job, {block, row}});
+        return Planned::kYes;
     }
-    if (entry.state == ShardState::kLoading) {
-        job->rows[row] = Row::kWaiting;
-        arriving_.at(entry.slot)->waiters.push_back({job, row});
-        core_.metrics.add(kMissShards, 1);
-        return true;
-    }
-    if (!core_.lower_loads) {
-        claim(*job, row);
-        outcome.answers.push_back({job, row, result(UCM_NOT_FOUND)});
-        core_.metrics.add(kMissShards, 1);
-        return true;
-    }
-    const uint32_t slot = core_.index.slot_for_load();
-    if (slot == kNoSlot) return false;
-    block = core_.index.visible(id);  // may have been evicted for it
-    if (!block) block = core_.index.start_filling(id);
-    core_.index.put(*block, shard, slot, ShardState::kLoading);
-    core_.index.pin(*block);
-    job->rows[row] = Row::kWaiting;
-    fill.shards.push_back({block, shard, slot, {{job, row}}});
-    fill.depths.push_back(task.depth(row));
-    arriving_[slot] = &fill.shards.back();
     core_.metrics.add(kMissShards, 1);
-    return true;
+    if (state_of(word) == ShardState::kLoading) {
+        job->rows[row] = Row::kWaiting;
+        core_.metrics.add(kCoalescedShards, 1);
+        if (member_of(word) == table_.member())
+            arriving_.at({block.record, shard})->waiters.push_back(waiter);
+        else
+            foreign_.push_back({waiter, block, monotonic_ns()});
+        table_.want(true);
+        return Planned::kYes;
+    }
+    if (!core_.lower_loads) return answer(UCM_NOT_FOUND);
+    const bool probe = core_.breaker.open();
+    if (probe && core_.breaker.ask() != Breaker::Says::kProbe) return answer(UCM_UNAVAILABLE);
+    fill.probe = fill.probe || probe;
+    if (!block) {
+        const uint32_t record = table_.take(Taking::kLoad);
+        if (record == kNone) return Planned::kNoRoom;
+        block = table_.start(record, id, State::kClean);
+    }
+    table_.put(block.record, shard, ShardState::kLoading);
+    job->rows[row] = Row::kWaiting;
+    fill.shards.push_back({block, shard, {waiter}});
+    fill.depths.push_back(task.depth(row));
+    if (fill.shards.size() == 1) {
+        fill.planner = job;
+        fill.tag = task.tag();
+        fill.priority = task.priority();
+        fill.deadline_ns = task.deadline_ns();
+    } else if (fill.planner != job) {
+        fill.planner = nullptr;
+        fill.priority = std::max(fill.priority, task.priority());
+        fill.deadline_ns = std::max(fill.deadline_ns, task.deadline_ns());
+    }
+    arriving_[{block.record, shard}] = &fill.shards.back();
+    return Planned::kYes;
 }
 
-void LoadPath::plan(Piece piece, Lock &lock) {
-    std::vector<Hit> hits;
+// Pieces of one priority, of as many tasks as fit into one lower load.
+void LoadPath::plan(Lock &lock) {
+    auto &urgent = pieces_.begin()->second;
+    std::vector<std::pair<JobRef, Hit>> hits;
     Outcome outcome;
-    const auto fill = std::make_shared<Fill>(*this, piece.job);
-    size_t next = 0;
-    while (next < piece.rows.size() && plan_row(piece.job, piece.rows[next], hits, *fill, outcome))
-        next++;
-    if (next < piece.rows.size()) {
-        piece.rows.erase(piece.rows.begin(), piece.rows.begin() + std::ptrdiff_t(next));
-        parked_.push_back({piece.job, std::move(piece.rows)});
-        parked_at_version_ = core_.index.room_version();
-        core_.wakeups.loads_want_room = true;
+    const auto fill = std::make_shared<Fill>(*this);
+    size_t rows = 0;
+    bool room = true;
+    {
+        const Table::Hold hold(table_);
+        while (room && !urgent.empty() && rows + urgent.front().rows.size() <= kPieceShards) {
+            Part piece = std::move(urgent.front());
+            urgent.pop_front();
+            size_t next = 0;
+            for (; next < piece.rows.size(); next++) {
+                room = plan_row({piece.job, piece.rows[next]}, hits, *fill, outcome) ==
+                       Planned::kYes;
+                if (!room) break;
+            }
+            rows += piece.rows.size();
+            if (room) continue;
+            piece.rows.erase(piece.rows.begin(), piece.rows.begin() + std::ptrdiff_t(next));
+            parked_.push_back(std::move(piece));
+            parked_at_version_ = core_.version;
+            core_.wakeups.loads_want_room = true;
+            table_.want(true);
+            if (table_.may_grow()) table_.ring(table_.member());
+        }
+        if (urgent.empty()) pieces_.erase(pieces_.begin());
     }
     launch(fill, lock);
-    copy_hits(piece.job, hits, lock);
+    copy_hits(hits, lock);
     outcome.give(lock, core_.log);
 }
 
 void LoadPath::plan_prefetch(const BlockId &id, Lock &lock) {
-    for (uint32_t shard = 0; shard < core_.config.shards_per_block;) {
-        const auto fill = std::make_shared<Fill>(*this, nullptr);
-        for (; shard < core_.config.shards_per_block; shard++) {
-            BlockRef block = core_.index.visible(id);
-            if (block && block->shards[shard].state != ShardState::kAbsent) continue;
-            const uint32_t slot =
-                fill->shards.size() < kPieceShards ? core_.index.slot_for_load() : kNoSlot;
-            if (slot == kNoSlot) break;
-            block = core_.index.visible(id);
-            if (!block) block = core_.index.start_filling(id);
-            core_.index.put(*block, shard, slot, ShardState::kLoading);
-            core_.index.pin(*block);
-            fill->shards.push_back({block, shard, slot, {}});
-            arriving_[slot] = &fill->shards.back();
+    if (core_.breaker.open()) return;
+    const auto fill = std::make_shared<Fill>(*this);
+    {
+        const Table::Hold hold(table_);
+        BlockRef block = table_.visible(id);
+        for (uint32_t shard = 0; shard < table_.shards(); shard++) {
+            if (block && state_of(table_.word(block.record, shard)) != ShardState::kAbsent)
+                continue;
+            if (!block) {
+                const uint32_t record = table_.take(Taking::kPrefetch);
+                if (record == kNone) break;
+                block = table_.start(record, id, State::kClean);
+            }
+            table_.put(block.record, shard, ShardState::kLoading);
+            fill->shards.push_back({block, shard, {}});
+            arriving_[{block.record, shard}] = &fill->shards.back();
         }
-        if (fill->shards.empty() || !parked_.empty()) shard = core_.config.shards_per_block;
-        launch(fill, lock);
     }
+    launch(fill, lock);
 }
 
-void LoadPath::copy_hits(const JobRef &job, const std::vector<Hit> &hits, Lock &lock) {
+void LoadPath::copy_hits(std::vector<std::pair<JobRef, Hit>> &hits, Lock &lock) {
     if (hits.empty()) return;
+    std::vector<Waiter> missed;
     lock.unlock();
-    for (auto &hit : hits) {
-        {
-            Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
-            core_.copy.scatter(job->task->addresses(hit.row), core_.index.pool().bytes(hit.slot),
-                               hit.length);
-        }
-        core_.metrics.add(kLoadShards, 1);
-        core_.metrics.add(kLoadBytes, hit.length);
-        job->answer(hit.row, result(UCM_OK, hit.length));
-    }
+    for (auto &[job, hit] : hits)
+        if (!copy_out(*job, hit)) missed.push_back({job, hit.row});
     lock.lock();
-    for (auto &hit : hits) core_.index.unpin(hit.block);
+    for (auto &[job, row] : missed) {
+        if (job->untaken++ == 0) {
+            jobs_[job->task->number()] = job;
+            job->timer = timers_.emplace(job->task->deadline_ns(), job);
+        }
+        job->rows[row] = Row::kTodo;
+        queue({job, {row}}, true);
+    }
 }
 
 void LoadPath::launch(const std::shared_ptr<Fill> &fill, Lock &lock) {
@@ -336,48 +490,98 @@ void LoadPath::submit(const std::shared_ptr<Fill> &fill, Lock &lock) {
     }
 }
 
-void LoadPath::arrive(const std::shared_ptr<Fill> &fill, size_t k, Lock &lock) {
-    Arriving &each = fill->shards[k];
-    ucm_result &answer = fill->results[k];
-    answer.flags = 0;
-    if (answer.status == UCM_OK && answer.length > core_.config.capacity)
-        answer = result(UCM_INCOMPATIBLE);
-    const bool ok = answer.status == UCM_OK;
-    arriving_.erase(each.slot);
-    std::vector<Waiter> waiters;
-    for (auto &waiter : each.waiters) {
-        if (waiter.job->rows[waiter.row] != Row::kWaiting) continue;  // its time was over
-        if (personal(answer.status) && waiter.job != fill->planner) {
-            waiter.job->rows[waiter.row] = Row::kTodo;
-            pieces_.push_back({waiter.job, {waiter.row}});
-            core_.wakeups.loads.notify_one();
-            continue;
+void LoadPath::fill_ended(Fill &fill, Outcome &outcome) {
+    // What the caller's own time did says nothing about the store below.
+    const bool late = fill.deadline_ns && monotonic_ns() > fill.deadline_ns;
+    if (personal(fill.best) && (late || fill.best == UCM_CANCELLED)) return;
+    const Breaker::Turn turn = core_.breaker.report(fill.best);
+    if (turn == Breaker::Turn::kOpened) {
+        core_.metrics.add(kBreakerOpened, 1);
+        outcome.warnings.push_back("the store below fails: dumps stay in memory, misses fail");
+    }
+    if (turn != Breaker::Turn::kClosed) return;
+    outcome.warnings.push_back("the store below works again");
+    core_.wakeups.writes.notify_all();
+}
+
+// Shards that came from below: into the memory of those that wait for them, while nobody can take
+// the frame away; then everybody may have them.
+void LoadPath::arrive(Lock &lock) {
+    struct Arrival {
+        std::shared_ptr<Fill> fill;
+        size_t k;
+        ucm_result answer;
+        std::vector<Waiter> waiters;
+    };
+    std::vector<Arrival> arrivals;
+    Outcome outcome;
+    while (!arrived_.empty() && arrivals.size() < kMostArrivals) {
+        Arrival each{std::move(arrived_.front().first), arrived_.front().second, {}, {}};
+        arrived_.pop_front();
+        each.answer = each.fill->results[each.k];
+        each.answer.flags = 0;
+        if (each.answer.status == UCM_OK && each.answer.length > core_.config.capacity)
+            each.answer = result(UCM_INCOMPATIBLE);
+        if (each.answer.status != UCM_OK) each.answer.length = 0;
+        Fill &fill = *each.fill;
+        if (!Breaker::down(each.answer.status)) fill.best = each.answer.status;
+        if (fill.best == UCM_IO && each.answer.status != UCM_OK) fill.best = each.answer.status;
+        if (++fill.ended == fill.shards.size()) fill_ended(fill, outcome);
+        arrivals.push_back(std::move(each));
+    }
+    for (bool more = true; more;) {
+        for (auto &each : arrivals) {
+            Arriving &shard = each.fill->shards[each.k];
+            each.waiters.clear();
+            for (auto &waiter : std::exchange(shard.waiters, {})) {
+                if (waiter.job->rows[waiter.row] != Row::kWaiting) continue;  // time was over
+                if (personal(each.answer.status) && !each.fill->planned_by(waiter.job)) {
+                    waiter.job->rows[waiter.row] = Row::kTodo;
+                    queue({waiter.job, {waiter.row}});
+                    continue;
+                }
+                claim(*waiter.job, waiter.row);
+                each.waiters.push_back(waiter);
+            }
         }
-        claim(*waiter.job, waiter.row);
-        waiters.push_back(waiter);
-    }
-    if (ok) {
-        core_.index.pool().info(each.slot).length = answer.length;
-        core_.index.arrived(*each.block, each.shard);
-    } else {
-        answer.length = 0;
-        core_.index.vacate(*each.block, each.shard);
-    }
-    lock.unlock();
-    UCM_FAILPOINT("cache.arrived");
-    if (ok) core_.metrics.add(kLoadInBytes, answer.length);
-    for (auto &waiter : waiters) {
-        if (ok) {
-            Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
-            core_.copy.scatter(waiter.job->task->addresses(waiter.row),
-                               core_.index.pool().bytes(each.slot), answer.length);
-            core_.metrics.add(kLoadShards, 1);
-            core_.metrics.add(kLoadBytes, answer.length);
+        lock.unlock();
+        UCM_FAILPOINT("cache.arrived");
+        for (auto &each : arrivals) {
+            const Arriving &shard = each.fill->shards[each.k];
+            for (auto &waiter : each.waiters) {
+                ucm_result answer = each.answer;
+                if (answer.status == UCM_OK) {
+                    Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
+                    const Piece piece{table_.slot(shard.block.record, shard.shard),
+                                      waiter.job->task->addresses(waiter.row), answer.length};
+                    const ucm_status copied = core_.device->scatter(&piece, 1);
+                    if (copied != UCM_OK) answer = result(copied);
+                    core_.metrics.add(kLoadShards, 1);
+                    core_.metrics.add(kLoadBytes, answer.length);
+                }
+                waiter.job->answer(waiter.row, answer);
+            }
         }
-        waiter.job->answer(waiter.row, answer);
+        lock.lock();
+        more = false;
+        for (auto &each : arrivals) more = more || !each.fill->shards[each.k].waiters.empty();
     }
-    lock.lock();
-    core_.index.unpin(each.block);
+    {
+        const Table::Hold hold(table_);
+        for (auto &each : arrivals) {
+            const Arriving &shard = each.fill->shards[each.k];
+            arriving_.erase({shard.block.record, shard.shard});
+            if (each.answer.status != UCM_OK) {
+                table_.vacate(shard.block.record, shard.shard);
+                continue;
+            }
+            core_.metrics.add(kLoadInBytes, each.answer.length);
+            table_.arrived(shard.block.record, shard.shard, each.answer.length,
+                           each.answer.length);
+        }
+    }
+    UCM_FAILPOINT("cache.kept");
+    outcome.give(lock, core_.log);
 }
 
 // The store below fills slots, not the caller's memory, so the caller need not wait for it.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <map>
 #include <unordered_map>
 
 #include "core.h"
@@ -9,8 +10,9 @@
 
 namespace ucm::cache {
 
-// Answers loads from slots, and fills slots from the store below. Its threads wait for nothing but
-// work: what finds no slot is parked, and looked at again when there is room.
+// Answers loads from frames, and fills frames from the store below. Small hits are copied at once,
+// on the caller's thread. The threads wait for nothing but work: what finds no frame is parked, and
+// looked at again when there is room; what another process reads is looked at again when it rings.
 class LoadPath {
   public:
     explicit LoadPath(Core &core) : core_(core) {}
@@ -19,17 +21,23 @@ class LoadPath {
     void start();
     void stop();  // once idle
 
-    void push(const JobRef &job);
+    // `inline_bytes`: how much of what is here the caller's thread may copy.
+    void push(const JobRef &job, uint64_t inline_bytes);
     // Answers what does not have to be waited for; the job was cancelled.
     void cancel(ucm_task number);
     void prefetch(const std::vector<BlockId> &ids);
+    // Passes below, now and then, which blocks were used.
+    void pass_touches();
 
     // With Core::mutex held.
     bool idle() const;
     void forget_prefetches() { prefetches_.clear(); }
+    // Something changed in another process, or may have.
+    void look_again();
+    bool waits_for_others() const { return !foreign_.empty(); }
 
   private:
-    struct Piece {
+    struct Part {
         JobRef job;
         std::vector<size_t> rows;
     };
@@ -39,43 +47,58 @@ class LoadPath {
     };
     struct Hit {
         BlockRef block;
-        uint32_t slot;
-        uint64_t length;
         size_t row;
+    };
+    struct Foreign {
+        Waiter waiter;
+        BlockRef block;
+        int64_t since_ns;
     };
     struct Fill;
     struct Arriving;
+    using Key = std::pair<uint32_t, uint32_t>;  // record and shard
 
     void run();
     bool step(Lock &lock);
     void claim(Job &job, size_t row);
-    void plan(Piece piece, Lock &lock);
-    bool plan_row(const JobRef &job, size_t row, std::vector<Hit> &hits, Fill &fill,
-                  Outcome &outcome);
+    bool copy_out(Job &job, const Hit &hit);
+    void serve_here(const JobRef &job, uint64_t most_bytes, std::vector<size_t> &left);
+    void plan(Lock &lock);
+    enum class Planned { kYes, kNoRoom };
+    Planned plan_row(const Waiter &waiter, std::vector<std::pair<JobRef, Hit>> &hits, Fill &fill,
+                     Outcome &outcome);
     void plan_prefetch(const BlockId &id, Lock &lock);
-    void copy_hits(const JobRef &job, const std::vector<Hit> &hits, Lock &lock);
+    void copy_hits(std::vector<std::pair<JobRef, Hit>> &hits, Lock &lock);
     void launch(const std::shared_ptr<Fill> &fill, Lock &lock);
     void submit(const std::shared_ptr<Fill> &fill, Lock &lock);
-    void arrive(const std::shared_ptr<Fill> &fill, size_t k, Lock &lock);
+    void arrive(Lock &lock);
+    void fill_ended(Fill &fill, Outcome &outcome);
     void expire(const JobRef &job, Lock &lock);
     void unpark();
+    void queue(Part part, bool front = false);
+    size_t queued() const;
     int64_t next_wake() const;
 
     Core &core_;
+    Table &table_ = core_.table;
     // All guarded by Core::mutex.
-    std::deque<Piece> pieces_, parked_;
+    std::map<int32_t, std::deque<Part>, std::greater<int32_t>> pieces_;  // the most urgent first
+    std::deque<Part> parked_;
     uint64_t parked_at_version_ = 0;  // of the room, when the last one was parked
     std::deque<std::pair<std::shared_ptr<Fill>, size_t>> arrived_;
     std::deque<std::shared_ptr<Fill>> refused_;  // by a BUSY store below
     int64_t busy_until_ns_ = 0;
     std::deque<JobRef> expired_;
     std::deque<BlockId> prefetches_;
+    std::vector<Foreign> foreign_;
     std::multimap<int64_t, JobRef> timers_;
     std::unordered_map<ucm_task, JobRef> jobs_;
-    std::unordered_map<uint32_t, Arriving *> arriving_;        // by slot
+    std::map<Key, Arriving *> arriving_;
     std::unordered_map<Fill *, std::shared_ptr<Fill>> fills_;  // until finished
     size_t working_ = 0;                                       // threads that are in a step
     bool stopping_ = false;
+    std::mutex touches_mutex_;         // guards touches_ only; hits take it, rarely
+    std::vector<BlockId> touches_;
     Threads threads_;
 };
 

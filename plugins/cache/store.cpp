@@ -3,22 +3,52 @@
 
 namespace ucm::cache {
 
-CacheStore::Engine::Engine(const ucm_open_args &args)
-    : core(args),
+namespace {
+
+// More is left to threads, so that a caller who wants to go on can.
+constexpr uint64_t kInlineBytes = 2u << 20;
+
+}  // namespace
+
+CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
+                           const std::string &unique_id)
+    : core(args, shape, unique_id),
       writer(core),
       dumps(core, writer),
       loads(core),
+      watch(core, writer, loads),
       tasks(args.layout),
       dump_admission(core.config.waiting_shards, core.config.waiting_bytes),
-      load_admission(core.config.waiting_shards, core.config.waiting_bytes) {
+      load_admission(core.config.waiting_shards, core.config.waiting_bytes),
+      inline_bytes(args.layout->memory == UCM_MEMORY_HOST ? kInlineBytes : 0) {
+    {
+        Outcome outcome;
+        Lock lock(core.mutex);
+        core.segment.alive();
+        watch.adopt(outcome);
+        outcome.give(lock, core.log);
+    }
     writer.start();
     dumps.start();
     loads.start();
+    watch.start();
 }
 
 CacheStore::CacheStore(const ucm_open_args &args)
     : lower_(args.lower), lower_caps_(args.lower->capabilities) {
-    if (!(args.flags & UCM_OPEN_LOOKUP_ONLY)) engine_ = std::make_unique<Engine>(args);
+    const std::string name = segment_name(args);
+    if (args.flags & UCM_OPEN_LOOKUP_ONLY) {
+        if (!name.empty()) view_ = std::make_unique<SegmentView>(name);
+        return;
+    }
+    const Logger log(args.host, "Cache");
+    const Shape shape = make_shape(args, !name.empty(), log);
+    engine_ = std::make_unique<Engine>(args, shape, name);
+    const Core &core = engine_->core;
+    if (core.segment.shared())
+        log.write(UCM_LOG_INFO, "%s: %s, %.6g GiB in all", core.segment.path().c_str(),
+                  core.segment.found() ? "joined" : "made",
+                  double(core.segment.data_bytes()) / 1073741824.0);
 }
 
 void CacheStore::lower_layout(const ucm_layout_args &args, ucm_layout &out) {
@@ -58,18 +88,21 @@ JobRef CacheStore::accept(const ucm_transfer &t, bool dump, ucm_task *number, uc
                                       number, status, err);
     if (!task) return nullptr;
     const uint64_t epoch = dump ? core.ledger.accept(task->n()) : 0;
-    return std::make_shared<Job>(std::move(task), dump, epoch, core.log, core.metrics);
+    const uint64_t event = (t.flags & UCM_TRANSFER_EVENT) ? t.event : 0;
+    return std::make_shared<Job>(std::move(task), dump, epoch, event, core.log, core.metrics);
 }
 
 ucm_status CacheStore::load(const ucm_transfer &t, ucm_task *number, ucm_error *err) {
     ucm_status status;
-    if (const JobRef job = accept(t, false, number, &status, err)) engine_->loads.push(job);
+    if (const JobRef job = accept(t, false, number, &status, err))
+        engine_->loads.push(job, engine_->inline_bytes);
     return status;
 }
 
 ucm_status CacheStore::dump(const ucm_transfer &t, ucm_task *number, ucm_error *err) {
     ucm_status status;
-    if (const JobRef job = accept(t, true, number, &status, err)) engine_->dumps.push(job);
+    if (const JobRef job = accept(t, true, number, &status, err))
+        engine_->dumps.push(job, engine_->inline_bytes);
     return status;
 }
 
@@ -83,21 +116,32 @@ ucm_status CacheStore::cancel(ucm_task number, ucm_error *err) {
     return UCM_OK;
 }
 
+// Without a lock.
+void CacheStore::find_here(const ucm_lookup_args &args, std::vector<uint8_t> &here) {
+    if (engine_) return engine_->core.table.find_whole(args.block_ids, args.n, here.data());
+    const std::lock_guard<std::mutex> hold(view_mutex_);
+    const uint8_t *base = view_ ? view_->look() : nullptr;
+    if (base) Index(base).find_whole(args.block_ids, args.n, here.data());
+}
+
+// While the store below is known to be down, what is here is the answer.
+ucm_status CacheStore::lookup_below(const ucm_lookup_args &args, ucm_error *err) {
+    if (!engine_) return ucm_lookup(lower_, &args, err);
+    Breaker &breaker = engine_->core.breaker;
+    if (breaker.ask() == Breaker::Says::kNo) return UCM_UNAVAILABLE;
+    const ucm_status status = ucm_lookup(lower_, &args, nullptr);
+    if (breaker.open()) breaker.report(status);
+    return status;
+}
+
 ucm_status CacheStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
     if (const ucm_status status = closed(err)) return status;
     std::vector<uint8_t> here(args.n), below_ids;
     std::vector<uint32_t> depths;
     std::vector<size_t> missing;
-    {
-        Lock lock;
-        if (engine_) lock = Lock(engine_->core.mutex);
-        for (size_t i = 0; i < args.n; i++) {
-            const BlockRef block =
-                engine_ ? engine_->core.index.visible(BlockId::at(args.block_ids, i)) : nullptr;
-            here[i] = block && block->whole() ? 1 : 0;
-            if (!here[i]) missing.push_back(i);
-        }
-    }
+    find_here(args, here);
+    for (size_t i = 0; i < args.n; i++)
+        if (!here[i]) missing.push_back(i);
     std::vector<uint8_t> tiers(missing.size());
     size_t hits = 0;
     if (!missing.empty() && (lower_caps_ & UCM_CAP_KEEPS)) {
@@ -113,9 +157,9 @@ ucm_status CacheStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
         below.depths = args.depths ? depths.data() : nullptr;
         below.hits = &hits;
         below.tiers = args.tiers ? tiers.data() : nullptr;
-        const ucm_status status = ucm_lookup(lower_, &below, engine_ ? nullptr : err);
+        const ucm_status status = lookup_below(below, engine_ ? nullptr : err);
         // What is here is the answer then, unless there is nothing that could be.
-        if (status != UCM_OK && !engine_) return status;
+        if (status != UCM_OK && !engine_ && missing.size() == args.n) return status;
         if (status != UCM_OK) {
             hits = 0;
             std::fill(tiers.begin(), tiers.end(), uint8_t(0));
@@ -143,26 +187,20 @@ ucm_status CacheStore::prefetch(const ucm_ids_args &args, ucm_error *err) {
     if (const ucm_status status = closed(err)) return status;
     if (!engine_) return ucm_prefetch(lower_, &args, err);
     if (!engine_->core.lower_loads) return UCM_OK;
+    std::vector<uint8_t> here(args.n);
+    engine_->core.table.find_whole(args.block_ids, args.n, here.data());
     std::vector<BlockId> absent;
-    {
-        Lock lock(engine_->core.mutex);
-        for (size_t i = 0; i < args.n; i++) {
-            const BlockId id = BlockId::at(args.block_ids, i);
-            const BlockRef block = engine_->core.index.visible(id);
-            if (!block || !block->whole()) absent.push_back(id);
-        }
-    }
+    for (size_t i = 0; i < args.n; i++)
+        if (!here[i]) absent.push_back(BlockId::at(args.block_ids, i));
     engine_->loads.prefetch(absent);
     return UCM_OK;
 }
 
 ucm_status CacheStore::touch(const ucm_ids_args &args, ucm_error *err) {
     if (const ucm_status status = closed(err)) return status;
-    if (engine_) {
-        Lock lock(engine_->core.mutex);
-        for (size_t i = 0; i < args.n; i++)
-            if (const BlockRef block = engine_->core.index.visible(BlockId::at(args.block_ids, i)))
-                Eviction::touched(*block);
+    for (size_t i = 0; engine_ && i < args.n; i++) {
+        const BlockRef block = engine_->core.table.find(BlockId::at(args.block_ids, i));
+        if (block) engine_->core.table.touched(block.record);
     }
     return ucm_touch(lower_, &args, err);
 }
@@ -170,9 +208,11 @@ ucm_status CacheStore::touch(const ucm_ids_args &args, ucm_error *err) {
 void CacheStore::drop(const IdSet &ids, Outcome &outcome) {
     Core &core = engine_->core;
     engine_->dumps.cancel(ids);
+    const Table::Hold hold(core.table);
     for (auto &id : ids) {
-        if (const BlockRef block = core.index.gathering(id)) engine_->writer.drop(block, outcome);
-        if (const BlockRef block = core.index.visible(id)) engine_->writer.drop(block, outcome);
+        core.table.forget_spilled(id);
+        for (const BlockRef &block : {core.table.gathering(id), core.table.visible(id)})
+            if (block) engine_->writer.drop(block, outcome, kRemoved);
     }
 }
 
@@ -198,10 +238,15 @@ ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
     Lock lock(core.mutex);
     // Fills that began meanwhile may hold what is gone now. Dumps that did are newer than this
     // call, but if the store below had a part of one, that is gone too.
-    for (auto &id : ids) {
-        const BlockRef visible = core.index.visible(id), gathering = core.index.gathering(id);
-        if (visible && visible->phase == Phase::kClean) core.index.detach(visible, UCM_NOT_FOUND);
-        if (gathering && gathering->partly_below()) engine_->writer.drop(gathering, outcome);
+    {
+        const Table::Hold hold(core.table);
+        for (auto &id : ids) {
+            const BlockRef visible = core.table.visible(id), gathering = core.table.gathering(id);
+            if (visible && core.table.state(visible) == State::kClean)
+                core.table.detach(visible.record, UCM_NOT_FOUND);
+            if (gathering && core.table.partly_below(gathering.record))
+                engine_->writer.drop(gathering, outcome);
+        }
     }
     outcome.give(lock, core.log);
     return status;
@@ -238,6 +283,7 @@ ucm_status CacheStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_
         engine_->draining = true;
     }
     engine_->dumps.flush(true);
+    engine_->writer.ask_owners();
     ucm_status status = core.ledger.drain(until_ns, report);
     engine_->dumps.flush(false);
     report.stored = 0;  // the bottom's to count
@@ -255,13 +301,15 @@ ucm_status CacheStore::metrics(const ucm_metrics_args &args, ucm_error *) {
         return UCM_OK;
     }
     Core &core = engine_->core;
-    {
-        Lock lock(core.mutex);
-        core.metrics.set(kEvictedBlocks, core.index.evicted());
-        core.metrics.set(kSlots, core.index.pool().total());
-        core.metrics.set(kSlotsDirty, core.index.held());
-        core.metrics.set(kSlotsFree, core.index.pool().free());
-    }
+    const Header &header = core.table.header();
+    const auto set = [&](Metric metric, uint64_t value) { core.metrics.set(metric, value); };
+    set(kEvictedBlocks, header.evicted.load());
+    set(kFrames, header.frames);
+    set(kFramesReady, header.frames_ready.load());
+    set(kFramesDirty, header.held.load());
+    set(kFramesFree, header.frame_list.size.load());
+    set(kMembers_, core.table.members());
+    set(kBreakerOpen, core.breaker.open());
     return core.metrics.copy(args);
 }
 
@@ -276,10 +324,11 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
         Outcome outcome;
         Lock lock(core.mutex);
         engine_->loads.forget_prefetches();
-        core.index.each_gathering([&](const BlockRef &block) {
-            engine_->writer.lose(block, UCM_CLOSED, "the store closes before its last shard came",
-                                 outcome);
-        });
+        engine_->watch.adopt(outcome);
+        {
+            const Table::Hold hold(core.table);
+            engine_->writer.leave(outcome);
+        }
         outcome.give(lock, core.log);
         while (!engine_->idle() && monotonic_ns() < until_ns)
             wait_until(core.wakeups.idle, lock, until_ns);
@@ -288,6 +337,7 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
     core.ledger.drain(0, report);
     report.stored = 0;
     if (!idle) return UCM_PENDING;
+    engine_->watch.stop();
     engine_->dumps.stop();
     engine_->writer.stop();
     engine_->loads.stop();

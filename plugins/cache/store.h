@@ -6,6 +6,7 @@
 
 #include "dump_path.h"
 #include "load_path.h"
+#include "watch.h"
 
 namespace ucm::cache {
 
@@ -32,21 +33,25 @@ class CacheStore final : public Store {
   private:
     // All but a lookup-only store have one.
     struct Engine {
-        explicit Engine(const ucm_open_args &args);
+        Engine(const ucm_open_args &args, const Shape &shape, const std::string &unique_id);
         bool idle() const { return writer.idle() && loads.idle(); }
 
         Core core;
         WriteBack writer;
         DumpPath dumps;
         LoadPath loads;
+        Watch watch;
         Tasks tasks;
         Admission dump_admission, load_admission;
-        bool draining = false;  // guarded by core.mutex
+        const uint64_t inline_bytes;  // copied on the thread of the caller
+        bool draining = false;        // guarded by core.mutex
     };
 
     JobRef accept(const ucm_transfer &t, bool dump, ucm_task *task, ucm_status *status,
                   ucm_error *err);
     ucm_status closed(ucm_error *err) const;
+    void find_here(const ucm_lookup_args &args, std::vector<uint8_t> &here);
+    ucm_status lookup_below(const ucm_lookup_args &args, ucm_error *err);
     ucm_status drain_below(int64_t until_ns, ucm_report &report, ucm_error *err);
     void drop(const IdSet &ids, Outcome &outcome);
 
@@ -54,6 +59,8 @@ class CacheStore final : public Store {
     const uint64_t lower_caps_;
     std::atomic<bool> closing_{false};
     std::unique_ptr<Engine> engine_;
+    std::mutex view_mutex_;  // guards view_
+    std::unique_ptr<SegmentView> view_;  // of a lookup-only store
 };
 
 }  // namespace ucm::cache

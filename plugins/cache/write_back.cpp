@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "write_back.h"
 
+#include <algorithm>
+
 #include "failpoint.h"
 
 namespace ucm::cache {
@@ -11,6 +13,7 @@ constexpr uint32_t kRetries = 3;
 constexpr int64_t kFirstDelayNs = 10 * 1000000;  // then ten times as long each time
 constexpr int64_t kBusyNs = 5 * 1000000;
 constexpr int64_t kIdleNs = 600ll * 1000000000;
+constexpr size_t kMostNamed = 10;
 
 bool passing(ucm_status status) {
     switch (status) {
@@ -26,8 +29,8 @@ bool passing(ucm_status status) {
     }
 }
 
-bool unsaved(const ShardEntry &entry) {
-    return entry.state == ShardState::kHere && !entry.below;
+bool unsaved_word(uint32_t word) {
+    return state_of(word) == ShardState::kHere && !below_of(word);
 }
 
 }  // namespace
@@ -44,6 +47,11 @@ struct WriteBack::Batch {
 
     size_t n() const { return indexes.size(); }
     ucm_transfer transfer();
+    ucm_status best() const {
+        for (auto &each : results)
+            if (!Breaker::down(each.status)) return each.status;
+        return results.empty() ? UCM_OK : results.front().status;
+    }
 
     WriteBack &owner;
     std::vector<Part> parts;
@@ -81,6 +89,7 @@ ucm_transfer WriteBack::Batch::transfer() {
 }
 
 void WriteBack::start() {
+    lost_seen_ = table_.header().lost_blocks.load();
     threads_.start(1, "ucm-cache-write", [this] { run(); });
 }
 
@@ -93,26 +102,94 @@ void WriteBack::stop() {
     threads_.join();
 }
 
+void WriteBack::account(const BlockRef &block, uint32_t shard, uint64_t epoch) {
+    works_[block].accounts.push_back({shard, epoch});
+}
+
+void WriteBack::answer_later(const BlockRef &block, const JobRef &job, size_t row) {
+    Work &work = works_[block];
+    work.last_job = job;
+    work.last_row = row;
+    request(block);
+}
+
+void WriteBack::not_unsaved(Work &work) {
+    if (!work.unsaved) return;
+    work.unsaved = false;
+    unsaved_.erase(work.unsaved_at);
+}
+
+void WriteBack::touched(const BlockRef &block) {
+    if (!core_.lower_keeps || !table_.mine(block.record)) return;
+    Work &work = works_[block];
+    not_unsaved(work);
+    work.unsaved = true;
+    work.unsaved_at = unsaved_.insert(unsaved_.end(), block);
+}
+
 void WriteBack::request(const BlockRef &block) {
-    core_.index.not_unsaved(*block);
-    if (block->queued || block->writing) return;  // its end looks again
-    block->queued = true;
+    Work &work = works_[block];
+    not_unsaved(work);
+    if (work.queued || table_.flagged(block.record, kWriting)) return;  // its end looks again
+    work.queued = true;
     queue_.push_back(block);
     core_.wakeups.writes.notify_one();
 }
 
 void WriteBack::request_unsaved(size_t most_shards) {
     if (!core_.lower_keeps) return;
-    for (size_t shards = 0; shards < most_shards;) {
-        const BlockRef block = core_.index.oldest_unsaved();
-        if (!block) return;
-        shards += block->here;
+    for (size_t shards = 0; shards < most_shards && !unsaved_.empty();) {
+        const BlockRef block = unsaved_.front();
+        if (table_.state(block) != State::kGathering) {
+            not_unsaved(works_[block]);
+            continue;
+        }
+        shards += table_.record(block.record).here.load();
         request(block);
     }
 }
 
 void WriteBack::make_room() {
     if (in_flight_ == 0 && queue_.empty()) request_unsaved(kBatchShards);
+}
+
+void WriteBack::saved(const BlockRef &block) {
+    saved_.push_back(block);
+}
+
+bool WriteBack::spill() {
+    for (size_t left = saved_.size(); left-- > 0;) {
+        const BlockRef block = saved_.front();
+        saved_.pop_front();
+        if (table_.state(block) != State::kGathering) continue;
+        if (table_.header().spill_list.size == 0) lose_oldest_spilled(nullptr);
+        if (!table_.spill(block.record)) {
+            if (table_.record(block.record).users) saved_.push_back(block);
+            continue;
+        }
+        auto found = works_.find(block);
+        if (found != works_.end()) {
+            not_unsaved(found->second);
+            works_.erase(found);
+        }
+        return true;
+    }
+    return false;
+}
+
+void WriteBack::lose_oldest_spilled(Outcome *outcome) {
+    uint32_t oldest = kNone;
+    table_.each([&](uint32_t r) {
+        const Record &record = table_.record(r);
+        if (record.state.load() != State::kSpilled || !table_.mine(r)) return;
+        if (oldest == kNone || record.touched_ns < table_.record(oldest).touched_ns) oldest = r;
+    });
+    if (oldest == kNone) return;
+    core_.metrics.add(kAbandonedBlocks, 1);
+    if (outcome)
+        outcome->warnings.push_back("block " + table_.id(oldest).hex() +
+                                    " is given up: its other shards did not come");
+    table_.forget_spilled(table_.id(oldest));
 }
 
 void WriteBack::wait_submitted(Lock &lock) {
@@ -126,23 +203,35 @@ void WriteBack::run() {
         Outcome outcome;
         const int64_t now_ns = monotonic_ns();
         while (!delayed_.empty() && delayed_.begin()->first <= now_ns) {
-            queue_.push_back(std::move(delayed_.begin()->second));
+            queue_.push_back(delayed_.begin()->second);
             delayed_.erase(delayed_.begin());
         }
-        abandon_idle(outcome);
         if (!ended_.empty()) {
             const auto batch = std::move(ended_.front());
             ended_.pop_front();
-            finish(*batch, outcome);
+            {
+                const Table::Hold hold(table_);
+                finish(*batch, outcome);
+            }
             while (!doubtful_.empty()) ask_below(lock, outcome);
+        } else if (!to_remove_.empty() || !to_remove_ids_.empty()) {
+            remove_again(lock);
         } else if (!queue_.empty() && in_flight_ < core_.config.running_shards &&
-                   now_ns >= busy_until_ns_) {
-            if (const auto batch = build()) submit(batch, lock);
+                   now_ns >= busy_until_ns_ && core_.breaker.ask() != Breaker::Says::kNo) {
+            std::shared_ptr<Batch> batch;
+            {
+                const Table::Hold hold(table_);
+                batch = build();
+            }
+            if (batch) submit(batch, lock);
             core_.wakeups.dumps.notify_all();
         } else if (outcome.warnings.empty()) {
             if (idle()) core_.wakeups.idle.notify_all();
             if (stopping_) return;
+            core_.wakeups.writes_want_change = !held_back_.empty();
             wait_until(core_.wakeups.writes, lock, next_wake());
+            core_.wakeups.writes_want_change = false;
+            try_held_back();
         }
         outcome.give(lock, core_.log);
     }
@@ -151,26 +240,36 @@ void WriteBack::run() {
 int64_t WriteBack::next_wake() const {
     int64_t at_ns = INT64_MAX;
     if (!delayed_.empty()) at_ns = delayed_.begin()->first;
+    if (!held_back_.empty()) at_ns = std::min(at_ns, monotonic_ns() + 100 * 1000000);
     if (!queue_.empty() && in_flight_ < core_.config.running_shards)
-        at_ns = std::min(at_ns, busy_until_ns_);
-    if (const BlockRef oldest = core_.index.oldest_gathering())
-        if (!oldest->complete()) at_ns = std::min(at_ns, oldest->touched_ns + kIdleNs);
+        at_ns = std::min(at_ns, std::max(busy_until_ns_, core_.breaker.until_ns()));
     return at_ns;
+}
+
+void WriteBack::try_held_back() {
+    for (auto &block : held_back_) queue_.push_back(block);
+    held_back_.clear();
 }
 
 std::shared_ptr<WriteBack::Batch> WriteBack::build() {
     auto batch = std::make_shared<Batch>(*this);
     while (!queue_.empty() && batch->n() < kBatchShards) {
         const BlockRef block = queue_.front();
-        if (block->phase != Phase::kGone && batch->n() && block->replace != batch->replace) break;
+        const State state = table_.state(block);
+        const bool alive = (state == State::kGathering || state == State::kDirty) &&
+                           table_.mine(block.record);
+        if (alive && batch->n() && table_.flagged(block.record, kReplace) != batch->replace) break;
         queue_.pop_front();
-        block->queued = false;
-        if (block->phase == Phase::kGone) continue;
-        if (older_is_on_its_way(block)) {
-            block->queued = true;
-            held_back_[block->id].push_back(block);
+        if (!alive) {
+            auto found = works_.find(block);
+            if (found != works_.end()) found->second.queued = false;
             continue;
         }
+        if (table_.older_is_on_its_way(block.record)) {
+            held_back_.push_back(block);
+            continue;
+        }
+        works_[block].queued = false;
         add(*batch, block);
     }
     if (batch->n() == 0) return nullptr;
@@ -182,26 +281,25 @@ std::shared_ptr<WriteBack::Batch> WriteBack::build() {
 
 void WriteBack::add(Batch &batch, const BlockRef &block) {
     Batch::Part part{block, {}, batch.n()};
-    for (uint32_t shard = 0; shard < block->shards.size(); shard++) {
-        const ShardEntry &entry = block->shards[shard];
-        if (!unsaved(entry)) continue;
-        const SlotInfo &info = core_.index.pool().info(entry.slot);
+    const uint32_t r = block.record;
+    const BlockId id = table_.id(r);
+    for (uint32_t shard = 0; shard < table_.shards(); shard++) {
+        if (!unsaved_word(table_.word(r, shard))) continue;
         part.shards.push_back(shard);
-        batch.ids.insert(batch.ids.end(), block->id.bytes, block->id.bytes + UCM_BLOCK_ID_BYTES);
+        batch.ids.insert(batch.ids.end(), id.bytes, id.bytes + UCM_BLOCK_ID_BYTES);
         batch.indexes.push_back(shard);
-        batch.depths.push_back(block->depth);
-        batch.addresses.push_back(core_.index.pool().bytes(entry.slot));
-        batch.lengths.push_back(info.length);
-        batch.raw_lengths.push_back(info.raw_length);
-        batch.bytes += info.length;
+        batch.depths.push_back(table_.record(r).depth);
+        batch.addresses.push_back(table_.slot(r, shard));
+        batch.lengths.push_back(table_.length(r, shard));
+        batch.raw_lengths.push_back(table_.raw_length(r, shard));
+        batch.bytes += table_.length(r, shard);
     }
+    not_unsaved(works_[block]);
+    table_.flag(r, kFlush, false);
     if (part.shards.empty()) return;
-    batch.replace = block->replace;
-    if (!batch.tag) batch.tag = block->tag;
-    block->writing = true;
-    core_.index.not_unsaved(*block);
-    core_.index.pin(*block);
-    in_flight_ids_.insert(block->id);
+    batch.replace = table_.flagged(r, kReplace);
+    if (!batch.tag) batch.tag = table_.record(r).tag;
+    table_.begin_writing(r);
     batch.parts.push_back(std::move(part));
 }
 
@@ -231,15 +329,12 @@ void WriteBack::submit(const std::shared_ptr<Batch> &batch, Lock &lock) {
 
 // To the head of the queue, in the same order; what was removed meanwhile is left out next time.
 void WriteBack::take_back(Batch &batch) {
+    const Table::Hold hold(table_);
     for (size_t k = batch.parts.size(); k-- > 0;) {
         const BlockRef &block = batch.parts[k].block;
-        written(block);
-        if (block->phase == Phase::kGone) {
-            let_newer_go(block->id);
-            continue;
-        }
-        block->queued = true;
+        works_[block].queued = true;
         queue_.push_front(block);
+        table_.end_writing(block.record);
     }
     in_flight_ -= batch.n();
     // Something of ours may have finished since the call: then its wake-up came too early.
@@ -259,203 +354,346 @@ void WriteBack::ended(Batch &batch) {
 
 void WriteBack::finish(Batch &batch, Outcome &outcome) {
     in_flight_ -= batch.n();
+    const Breaker::Turn turn = core_.breaker.report(batch.best());
+    if (turn == Breaker::Turn::kOpened) {
+        core_.metrics.add(kBreakerOpened, 1);
+        outcome.warnings.push_back("the store below fails: dumps stay in memory, misses fail");
+    } else if (turn == Breaker::Turn::kClosed) {
+        outcome.warnings.push_back("the store below works again");
+    }
     for (auto &part : batch.parts) {
         const BlockRef &block = part.block;
-        written(block);
-        if (block->phase != Phase::kGone)
+        const State state = table_.state(block);
+        if (state == State::kGathering || state == State::kDirty) {
             judge(block, part.shards, batch.results.data() + part.first, outcome);
-        let_newer_go(block->id);
+        } else if (table_.flagged(block.record, kRemoved)) {
+            to_remove_.push_back(block);
+            continue;
+        }
+        table_.end_writing(block.record);
     }
+    try_held_back();
     core_.wakeups.dumps.notify_all();
+    core_.wakeups.idle.notify_all();
 }
 
-void WriteBack::written(const BlockRef &block) {
-    block->writing = false;
-    in_flight_ids_.erase(block->id);
-    core_.index.unpin(block);
-}
-
-bool WriteBack::older_is_on_its_way(const BlockRef &block) const {
-    if (in_flight_ids_.count(block->id)) return true;
-    const BlockRef seen = core_.index.visible(block->id);
-    return seen && seen != block && seen->phase == Phase::kDirty;
-}
-
-void WriteBack::let_newer_go(const BlockId &id) {
-    auto found = held_back_.find(id);
-    if (found == held_back_.end()) return;
-    const auto waiting = std::move(found->second);
-    held_back_.erase(found);
-    for (auto &block : waiting) {
-        block->queued = false;
-        request(block);
-    }
+// What a dump of ours may have published after its block was removed.
+void WriteBack::remove_again(Lock &lock) {
+    std::vector<uint8_t> ids;
+    const auto put = [&](const BlockId &id) {
+        ids.insert(ids.end(), id.bytes, id.bytes + UCM_BLOCK_ID_BYTES);
+    };
+    const size_t n = to_remove_.size();
+    for (auto &block : to_remove_) put(table_.id(block.record));
+    for (auto &id : to_remove_ids_) put(id);
+    to_remove_ids_.clear();
+    ucm_ids_args args{};
+    args.struct_size = sizeof args;
+    args.n = ids.size() / UCM_BLOCK_ID_BYTES;
+    args.block_ids = ids.data();
+    lock.unlock();
+    ucm_remove(core_.lower, &args, nullptr);
+    lock.lock();
+    const Table::Hold hold(table_);
+    for (size_t k = 0; k < n; k++) table_.end_writing(to_remove_[k].record);
+    to_remove_.erase(to_remove_.begin(), to_remove_.begin() + std::ptrdiff_t(n));
+    try_held_back();
 }
 
 void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards,
                       const ucm_result *results, Outcome &outcome) {
+    const uint32_t r = block.record;
     bool published = false, refused = false;
     for (size_t k = 0; k < shards.size(); k++) {
-        if (results[k].status != UCM_OK) {
-            if (passing(results[k].status) && again(block)) return;
+        const ucm_status status = results[k].status;
+        if (status != UCM_OK) {
+            if (passing(status) && again(block, Breaker::down(status))) return;
             char why[64];
-            snprintf(why, sizeof why, "the store below failed: status %d, errno %d",
-                     results[k].status, results[k].os_errno);
-            return lose(block, results[k].status, why, outcome);
+            snprintf(why, sizeof why, "the store below failed: status %d, errno %d", status,
+                     results[k].os_errno);
+            return lose(block, status, why, outcome);
         }
         published = published || (results[k].flags & UCM_RESULT_PUBLISHED);
         refused = refused || (results[k].flags & UCM_RESULT_DECLINED);
     }
     if (refused) return declined(block, outcome);
-    if (published && block->complete()) return stored(block, outcome);
+    if (published && table_.complete(r)) return stored(block, outcome);
     bool more = false;
-    for (uint32_t shard : shards) block->shards[shard].below = true;
-    for (auto &entry : block->shards) more = more || unsaved(entry);
-    if (!block->complete()) {
+    for (uint32_t shard : shards) table_.below(r, shard, true);
+    for (uint32_t shard = 0; shard < table_.shards(); shard++)
+        more = more || unsaved_word(table_.word(r, shard));
+    Work &work = works_[block];
+    if (!table_.complete(r)) {
         // From here on these shards are the lower store's to count.
-        for (uint32_t shard : shards) {
-            SlotInfo &info = core_.index.pool().info(block->shards[shard].slot);
-            if (!info.accounted) core_.ledger.end(info.epoch, 1, 0, 0);
-            info.accounted = true;
+        auto &accounts = work.accounts;
+        for (size_t k = accounts.size(); k-- > 0;) {
+            if (std::find(shards.begin(), shards.end(), accounts[k].shard) == shards.end()) continue;
+            core_.ledger.end(accounts[k].epoch, 1, 0, 0);
+            accounts.erase(accounts.begin() + std::ptrdiff_t(k));
         }
-        core_.index.saved(block);
+        saved(block);
         // Published already, with shards of an earlier dump: the rest are duplicates.
-        if (published) block->replace = false;
-        if (more && !block->unsaved) request(block);  // was asked for while it was being written
+        if (published) table_.flag(r, kReplace, false);
+        if (!more || work.unsaved) return;
+    } else if (!more) {
+        if (!table_.whole(r) || !again(block, false)) doubtful_.push_back(block);
         return;
     }
-    if (more) return request(block);
-    if (!block->whole() || !again(block)) doubtful_.push_back(block);
+    // Was asked for while it was being written.
+    not_unsaved(work);
+    if (!work.queued) queue_.push_back(block);
+    work.queued = true;
+}
+
+void WriteBack::answer_last(Work &work, ucm_status status, uint32_t flags, Outcome &outcome) {
+    if (!work.last_job) return;
+    outcome.answers.push_back(
+        {std::move(work.last_job), work.last_row, result(status, 0, 0, flags)});
+    work.last_job = nullptr;
+}
+
+// Ends what the ledger still waits for; how many shards that were.
+uint64_t WriteBack::end_accounts(const BlockRef &block, End end) {
+    auto found = works_.find(block);
+    if (found == works_.end()) return 0;
+    const uint64_t n = found->second.accounts.size();
+    for (auto &each : found->second.accounts)
+        core_.ledger.end(each.epoch, end == End::kStored, end == End::kLost,
+                         end == End::kDeclined);
+    not_unsaved(found->second);
+    works_.erase(found);
+    core_.wakeups.idle.notify_all();
+    return n;
 }
 
 void WriteBack::stored(const BlockRef &block, Outcome &outcome) {
     UCM_FAILPOINT("cache.stored");
-    settle_accounts(*block, false);
-    if (block->last_job) {
-        outcome.answers.push_back({std::move(block->last_job), block->last_row,
-                                   result(UCM_OK, 0, 0, UCM_RESULT_PUBLISHED)});
-        block->last_job = nullptr;
-    }
-    if (block->phase == Phase::kGathering)
-        if (const BlockRef old = core_.index.visible(block->id)) drop(old, outcome);
-    core_.index.settle(block);
-    let_newer_go(block->id);
+    answer_last(works_[block], UCM_OK, UCM_RESULT_PUBLISHED, outcome);
+    end_accounts(block, End::kStored);
+    const BlockRef old = table_.visible(table_.id(block.record));
+    if (old && !(old == block)) drop(old, outcome);
+    table_.settle(block.record);
 }
 
 // The store below does not want it: nothing is lost, and nothing is stored. What is whole stays
 // here as long as there is room.
 void WriteBack::declined(const BlockRef &block, Outcome &outcome) {
-    block->declined = true;
+    table_.flag(block.record, kDeclined);
     core_.metrics.add(kDeclinedBlocks, 1);
-    for (auto &entry : block->shards) {
-        if (entry.state != ShardState::kHere) continue;
-        SlotInfo &info = core_.index.pool().info(entry.slot);
-        if (!info.accounted) core_.ledger.end(info.epoch, 0, 0, 1);
-        info.accounted = true;
-    }
-    if (block->last_job) {
-        outcome.answers.push_back({std::move(block->last_job), block->last_row,
-                                   result(UCM_OK, 0, 0, UCM_RESULT_DECLINED)});
-        block->last_job = nullptr;
-    }
-    if (block->whole())
-        core_.index.settle(block);
+    answer_last(works_[block], UCM_OK, UCM_RESULT_DECLINED, outcome);
+    end_accounts(block, End::kDeclined);
+    if (table_.whole(block.record))
+        table_.settle(block.record);
     else
-        core_.index.detach(block, UCM_CANCELLED);
-    let_newer_go(block->id);
+        table_.detach(block.record, UCM_CANCELLED);
 }
 
 // The store below took every shard and said of none of the last ones that the block is published.
 // It may be nevertheless, where a replacement by somebody else was left unfinished there.
 void WriteBack::ask_below(Lock &lock, Outcome &outcome) {
-    const BlockRef block = std::move(doubtful_.back());
-    doubtful_.pop_back();
+    const BlockRef block = doubtful_.back();
     size_t hits = 0;
-    if (!block->replace) {
+    bool ask = false;
+    BlockId id;
+    {
+        const Table::Hold hold(table_);
+        ask = table_.same(block) && !table_.flagged(block.record, kReplace);
+        if (ask) id = table_.id(block.record);
+    }
+    if (ask) {
         ucm_lookup_args args{};
         args.struct_size = sizeof args;
         args.n = 1;
-        args.block_ids = block->id.bytes;
+        args.block_ids = id.bytes;
         args.hits = &hits;
         lock.unlock();
         if (ucm_lookup(core_.lower, &args, nullptr) != UCM_OK) hits = 0;
         lock.lock();
     }
-    if (block->phase == Phase::kGone) return;
+    doubtful_.erase(std::find(doubtful_.begin(), doubtful_.end(), block));
+    const Table::Hold hold(table_);
+    const State state = table_.state(block);
+    if (state != State::kGathering && state != State::kDirty) return;
     if (hits) return stored(block, outcome);
     lose(block, UCM_IO, "the store below took its shards and did not publish it", outcome);
 }
 
-// False: it was tried often enough.
-bool WriteBack::again(const BlockRef &block) {
-    if (block->tries == kRetries) return false;
+// False: it was tried often enough. While the store below is known to be down, nothing counts.
+bool WriteBack::again(const BlockRef &block, bool down) {
+    Work &work = works_[block];
+    if (!(down && core_.breaker.open()) && work.tries == kRetries) return false;
     int64_t delay_ns = kFirstDelayNs;
-    for (uint32_t k = 0; k < block->tries; k++) delay_ns *= 10;
-    block->tries++;
+    for (uint32_t k = 0; k < work.tries; k++) delay_ns *= 10;
+    if (work.tries < kRetries) work.tries++;
     // The store below may have given up all of the block, so all of it goes again if it is here.
-    if (block->whole())
-        for (auto &entry : block->shards) entry.below = false;
-    core_.index.not_unsaved(*block);
-    block->queued = true;
+    if (table_.whole(block.record))
+        for (uint32_t shard = 0; shard < table_.shards(); shard++)
+            table_.below(block.record, shard, false);
+    not_unsaved(work);
+    work.queued = true;
     delayed_.emplace(monotonic_ns() + delay_ns, block);
     return true;
 }
 
 void WriteBack::abandon_idle(Outcome &outcome) {
     const int64_t before_ns = monotonic_ns() - kIdleNs;
-    for (;;) {
-        const BlockRef oldest = core_.index.oldest_gathering();
-        if (!oldest || oldest->complete() || oldest->touched_ns > before_ns) return;
-        lose(oldest, UCM_TIMEOUT, "its other shards did not come", outcome);
-    }
+    std::vector<BlockRef> old;
+    table_.each([&](uint32_t r) {
+        const Record &record = table_.record(r);
+        const State state = record.state.load();
+        if (!table_.mine(r) || record.touched_ns > before_ns || table_.flagged(r, kWriting)) return;
+        if (state == State::kGathering && !table_.complete(r)) old.push_back(table_.ref(r));
+        if (state != State::kSpilled) return;
+        core_.metrics.add(kAbandonedBlocks, 1);
+        outcome.warnings.push_back("block " + table_.id(r).hex() +
+                                   " is given up: its other shards did not come");
+        table_.forget_spilled(table_.id(r));
+    });
+    for (auto &block : old) lose(block, UCM_TIMEOUT, "its other shards did not come", outcome);
 }
 
 void WriteBack::lose(const BlockRef &block, ucm_status status, const char *why, Outcome &outcome) {
-    if (block->last_job) {
-        SlotInfo &info = core_.index.pool().info(
-            block->shards[block->last_job->task->shard(block->last_row)].slot);
-        core_.ledger.end(info.epoch, 0, 0, 1);
-        info.accounted = true;
-        outcome.answers.push_back({std::move(block->last_job), block->last_row, result(status)});
-        block->last_job = nullptr;
+    const uint32_t r = block.record;
+    Work &work = works_[block];
+    if (work.last_job) {
+        // This one is told so; it is not lost behind anybody's back.
+        const uint32_t shard = work.last_job->task->shard(work.last_row);
+        for (size_t k = 0; k < work.accounts.size(); k++) {
+            if (work.accounts[k].shard != shard) continue;
+            core_.ledger.end(work.accounts[k].epoch, 0, 0, 1);
+            work.accounts.erase(work.accounts.begin() + std::ptrdiff_t(k));
+            break;
+        }
+        answer_last(work, status, 0, outcome);
     }
-    const uint64_t lost = settle_accounts(*block, true);
+    uint64_t lost = end_accounts(block, End::kLost);
+    if (!core_.lower_keeps) {
+        lost = table_.record(r).here.load();
+        core_.ledger.lose_stored(lost);
+    }
     core_.metrics.add(kLostShards, lost);
-    if (block->phase == Phase::kGathering) core_.metrics.add(kAbandonedBlocks, 1);
-    outcome.warnings.push_back("block " + block->id.hex() + " is given up with " +
+    if (table_.state(block) == State::kGathering) core_.metrics.add(kAbandonedBlocks, 1);
+    outcome.warnings.push_back("block " + table_.id(r).hex() + " is given up with " +
                                std::to_string(lost) +
                                " shards that are stored nowhere else: " + why);
-    core_.index.detach(block, status);
-    let_newer_go(block->id);
+    table_.detach(r, status, kLost);
 }
 
-void WriteBack::drop(const BlockRef &block, Outcome &outcome) {
-    if (block->last_job) {
-        outcome.answers.push_back(
-            {std::move(block->last_job), block->last_row, result(UCM_CANCELLED)});
-        block->last_job = nullptr;
+void WriteBack::drop(const BlockRef &block, Outcome &outcome, uint32_t flags) {
+    auto found = works_.find(block);
+    if (found != works_.end()) answer_last(found->second, UCM_CANCELLED, 0, outcome);
+    end_accounts(block, End::kStored);
+    table_.detach(block.record, UCM_CANCELLED, flags);
+}
+
+void WriteBack::adopt(const Table::Inheritance &all, Outcome &outcome) {
+    if (all.members == 0 && all.records.empty()) return;
+    std::vector<BlockRef> dirty;
+    for (auto &block : all.records) {
+        const uint32_t r = block.record;
+        if (table_.state(block) == State::kGathering && table_.whole(r)) table_.publish(r);
+        const bool is_dirty = table_.state(block) == State::kDirty;
+        if (is_dirty && core_.lower_keeps) dirty.push_back(block);
+        if (is_dirty && !core_.lower_keeps) table_.settle(r);
+        if (!is_dirty) touched(block);
     }
-    settle_accounts(*block, false);
-    core_.index.detach(block, UCM_CANCELLED);
-    let_newer_go(block->id);
+    const uint64_t shards = dirty.size() * table_.shards();
+    const uint64_t epoch = dirty.empty() ? 0 : core_.ledger.accept(shards);
+    for (auto &block : dirty) {
+        for (uint32_t shard = 0; shard < table_.shards(); shard++) account(block, shard, epoch);
+        request(block);
+    }
+    to_remove_ids_.insert(to_remove_ids_.end(), all.removed.begin(), all.removed.end());
+    core_.wakeups.writes.notify_one();
+    core_.metrics.add(kAdoptedBlocks, dirty.size());
+    core_.metrics.add(kLostShards, all.lost_shards);
+    outcome.warnings.push_back(
+        std::to_string(all.members) + " stores that shared " + core_.segment.path() +
+        " are dead: " + std::to_string(dirty.size()) +
+        " blocks that they had accepted are stored now, " +
+        std::to_string(all.records.size() - dirty.size()) + " wait for other shards, " +
+        std::to_string(all.lost_shards) + " shards of unfinished blocks are lost");
 }
 
-// Ends what the ledger still waits for; how many shards are lost by it.
-uint64_t WriteBack::settle_accounts(Block &block, bool lost) {
-    uint64_t count = 0;
-    for (auto &entry : block.shards) {
-        if (entry.state != ShardState::kHere) continue;
-        SlotInfo &info = core_.index.pool().info(entry.slot);
-        if (!info.accounted) {
-            core_.ledger.end(info.epoch, lost ? 0 : 1, lost ? 1 : 0, 0);
-            count++;
-        } else if (lost && !core_.lower_keeps) {
-            core_.ledger.lose_stored(1);
-            count++;
+// Blocks of this member that it does not know of: somebody handed them over, or completed them.
+void WriteBack::find_own() {
+    table_.each([&](uint32_t r) {
+        const State state = table_.record(r).state.load();
+        if (!table_.mine(r) || (state != State::kDirty && state != State::kGathering)) return;
+        const BlockRef block = table_.ref(r);
+        if (state == State::kDirty || table_.complete(r))
+            request(block);
+        else if (!works_.count(block))
+            touched(block);
+    });
+}
+
+void WriteBack::flush_others() {
+    for (auto &entry : works_)
+        if (entry.second.unsaved && table_.same(entry.first) &&
+            table_.flagged(entry.first.record, kFlush))
+            return request_unsaved(SIZE_MAX);
+}
+
+void WriteBack::ask_owners() {
+    const Lock lock(core_.mutex);
+    const Table::Hold hold(table_);
+    for (auto &entry : works_) {
+        const uint32_t r = entry.first.record;
+        if (table_.state(entry.first) != State::kGathering || table_.mine(r)) continue;
+        table_.flag(r, kFlush);
+        table_.ring(table_.owner(r));
+    }
+}
+
+void WriteBack::settle_foreign(Outcome &outcome) {
+    std::vector<BlockRef> lost;
+    const bool all = table_.lost_since(lost_seen_, lost);
+    std::vector<BlockRef> over;
+    for (auto &entry : works_) {
+        const State state = table_.state(entry.first);
+        if (state == State::kGathering || state == State::kDirty) continue;
+        over.push_back(entry.first);
+    }
+    for (auto &block : over) {
+        const bool gone = table_.state(block) != State::kClean;
+        const bool is_lost =
+            gone && (!all || std::find(lost.begin(), lost.end(), block) != lost.end());
+        Work &work = works_[block];
+        answer_last(work, is_lost ? UCM_IO : UCM_OK, is_lost ? 0u : uint32_t(UCM_RESULT_PUBLISHED), outcome);
+        const uint64_t n = end_accounts(block, is_lost ? End::kLost : End::kStored);
+        if (is_lost) core_.metrics.add(kLostShards, n);
+    }
+}
+
+void WriteBack::leave(Outcome &outcome) {
+    const uint32_t heir = core_.lower_keeps ? table_.another_member() : kNone;
+    std::vector<BlockRef> mine;
+    table_.each([&](uint32_t r) {
+        if (table_.record(r).state.load() == State::kGathering && table_.mine(r) &&
+            !table_.complete(r))
+            mine.push_back(table_.ref(r));
+    });
+    size_t named = 0;
+    for (auto &block : mine) {
+        if (heir != kNone && !table_.partly_below(block.record)) {
+            end_accounts(block, End::kStored);
+            table_.hand_over(block.record, heir);
+            continue;
         }
-        info.accounted = true;
+        Outcome quiet;
+        const bool name = named++ < kMostNamed;
+        lose(block, UCM_CLOSED, "the store closes before its last shard came",
+             name ? outcome : quiet);
+        for (auto &answer : quiet.answers) outcome.answers.push_back(std::move(answer));
     }
-    return count;
+    if (named > kMostNamed)
+        outcome.warnings.push_back(std::to_string(named - kMostNamed) +
+                                   " more unfinished blocks are given up as the store closes");
+    table_.each([&](uint32_t r) {
+        if (table_.record(r).state.load() == State::kSpilled && table_.mine(r))
+            table_.forget_spilled(table_.id(r));
+    });
 }
 
 }  // namespace ucm::cache

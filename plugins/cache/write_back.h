@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <list>
 #include <map>
 #include <unordered_map>
 #include <unordered_set>
@@ -12,7 +13,8 @@
 namespace ucm::cache {
 
 // Moves what dumps brought to the store below: whole blocks, and under pressure or for a drain the
-// shards of unfinished ones. One write of a block runs at a time. One thread.
+// shards of unfinished ones. It writes the blocks that this member owns; one write of a block runs
+// at a time. One thread.
 class WriteBack {
   public:
     explicit WriteBack(Core &core) : core_(core) {}
@@ -21,23 +23,64 @@ class WriteBack {
     void start();
     void stop();  // once idle
 
-    // All below with Core::mutex held.
+    // All below with Core::mutex held, and the table's unless said otherwise.
+
+    // A shard of this block was accepted in that epoch; drain waits for it from here on.
+    void account(const BlockRef &block, uint32_t shard, uint64_t epoch);
+    // The block's last shard, whose job is answered once the block is published below.
+    void answer_later(const BlockRef &block, const JobRef &job, size_t row);
+    // Gathering: a shard came.
+    void touched(const BlockRef &block);
     void request(const BlockRef &block);
     void request_unsaved(size_t most_shards);
-    // Dumps need slots: writes the oldest unfinished blocks, unless slots are about to come free.
+    // Dumps need frames: writes the oldest unfinished blocks, unless frames are about to come free.
     void make_room();
-    bool idle() const {
-        return queue_.empty() && delayed_.empty() && doubtful_.empty() && in_flight_ == 0;
-    }
-    // Until every lower dump whose call runs now has been accepted, or refused.
-    void wait_submitted(Lock &lock);
+    // Unfinished, and all that it has lies below, perhaps: its frame may be given away.
+    void saved(const BlockRef &block);
+    // Gives frames of blocks that lie below away; true: one came free.
+    bool spill();
     // The block is given up: its shards are lost, and counted.
     void lose(const BlockRef &block, ucm_status status, const char *why, Outcome &outcome);
     // The block is not wanted any more: removed, or replaced by a newer copy.
-    void drop(const BlockRef &block, Outcome &outcome);
+    void drop(const BlockRef &block, Outcome &outcome, uint32_t flags = 0);
+    // What dead members left, and what changed hands.
+    void adopt(const Table::Inheritance &all, Outcome &outcome);
+    void find_own();
+    // Somebody drains who brought shards of unfinished blocks that this member owns.
+    void flush_others();
+    // The same, the other way round. Takes both locks itself.
+    void ask_owners();
+    // Blocks that others wrote, gave up or removed: settles their accounts.
+    void settle_foreign(Outcome &outcome);
+    void abandon_idle(Outcome &outcome);
+    // Closing: to a living member what it may finish.
+    void leave(Outcome &outcome);
+
+    // With Core::mutex alone.
+    bool idle() const {
+        return queue_.empty() && delayed_.empty() && doubtful_.empty() && held_back_.empty() &&
+               in_flight_ == 0 && to_remove_.empty();
+    }
+    bool has_works() const { return !works_.empty(); }
+    // Until every lower dump whose call runs now has been accepted, or refused.
+    void wait_submitted(Lock &lock);
 
   private:
     struct Batch;
+    struct Account {
+        uint32_t shard;
+        uint64_t epoch;
+    };
+    // What this store knows of a block that it writes, or that it has brought shards of.
+    struct Work {
+        std::vector<Account> accounts;
+        JobRef last_job;
+        size_t last_row = 0;
+        uint32_t tries = 0;
+        bool queued = false, unsaved = false;
+        std::list<BlockRef>::iterator unsaved_at;
+    };
+    enum class End { kStored, kLost, kDeclined };
 
     void run();
     std::shared_ptr<Batch> build();
@@ -51,27 +94,35 @@ class WriteBack {
     void stored(const BlockRef &block, Outcome &outcome);
     void declined(const BlockRef &block, Outcome &outcome);
     void ask_below(Lock &lock, Outcome &outcome);
-    bool again(const BlockRef &block);
-    void written(const BlockRef &block);
-    bool older_is_on_its_way(const BlockRef &block) const;
-    void let_newer_go(const BlockId &id);
-    void abandon_idle(Outcome &outcome);
-    uint64_t settle_accounts(Block &block, bool lost);
+    void remove_again(Lock &lock);
+    bool again(const BlockRef &block, bool down);
+    void try_held_back();
+    void not_unsaved(Work &work);
+    uint64_t end_accounts(const BlockRef &block, End end);
+    void answer_last(Work &work, ucm_status status, uint32_t flags, Outcome &outcome);
+    void lose_oldest_spilled(Outcome *outcome);
     int64_t next_wake() const;
 
     Core &core_;
+    Table &table_ = core_.table;
     // All guarded by Core::mutex.
+    std::unordered_map<BlockRef, Work, BlockRefHash> works_;
     std::deque<BlockRef> queue_;
     std::multimap<int64_t, BlockRef> delayed_;  // when -> to be tried again
-    std::unordered_set<BlockId, BlockIdHash> in_flight_ids_;
     // Copies of a block that wait until an older one is written: below, two must not mix.
-    std::unordered_map<BlockId, std::vector<BlockRef>, BlockIdHash> held_back_;
+    std::vector<BlockRef> held_back_;
+    std::list<BlockRef> unsaved_;  // unfinished ones with shards that are here only
+    std::list<BlockRef> saved_;    // unfinished ones that may lie below with all they have
     std::unordered_map<Batch *, std::shared_ptr<Batch>> running_;
     std::deque<std::shared_ptr<Batch>> ended_;
     std::vector<BlockRef> doubtful_;
+    // Written, and removed meanwhile: they are removed below before anybody writes them anew.
+    std::vector<BlockRef> to_remove_;
+    std::vector<BlockId> to_remove_ids_;
     uint64_t in_flight_ = 0;  // shards
     uint64_t calls_begun_ = 0, calls_ended_ = 0;
     int64_t busy_until_ns_ = 0;  // the store below was BUSY
+    uint64_t lost_seen_ = 0;
     bool stopping_ = false;
     Threads threads_;
 };

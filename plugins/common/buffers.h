@@ -62,11 +62,13 @@ class Mapping {
 // does not care, or refuses, loses nothing but speed.
 class Registered {
   public:
-    Registered(ucm_store *lower, const Mapping &mapping) : lower_(lower) {
+    Registered(ucm_store *lower, const Mapping &mapping)
+        : Registered(lower, mapping.base(), mapping.bytes()) {}
+    Registered(ucm_store *lower, void *base, uint64_t bytes) : lower_(lower) {
         args_.struct_size = sizeof args_;
         args_.memory = UCM_MEMORY_HOST;
-        args_.base = mapping.base();
-        args_.bytes = mapping.bytes();
+        args_.base = base;
+        args_.bytes = bytes;
         done_ = ucm_register_memory(lower_, &args_, nullptr) == UCM_OK;
     }
     ~Registered() {

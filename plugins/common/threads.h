@@ -2,6 +2,7 @@
 #pragma once
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -91,6 +92,15 @@ class Queue {
     bool closed_ = false;
     std::vector<int> bells_;  // of those that listen; one is rung for each item
 };
+
+// The calling thread runs on these cores from now on; none: where it may.
+inline void use_cores(const std::vector<int> &cores) {
+    if (cores.empty()) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (const int core : cores) CPU_SET(size_t(core), &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
 
 // Named threads that block every signal, so that the host's handlers run on the host's threads.
 class Threads {

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+#include "watch.h"
+
+#include <cstring>
+
+#include "failpoint.h"
+
+namespace ucm::cache {
+namespace {
+
+constexpr int64_t kCheckNs = 500 * 1000000;         // for the dead
+constexpr int64_t kWaitingCheckNs = 100 * 1000000;  // while something is waited for
+constexpr int64_t kTidyNs = 60ll * 1000000000;
+
+}  // namespace
+
+void Watch::start() {
+    threads_.start(1, "ucm-cache-watch", [this] { run(); });
+}
+
+void Watch::stop() {
+    {
+        Lock lock(core_.mutex);
+        stopping_ = true;
+    }
+    table_.ring(table_.member());
+    threads_.join();
+}
+
+bool Watch::waiting() const {
+    return core_.wakeups.dumps_want_room || core_.wakeups.loads_want_room ||
+           core_.wakeups.writes_want_change || loads_.waits_for_others();
+}
+
+void Watch::adopt(Outcome &outcome) {
+    const Table::Hold hold(table_);
+    const Table::Inheritance all = table_.adopt();
+    writer_.adopt(all, outcome);
+    if (table_.changed_hands()) writer_.find_own();
+}
+
+void Watch::run() {
+    Lock lock(core_.mutex);
+    while (!stopping_) {
+        const uint32_t seen = table_.rings();
+        Outcome outcome;
+        const int64_t now_ns = monotonic_ns();
+        if (now_ns >= next_check_ns_) check(lock, outcome);
+        if (now_ns >= next_tidy_ns_) tidy(lock, outcome);
+        loads_.look_again();
+        core_.changed();
+        grow(lock, outcome);
+        table_.want(core_.segment.shared());
+        outcome.give(lock, core_.log);
+        const int64_t pause_ns = waiting() ? kWaitingCheckNs : kCheckNs;
+        next_check_ns_ = std::min(next_check_ns_, monotonic_ns() + pause_ns);
+        lock.unlock();
+        table_.listen(seen, pause_ns);
+        lock.lock();
+    }
+    table_.want(false);
+}
+
+void Watch::check(Lock &, Outcome &outcome) {
+    next_check_ns_ = monotonic_ns() + kCheckNs;
+    core_.segment.alive();
+    if (core_.segment.orphaned() && !std::exchange(told_orphaned_, true))
+        outcome.warnings.push_back(core_.segment.path() +
+                                   " was removed by somebody while it is in use: processes that "
+                                   "start now will not share it with this one");
+    const Table::Hold hold(table_);
+    const Table::Inheritance all = table_.adopt();
+    writer_.adopt(all, outcome);
+    if (table_.changed_hands()) writer_.find_own();
+    writer_.settle_foreign(outcome);
+    writer_.flush_others();
+    table_.wake_resting(monotonic_ns());
+    if (table_.header().pressure.exchange(0)) {
+        writer_.spill();
+        writer_.make_room();
+    }
+}
+
+void Watch::tidy(Lock &lock, Outcome &outcome) {
+    next_tidy_ns_ = monotonic_ns() + kTidyNs;
+    {
+        const Table::Hold hold(table_);
+        writer_.abandon_idle(outcome);
+    }
+    lock.unlock();
+    loads_.pass_touches();
+    if (core_.segment.shared()) core_.segment.sweep_others();
+    lock.lock();
+}
+
+// Room ahead of use.
+void Watch::grow(Lock &lock, Outcome &outcome) {
+    const uint32_t step = core_.segment.step_frames();
+    while (!stopping_) {
+        Table::Growth growth;
+        {
+            const Table::Hold hold(table_);
+            if (table_.free_frames() < 2 * step) growth = table_.begin_growth();
+        }
+        if (growth.count == 0) return;
+        lock.unlock();
+        const int error = core_.segment.allocate(growth.first, growth.count);
+        lock.lock();
+        {
+            const Table::Hold hold(table_);
+            table_.end_growth(growth, error == 0);
+        }
+        if (error) {
+            if (!std::exchange(told_full_, true))
+                outcome.warnings.push_back(
+                    core_.segment.path() + " cannot grow beyond " +
+                    std::to_string(growth.first * core_.segment.frame_bytes() >> 20) +
+                    " MiB: " + std::strerror(error) + "; make /dev/shm larger for more cache");
+            return;
+        }
+        lock.unlock();
+        core_.device->pin(core_.segment.frame(growth.first),
+                          growth.count * core_.segment.frame_bytes());
+        core_.segment.collapse(growth.first, growth.count);
+        lock.lock();
+    }
+}
+
+}  // namespace ucm::cache
