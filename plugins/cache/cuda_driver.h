@@ -27,23 +27,23 @@ enum {
 };
 
 /* F(name, parameters...) for each; all return CUresult. */
-#define UCM_CUDA_FUNCTIONS(F)                                                                     \
-    F(cuInit, unsigned int flags)                                                                 \
-    F(cuGetErrorName, CUresult error, const char **name)                                          \
-    F(cuGetErrorString, CUresult error, const char **text)                                        \
-    F(cuDeviceGetCount, int *count)                                                               \
-    F(cuDeviceGet, CUdevice * device, int ordinal)                                                \
-    F(cuDevicePrimaryCtxRetain, CUcontext *context, CUdevice device)                              \
-    F(cuDevicePrimaryCtxRelease_v2, CUdevice device)                                              \
-    F(cuCtxPushCurrent_v2, CUcontext context)                                                     \
-    F(cuCtxPopCurrent_v2, CUcontext *context)                                                     \
-    F(cuStreamCreate, CUstream *stream, unsigned int flags)                                       \
-    F(cuStreamDestroy_v2, CUstream stream)                                                        \
-    F(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned int flags)                      \
-    F(cuStreamSynchronize, CUstream stream)                                                       \
-    F(cuMemcpyHtoDAsync_v2, CUdeviceptr to, const void *from, size_t bytes, CUstream stream)      \
-    F(cuMemcpyDtoHAsync_v2, void *to, CUdeviceptr from, size_t bytes, CUstream stream)            \
-    F(cuMemHostRegister_v2, void *base, size_t bytes, unsigned int flags)                         \
+#define UCM_CUDA_FUNCTIONS(F)                                                                \
+    F(cuInit, unsigned int flags)                                                            \
+    F(cuGetErrorName, CUresult error, const char **name)                                     \
+    F(cuGetErrorString, CUresult error, const char **text)                                   \
+    F(cuDeviceGetCount, int *count)                                                          \
+    F(cuDeviceGet, CUdevice *device, int ordinal)                                            \
+    F(cuDevicePrimaryCtxRetain, CUcontext *context, CUdevice device)                         \
+    F(cuDevicePrimaryCtxRelease_v2, CUdevice device)                                         \
+    F(cuCtxPushCurrent_v2, CUcontext context)                                                \
+    F(cuCtxPopCurrent_v2, CUcontext *context)                                                \
+    F(cuStreamCreate, CUstream *stream, unsigned int flags)                                  \
+    F(cuStreamDestroy_v2, CUstream stream)                                                   \
+    F(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned int flags)                 \
+    F(cuStreamSynchronize, CUstream stream)                                                  \
+    F(cuMemcpyHtoDAsync_v2, CUdeviceptr to, const void *from, size_t bytes, CUstream stream) \
+    F(cuMemcpyDtoHAsync_v2, void *to, CUdeviceptr from, size_t bytes, CUstream stream)       \
+    F(cuMemHostRegister_v2, void *base, size_t bytes, unsigned int flags)                    \
     F(cuMemHostUnregister, void *base)
 
 #endif

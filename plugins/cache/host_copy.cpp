@@ -12,7 +12,8 @@ namespace ucm::cache {
 #if defined(__SANITIZE_THREAD__)
 
 // Readers of shared slots copy first and check the generation afterwards, so this race is intended:
-// ThreadSanitizer must see neither the accesses nor a memcpy. The barrier keeps GCC from making one.
+// ThreadSanitizer must see neither the accesses nor a memcpy. The barrier keeps GCC from making
+// one.
 __attribute__((no_sanitize("thread"))) void copy_bytes(void *to, const void *from, size_t n, bool) {
     typedef uint64_t __attribute__((may_alias, aligned(1))) word;
     auto *target = static_cast<uint8_t *>(to);

@@ -76,9 +76,7 @@ struct Cuda {
     ~Cuda() { control->reset(); }
 
     // What the stand-in found wrong; "" when all is well.
-    std::string wrong() const {
-        return control->violations() ? control->violation(0) : "";
-    }
+    std::string wrong() const { return control->violations() ? control->violation(0) : ""; }
     void fail(const char *function, int result, size_t times = 1, size_t skip = 0) const {
         control->fail(function, skip, times, result);
     }
@@ -146,9 +144,7 @@ struct Rig {
         std::copy(bytes.begin(), bytes.end(), slot(i));
     }
     // Everything but what the test itself made is released.
-    bool released() const {
-        return cuda.control->live() == 2 && cuda.control->depth() == 1;
-    }
+    bool released() const { return cuda.control->live() == 2 && cuda.control->depth() == 1; }
 };
 
 }  // namespace
@@ -163,8 +159,8 @@ TEST_CASE("copies are exact at every size and alignment, around the caches or no
                 std::fill(target.begin(), target.end(), 0xEE);
                 ucm::cache::copy_bytes(&target[64 + shift], &source[shift * 3], size, streaming);
                 CAPTURE(streaming, size, shift);
-                REQUIRE(std::equal(&source[shift * 3], &source[shift * 3] + size,
-                                   &target[64 + shift]));
+                REQUIRE(
+                    std::equal(&source[shift * 3], &source[shift * 3] + size, &target[64 + shift]));
                 REQUIRE(target[63 + shift] == 0xEE);
                 REQUIRE(target[64 + shift + size] == 0xEE);
             }
@@ -537,8 +533,8 @@ TEST_CASE("CUDA: a driver that is missing or too old is named", "[device][cuda]"
         expected = "libcuda.so.1 has no cu";
     }
     const std::string self = std::filesystem::read_symlink("/proc/self/exe");
-    const std::string command = "LD_LIBRARY_PATH='" + directory.path() + "' '" + self +
-                                "' '[without_driver]' 2>&1";
+    const std::string command =
+        "LD_LIBRARY_PATH='" + directory.path() + "' '" + self + "' '[without_driver]' 2>&1";
     FILE *child = popen(command.c_str(), "r");
     std::string said;
     char line[4096];

@@ -2,8 +2,6 @@
 #ifdef UCM_CHECK_CUDA_H
 #include <cuda.h>
 #endif
-#include "fake_cuda.h"
-
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -11,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "fake_cuda.h"
 
 #define PUBLIC __attribute__((visibility("default")))
 #define UCM_PROTOTYPE(name, ...) PUBLIC CUresult name(__VA_ARGS__);
@@ -56,7 +56,7 @@ struct op {
     uint8_t *host;
     CUdeviceptr device;
     size_t n;
-    uint64_t hash; /* TO_DEVICE: of the host's bytes when it was submitted */
+    uint64_t hash;  /* TO_DEVICE: of the host's bytes when it was submitted */
     uint8_t *bytes; /* COMPUTE */
     CUevent event;
     CUstream stream; /* AWAIT: which, and how far, as the event was then */
@@ -146,10 +146,10 @@ static CUcontext current(void) {
 static void unlock(pthread_mutex_t **held) {
     pthread_mutex_unlock(*held);
 }
-#define ENTER(needs_context)                                                     \
-    __attribute__((cleanup(unlock))) pthread_mutex_t *held = &mutex;             \
-    pthread_mutex_lock(held);                                                    \
-    const int refused = begin(__func__, needs_context);                          \
+#define ENTER(needs_context)                                         \
+    __attribute__((cleanup(unlock))) pthread_mutex_t *held = &mutex; \
+    pthread_mutex_lock(held);                                        \
+    const int refused = begin(__func__, needs_context);              \
     if (refused) return (CUresult)refused
 
 static uint64_t hash_of(const uint8_t *bytes, size_t n) {
@@ -182,6 +182,8 @@ static int in_use(int of_host, uint64_t at, size_t n, CUstream except, int only_
     for (size_t i = 0; i < s.n_streams; i++) {
         if (&s.streams[i] == except) continue;
         for (struct op *op = s.streams[i].first; op; op = op->next) {
+            if (op->kind == AWAIT && op->stream == except && op->after > except->run)
+                break; /* comes after what runs now */
             if (op->kind == AWAIT || (of_host && op->kind == COMPUTE)) continue;
             if (only_writes && of_host != (op->kind == TO_HOST)) continue;
             if (overlap(of_host ? (uint64_t)(uintptr_t)op->host : op->device, op->n, at, n))
@@ -229,10 +231,10 @@ static void run(CUstream stream, struct op *op) {
 static void run_until(CUstream stream, uint64_t until) {
     while (stream->run < until && stream->first) {
         struct op *op = stream->first;
+        run(stream, op);
         stream->first = op->next;
         if (!op->next) stream->last = NULL;
         stream->run++;
-        run(stream, op);
         free(op->bytes);
         free(op);
     }
@@ -285,8 +287,7 @@ static CUresult copy(const char *name, enum kind kind, CUdeviceptr device, uint8
     if (m->context != current())
         return violation(INVALID_VALUE, "%s: device memory of another context", name);
     struct range *r = range_at(host, n);
-    if (!r)
-        return violation(INVALID_VALUE, "%s: %zu bytes of host memory are not pinned", name, n);
+    if (!r) return violation(INVALID_VALUE, "%s: %zu bytes of host memory are not pinned", name, n);
     if (in_use(1, (uint64_t)(uintptr_t)host, n, NULL, kind == TO_DEVICE))
         violation(0, "%s: another copy of this host memory has not been waited for", name);
     if (kind == TO_HOST) memset(host, POISON, n);
@@ -442,8 +443,9 @@ CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flags) {
     if (bad) return (CUresult)bad;
     if (!event->stream)
         return violation(0, "cuStreamWaitEvent: the event was never recorded: nothing is awaited");
-    give(stream, (struct op){
-                     .kind = AWAIT, .event = event, .stream = event->stream, .after = event->after});
+    give(
+        stream,
+        (struct op){.kind = AWAIT, .event = event, .stream = event->stream, .after = event->after});
     return (CUresult)OK;
 }
 
@@ -613,14 +615,15 @@ static void fail_calls(const char *function, size_t skip, size_t times, int resu
 
 static void compute(CUstream stream, CUdeviceptr to, const void *bytes, size_t n) {
     pthread_mutex_lock(&mutex);
-    give(stream, (struct op){
-                     .kind = COMPUTE, .device = to, .n = n, .bytes = memcpy(malloc(n), bytes, n)});
+    give(stream,
+         (struct op){.kind = COMPUTE, .device = to, .n = n, .bytes = memcpy(malloc(n), bytes, n)});
     pthread_mutex_unlock(&mutex);
 }
 
 static void poke(CUdeviceptr to, const void *bytes, size_t n) {
     pthread_mutex_lock(&mutex);
-    if (in_use(0, to, n, NULL, 0)) violation(0, "poke: a copy of this memory has not been waited for");
+    if (in_use(0, to, n, NULL, 0))
+        violation(0, "poke: a copy of this memory has not been waited for");
     memcpy(bytes_at(to, n), bytes, n);
     pthread_mutex_unlock(&mutex);
 }

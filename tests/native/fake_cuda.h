@@ -13,12 +13,12 @@
 #include "../../plugins/cache/cuda_driver.h"
 
 /* What programs need besides, to have device memory and events. */
-#define FAKE_CUDA_FUNCTIONS(F)                             \
-    F(cuMemAlloc_v2, CUdeviceptr *address, size_t bytes)   \
-    F(cuMemFree_v2, CUdeviceptr address)                   \
-    F(cuStreamQuery, CUstream stream)                      \
-    F(cuEventCreate, CUevent *event, unsigned int flags)   \
-    F(cuEventRecord, CUevent event, CUstream stream)       \
+#define FAKE_CUDA_FUNCTIONS(F)                           \
+    F(cuMemAlloc_v2, CUdeviceptr *address, size_t bytes) \
+    F(cuMemFree_v2, CUdeviceptr address)                 \
+    F(cuStreamQuery, CUstream stream)                    \
+    F(cuEventCreate, CUevent *event, unsigned int flags) \
+    F(cuEventRecord, CUevent event, CUstream stream)     \
     F(cuEventDestroy_v2, CUevent event)
 
 enum { FAKE_CUDA_DEVICES = 2, FAKE_CUDA_EXIT = 86 };

@@ -133,6 +133,9 @@ def probe(found: Config) -> dict[str, Any]:
         given["unique_id"] = f"ucm-check-{secrets.token_hex(8)}"
         if given.get("device_id") in (-1, "-1"):
             given["device_id"] = 0
+    if given.get("memory", "host") != "host":
+        _open(found, given).close()  # says what is missing; the probe's own block is in host memory
+        given["memory"] = "host"
     # Where names are recorded the probe has one of its own, and leaves no empty space behind.
     directories = _named_directories(given) if config.is_pipeline(found) else []
     if directories:
