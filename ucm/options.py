@@ -115,7 +115,7 @@ ENGINE_WITHOUT_EFFECT = {
 WITHOUT_EFFECT = {
     "local_rank_size": "ranks are found by their unique_id",
     "share_buffer_enable": "Cache is private to one process in this version",
-    "cache_stream_number": "host memory needs no copy streams",
+    "cache_stream_number": "copy streams are made as threads need them",
     "cache_io_aggregation": "Cache always writes and reads whole blocks where it can",
     "cache_load_exclusive_buffer_number": "loads keep a small reserve of slots by themselves",
     "posix_lookup_concurrency": "a lookup runs on its caller's thread",

@@ -150,7 +150,7 @@ struct Rig {
 }  // namespace
 
 TEST_CASE("copies are exact at every size and alignment, around the caches or not", "[device]") {
-    const size_t sizes[] = {0, 1, 7, 63, 4095, 4096, 4097, 4159, 70001, 1 << 20};
+    const size_t sizes[] = {0, 1, 63, 4097, 24575, 24576, 24577, 24639, 70001, 1 << 20};
     Bytes target((1 << 20) + 512);
     const Bytes source = bytes_of(1, target.size());
     for (const bool streaming : {false, true})
@@ -227,7 +227,6 @@ TEST_CASE("host memory: a slot may change while it is read, which its reader fin
         const Piece piece{slot.data(), row, 4096};
         while (!stop) {
             generation.fetch_add(1, std::memory_order_acq_rel);
-            std::atomic_thread_fence(std::memory_order_seq_cst);
             std::fill(zeros.begin(), zeros.end(), uint8_t(generation.load() / 2));
             device->gather(&piece, 1, 0);
             generation.fetch_add(1, std::memory_order_release);
@@ -240,8 +239,8 @@ TEST_CASE("host memory: a slot may change while it is read, which its reader fin
         const uint64_t before = generation.load(std::memory_order_acquire);
         if (before % 2) continue;
         device->scatter(&piece, 1, 0);
-        std::atomic_thread_fence(std::memory_order_seq_cst);
-        if (generation.load(std::memory_order_relaxed) != before) continue;
+        // Not a fence, which ThreadSanitizer does not know.
+        if (generation.fetch_add(0, std::memory_order_acq_rel) != before) continue;
         whole++;
         for (uint8_t byte : out) torn += byte != out[0];
     }
