@@ -169,7 +169,7 @@ def test_device_memory_is_tried_where_it_is_needed(ucm_command, report, file, di
     store = {"storage_backends": str(directory), "memory": "cuda"}
     outcome = ucm_command("check", file("Posix", **store))
     assert outcome.code == 1
-    assert "memory: Posix takes host memory only, not 'cuda'" in outcome.stderr
+    assert "memory: Posix takes host memory only, not 'cuda'" in outcome.err
     assert report(file("Posix", **store, device_id=-1))["probe"]["verified"] is True
 
 
