@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <thread>
 
 #include "../../plugins/cache/host_copy.h"
@@ -511,6 +512,63 @@ TEST_CASE("CUDA: a device that cannot be had is refused by what is missing", "[d
     }
     rig.device.reset();
     REQUIRE(rig.released());
+}
+
+TEST_CASE("the stand-in finds what a correct program never does", "[device][cuda]") {
+    Rig rig;
+    const Cuda &cuda = rig.cuda;
+    const CUstream stream = cuda.stream();
+    CUcontext other;
+    cuda.cuDevicePrimaryCtxRetain(&other, 1);
+    const auto to_host = [&] {
+        return cuda.cuMemcpyDtoHAsync_v2(rig.slot(0), rig.rows, 100, stream);
+    };
+    const auto to_device = [&] {
+        return cuda.cuMemcpyHtoDAsync_v2(rig.rows, rig.slot(0), 100, stream);
+    };
+    const auto wait = [&] { cuda.cuStreamSynchronize(stream); };
+    struct Wrong {
+        const char *said;
+        std::function<void()> does;
+    };
+    const Wrong wrongs[] = {
+        {"before cuInit", [&] { cuda.control->reset(), cuda.cuDevicePrimaryCtxRetain(&other, 0); }},
+        {"no current context", [&] { cuda.cuCtxPopCurrent_v2(&other), to_host(); }},
+        {"another context", [&] { cuda.cuCtxPushCurrent_v2(other), to_host(); }},
+        {"no such context", [&] { cuda.cuCtxPushCurrent_v2(nullptr); }},
+        {"no such stream", [&] { cuda.cuStreamDestroy_v2(stream), to_host(); }},
+        {"blocks others",
+         [&] {
+             CUstream made;
+             cuda.cuStreamCreate(&made, 0);
+         }},
+        {"not device memory",
+         [&] { cuda.cuMemcpyHtoDAsync_v2(rig.rows + 32760, rig.slot(0), 9, stream); }},
+        {"not pinned", [&] { cuda.cuMemcpyDtoHAsync_v2(&other, rig.rows, 8, stream); }},
+        {"it is not pinned", [&] { cuda.cuMemHostUnregister(rig.slot(1)); }},
+        {"not been waited for", [&] { to_host(), cuda.cuMemHostUnregister(rig.slot(0)); }},
+        {"cuMemFree: a copy", [&] { to_host(), cuda.cuMemFree_v2(rig.rows); }},
+        {"not been waited for", [&] { to_host(), cuda.cuStreamDestroy_v2(stream); }},
+        {"another copy of this host memory", [&] { to_host(), to_device(); }},
+        {"written before the copy", [&] { to_host(), rig.slot(0)[5] = 1, wait(); }},
+        {"changed before the copy", [&] { to_device(), rig.slot(0)[5] ^= 1, wait(); }},
+        {"peek", [&] { to_device(), cuda.peek(rig.rows, 1); }},
+        {"never recorded",
+         [&] { cuda.cuStreamWaitEvent(stream, cuda.record(nullptr), 0), wait(); }},
+        {"a stream of it is left",
+         [&] {
+             rig.device.reset();
+             cuda.cuCtxPopCurrent_v2(&other);
+             cuda.cuDevicePrimaryCtxRelease_v2(0);
+         }},
+    };
+    const size_t i = GENERATE(range(size_t(0), size_t(18)));
+    REQUIRE(std::size(wrongs) == 18);
+    wrongs[i].does();
+    CAPTURE(wrongs[i].said);
+    REQUIRE(cuda.wrong().find(wrongs[i].said) != std::string::npos);
+    REQUIRE(cuda.control->violations() == 1);
+    cuda.control->reset();  // before the device, which is one of a driver that is gone
 }
 
 // Run by the next one, with another driver.
