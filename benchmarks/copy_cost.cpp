@@ -2,8 +2,6 @@
 //
 // Copies between slots in shared memory and a caller's private memory, in pieces in random order:
 // around the caches (host_copy.h) beside memcpy, alternated. Made and run by copy_cost.py.
-#include "../plugins/cache/host_copy.h"
-
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -13,6 +11,8 @@
 #include <cstring>
 #include <random>
 #include <vector>
+
+#include "../plugins/cache/host_copy.h"
 
 namespace {
 
