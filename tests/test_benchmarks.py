@@ -37,6 +37,13 @@ def judged(tables, case, figures, engine="psync"):
     return {(what, bar): passed for what, _, bar, passed in cells}
 
 
+def test_copy_cost_runs():
+    command = [sys.executable, BENCHMARKS / "copy_cost.py", "--mib", "2", "--pairs", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {row["direction"] for row in json.loads(done.stdout)} == {"dump", "load"}
+
+
 def test_posix_peers_runs_without_peers(tmp_path):
     command = [sys.executable, BENCHMARKS / "posix_peers.py", "--quick", "--peers", "", "--json"]
     command += ["--folder", tmp_path / "peers", "--data", tmp_path / "data"]

@@ -16,12 +16,17 @@ _FINGERPRINT_BYTES = 200
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Sizes in bytes. A block is ``shards_per_block`` shards; a shard is one row of segments."""
+    """Sizes in bytes. A block is ``shards_per_block`` shards; a shard is one row of segments.
+
+    ``memory`` and ``device`` say where the rows' addresses point: "host", -1 or "cuda", 0...
+    """
 
     block_size: int
     shard_size: int
     segment_sizes: tuple[int, ...]
     dtype: str
+    memory: str = "host"
+    device: int = -1
 
     @property
     def shards_per_block(self) -> int:
@@ -67,4 +72,7 @@ def layout_of(config: Resolved) -> Layout | None:
         raise ConfigError(
             f"shard_size: {block // shard} shards in a block are too many; at most {MAX_SHARDS}"
         )
-    return Layout(block, shard, segments, config.get("dtype"))
+    dtype, memory, device = (config.get(key) for key in ("dtype", "memory", "device_id"))
+    if memory == "host" or device == -1:
+        return Layout(block, shard, segments, dtype)
+    return Layout(block, shard, segments, dtype, memory, device)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ucm._abi import ffi
-from ucm.errors import InvalidError
+from ucm.errors import InvalidError, UnsupportedError
+from ucm.layout import Layout
 
 ID_BYTES = 16
 
@@ -150,34 +151,53 @@ def _check_row(what: str, row: Any, n_segments: int) -> None:
         raise InvalidError(f"{what}: a row of {len(row)}, but a shard has {n_segments} segments")
 
 
-def tensors(rows: Any, n: int, sizes: Sequence[int], dtype: str, writable: bool) -> tuple[Any, Any]:
+def check_event(event: Any, can_wait: bool) -> None:
+    """Refuse what is no handle of an event, and any where nothing can wait for one."""
+    if isinstance(event, bool) or not isinstance(event, int) or not 0 <= event < 2**64:
+        raise InvalidError(
+            f"prerequisite_handle: the handle of an event is needed, or 0, not {event!r}; "
+            "torch's is event.cuda_event"
+        )
+    if event and not can_wait:
+        raise UnsupportedError(
+            "prerequisite_handle: no layer of this pipeline can wait for a device event; it takes "
+            "memory: cuda and a layer for that on top"
+        )
+
+
+def tensors(rows: Any, n: int, layout: Layout, writable: bool) -> tuple[Any, Any]:
     """Return (C array of addresses, what must stay alive) of rows of tensors, one a segment."""
     flat = array.array("Q")
+    sizes = layout.segment_sizes
     _check_rows("tensors", rows, n)
     for row in rows:
         if not isinstance(row, (list, tuple)):
             row = [row]
         _check_row("tensors", row, len(sizes))
         for tensor, size in zip(row, sizes, strict=True):
-            flat.append(_address(tensor, size, dtype, writable))
+            flat.append(_address(tensor, size, layout, writable))
     return ffi.from_buffer("uint64_t[]", flat), rows
 
 
-def _address(tensor: Any, size: int, dtype: str, writable: bool) -> int:
-    address, nbytes = extent(tensor, dtype, writable)
+def _address(tensor: Any, size: int, layout: Layout, writable: bool) -> int:
+    where = "cpu" if layout.memory == "host" else f"{layout.memory}:{layout.device}"
+    address, nbytes = extent(tensor, layout.dtype, writable, where)
     if nbytes != size:
         raise InvalidError(f"tensors: a tensor has {nbytes} bytes, but its segment has {size}")
     return address
 
 
-def extent(tensor: Any, dtype: str, writable: bool) -> tuple[int, int]:
-    """Return (address, bytes) of a contiguous tensor or array in host memory."""
+def extent(tensor: Any, dtype: str, writable: bool, where: str = "cpu") -> tuple[int, int]:
+    """Return (address, bytes) of a contiguous tensor or array that lies ``where``."""
     address: int
     if hasattr(tensor, "data_ptr"):
         if not tensor.is_contiguous():
             raise InvalidError("tensors: a tensor is not contiguous; pass tensor.contiguous()")
-        if tensor.device.type != "cpu":
-            raise InvalidError(f"tensors: a tensor is on {tensor.device}; this pipeline takes cpu")
+        if (tensor.device.type if where == "cpu" else str(tensor.device)) != where:
+            raise InvalidError(
+                f"tensors: a tensor is on {tensor.device}, but this pipeline takes {where}; "
+                "'memory' and 'device_id' say which"
+            )
         known = _TORCH_DTYPES.get(str(tensor.dtype))
         nbytes, address = tensor.numel() * tensor.element_size(), tensor.data_ptr()
     else:
@@ -187,6 +207,10 @@ def extent(tensor: Any, dtype: str, writable: bool) -> tuple[int, int]:
             raise InvalidError(
                 f"tensors: {_kind(tensor)} is neither a torch tensor nor an array"
             ) from None
+        if where != "cpu":
+            raise InvalidError(
+                f"tensors: an array is in host memory, but this pipeline takes {where}"
+            )
         if not view.c_contiguous:
             raise InvalidError("tensors: an array is not contiguous (strides); pass a copy")
         if writable and view.readonly:

@@ -21,7 +21,15 @@ DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
 HOST_OPTIONS = (
     Option("store_pipeline", "string", None, None, None, "The layers, top first: 'Cache|Posix'."),
     Option("unique_id", "string", "", None, None, "Names what the processes of one engine share."),
-    Option("device_id", "int", "0", "-1..", None, "-1 opens for lookup only."),
+    Option("device_id", "int", "0", "-1..", None, "-1 opens for lookup only; else see memory."),
+    Option(
+        "memory",
+        "string",
+        "host",
+        "host|cuda",
+        None,
+        "Where the caller's memory is; cuda: on the CUDA device that device_id counts from 0.",
+    ),
     Option("block_size", "size", "0", "0..", "bytes", "Bytes of one block."),
     Option("shard_size", "size", "0", "0..", "bytes", "Bytes of one shard; 0: the block."),
     Option("tensor_size", "size", "0", "0..", "bytes", "Bytes of one segment; 0: the shard."),
@@ -107,7 +115,7 @@ ENGINE_WITHOUT_EFFECT = {
 WITHOUT_EFFECT = {
     "local_rank_size": "ranks are found by their unique_id",
     "share_buffer_enable": "Cache is private to one process in this version",
-    "cache_stream_number": "host memory needs no copy streams",
+    "cache_stream_number": "copy streams are made as threads need them",
     "cache_io_aggregation": "Cache always writes and reads whole blocks where it can",
     "cache_load_exclusive_buffer_number": "loads keep a small reserve of slots by themselves",
     "posix_lookup_concurrency": "a lookup runs on its caller's thread",

@@ -75,7 +75,9 @@ def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, La
     words, entries, libraries, checked = check(config)
     layout = layout_of(checked)
     if entries[0].python_class is not None:
+        _check_memory(words[0], False, layout)
         return _open_python(words[0], entries[0].python_class, config, layout), layout, checked
+    _check_memory(words[0], libraries[0].takes_cuda, layout)
     _default_fingerprint(checked, layout)
     return NativeStack(words, libraries, checked, layout), layout, checked
 
@@ -88,6 +90,14 @@ def _default_fingerprint(checked: options.Resolved, layout: Layout | None) -> No
         for i, value in enumerate(values):
             if value.option.name == "fingerprint" and not value.value:
                 values[i] = dataclasses.replace(value, value=layout.fingerprint)
+
+
+def _check_memory(word: str, takes_cuda: bool, layout: Layout | None) -> None:
+    if layout is not None and layout.memory == "cuda" and not takes_cuda:
+        raise ConfigError(
+            f"memory: {word} takes host memory only, not 'cuda'; put a layer that takes it on top "
+            f"('ucm plugins NAME' says which do), as in 'Cache|{word}', or copy to the host first"
+        )
 
 
 def _check_python(words: Sequence[str], entries: Sequence[Entry]) -> None:
@@ -151,6 +161,7 @@ def open_wired(
         [(w.name, its.options, w.options) for w, its in zip(wired, libraries, strict=True)],
     )
     layout = layout_of(checked)
+    _check_memory(words[0], libraries[0].takes_cuda, layout)
     _default_fingerprint(checked, layout)
     return NativeStack(words, libraries, checked, layout), layout, checked
 
@@ -226,8 +237,8 @@ def _top_layout(layout: Layout, keep: list[Any]) -> Any:
     made.n_planes = len(layout.segment_sizes) if layout.dtype != "bytes" else 0
     made.plane_stride = ffi.sizeof("ucm_plane")
     made.planes = planes
-    made.memory = lib.UCM_MEMORY_HOST
-    made.device = -1
+    made.memory = {"host": lib.UCM_MEMORY_HOST, "cuda": lib.UCM_MEMORY_CUDA}[layout.memory]
+    made.device = layout.device
     return made
 
 
@@ -271,6 +282,13 @@ def _check_lower_layout(word: str, out: Any) -> None:
     else:
         return
     raise errors.PluginError(f"{word}: its lower_layout is wrong: {problem}")
+
+
+def _check_device_memory(word: str, lower_word: str, lower: Library) -> None:
+    if not lower.takes_cuda:
+        raise errors.PluginError(
+            f"{word}: it hands device memory down, but {lower_word} takes host memory only"
+        )
 
 
 class _Outcome:
@@ -327,6 +345,8 @@ class NativeStack:
         layouts = [_top_layout(layout, keep) if layout else ffi.NULL]
         for word, library, own in zip(words[:-1], libraries, values, strict=False):
             lower = ffi.NULL if not layout else _lower_layout(word, library, layouts[-1], own, keep)
+            if lower and lower.memory != lib.UCM_MEMORY_HOST:
+                _check_device_memory(word, words[len(layouts)], libraries[len(layouts)])
             layouts.append(lower)
         try:
             for i in reversed(range(len(words))):
@@ -373,13 +393,15 @@ class NativeStack:
         addresses: Any,
         lengths: Any,
         depths: Any,
+        event: int,
         busy_ms: int,
     ) -> _Outcome:
         """Start a transfer, waiting up to ``busy_ms`` for room in the queue."""
+        flags = lib.UCM_TRANSFER_EVENT if event else 0
         out = ffi.new(_SUBMITTED)
         status = lib.ucmh_submit(
-            self._stores[0], dump, n, ids, shards, addresses, lengths, depths, 0, 0, 0, 0,
-            self._timeout_ms, busy_ms, out,
+            self._stores[0], dump, n, ids, shards, addresses, lengths, depths, flags,
+            event, 0, 0, self._timeout_ms, busy_ms, out,
         )  # fmt: skip
         if status:
             _raise(status, out.error)

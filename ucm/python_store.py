@@ -130,9 +130,12 @@ class PythonStack:
         addresses: Any,
         lengths: Any,
         depths: Any,
+        event: int,
         busy_ms: int,
     ) -> _Outcome:
         """Start a transfer; the arrays are copied. Depths are a hint, which it has no use for."""
+        if event:
+            raise errors.UnsupportedError("a Python store cannot wait for a device event")
         assert self._layout is not None
         raw = bytes(ffi.buffer(ids, n * 16))
         block_ids = [raw[i : i + 16] for i in range(0, len(raw), 16)]

@@ -45,6 +45,7 @@ class PluginInfo:
     options: tuple[Option, ...] = ()
     metrics: tuple[Metric, ...] = ()
     error: str | None = None
+    takes_cuda: bool = False
 
 
 class _Shipped:
@@ -208,6 +209,7 @@ def _info(entry: Entry) -> PluginInfo:
         library.needs_lower,
         library.options,
         library.metrics,
+        takes_cuda=library.takes_cuda,
     )
 
 

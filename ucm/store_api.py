@@ -137,21 +137,45 @@ class Store:
         with self._gate:
             self._stack.prefetch(n, ids)
 
-    def load(self, block_ids: Any, shard_index: Any, tensors: Any) -> Task:
-        """Start to fill rows of tensors or arrays, one per segment, from storage."""
-        return self._start(False, block_ids, shard_index, tensors, True)
+    def load(
+        self, block_ids: Any, shard_index: Any, tensors: Any, *, prerequisite_handle: int = 0
+    ) -> Task:
+        """Start to fill rows of tensors or arrays, one per segment, from storage.
 
-    def dump(self, block_ids: Any, shard_index: Any, tensors: Any, *, depths: Any = None) -> Task:
+        ``prerequisite_handle``: as for dump.
+        """
+        event = prerequisite_handle
+        return self._start(False, block_ids, shard_index, tensors, True, event=event)
+
+    def dump(
+        self,
+        block_ids: Any,
+        shard_index: Any,
+        tensors: Any,
+        *,
+        depths: Any = None,
+        prerequisite_handle: int = 0,
+    ) -> Task:
         """Start to store rows of tensors or arrays, one per segment.
 
         ``depths``: for each row, how many blocks of its prefix come before its block; a hint, by
         which the ends of prefixes are evicted before their beginnings.
+        ``prerequisite_handle``: a recorded event of the device, such as ``event.cuda_event`` of
+        torch, which is waited for before the memory is touched; it stays as it is until the task
+        has finished. 0: none; the capability ``events`` is needed for others.
         """
-        return self._start(True, block_ids, shard_index, tensors, True, depths=depths)
+        event = prerequisite_handle
+        return self._start(True, block_ids, shard_index, tensors, True, depths=depths, event=event)
 
-    def load_data(self, block_ids: Any, shard_index: Any, addresses: Any) -> Task:
-        """Start to fill memory given by address: uint64 (n, segments), or a list of lists."""
-        return self._start(False, block_ids, shard_index, addresses, False)
+    def load_data(
+        self, block_ids: Any, shard_index: Any, addresses: Any, *, prerequisite_handle: int = 0
+    ) -> Task:
+        """Start to fill memory given by address: uint64 (n, segments), or a list of lists.
+
+        ``prerequisite_handle``: as for dump.
+        """
+        event = prerequisite_handle
+        return self._start(False, block_ids, shard_index, addresses, False, event=event)
 
     def dump_data(
         self,
@@ -161,13 +185,15 @@ class Store:
         lengths: Any = None,
         *,
         depths: Any = None,
+        prerequisite_handle: int = 0,
     ) -> Task:
         """Start to store memory given by address.
 
         ``lengths``: bytes of each shard, counted across its segments; None: all full.
-        ``depths``: as for dump.
+        ``depths``, ``prerequisite_handle``: as for dump.
         """
-        return self._start(True, block_ids, shard_index, addresses, False, lengths, depths)
+        event = prerequisite_handle
+        return self._start(True, block_ids, shard_index, addresses, False, lengths, depths, event)
 
     def _start(
         self,
@@ -178,18 +204,20 @@ class Store:
         objects: bool,
         lengths: Any = None,
         depths: Any = None,
+        event: int = 0,
     ) -> Task:
         layout = self._layout
         if layout is None or self._lookup_only:
             raise errors.UnsupportedError(
                 "this store was opened for lookup only; give the block's sizes and device_id 0"
             )
+        memory.check_event(event, "events" in self.capabilities)
         ids, n = memory.ids(block_ids)
         shards = memory.shard_indexes(shard_index, n, layout.shards_per_block)
         sizes = layout.segment_sizes
         keep: Any = (block_ids, shard_index)
         if objects:
-            addresses, keep = memory.tensors(rows, n, sizes, layout.dtype, not dump)
+            addresses, keep = memory.tensors(rows, n, layout, not dump)
         else:
             addresses = memory.addresses(rows, n, len(sizes))
         limits = memory.lengths(lengths, n, layout.shard_size)
@@ -197,7 +225,7 @@ class Store:
         try:
             with self._gate:
                 outcome = self._stack.submit(
-                    dump, n, ids, shards, addresses, limits, hints, self._timeout_ms
+                    dump, n, ids, shards, addresses, limits, hints, event, self._timeout_ms
                 )
         except errors.InvalidError:
             memory.check_range(max(shards, default=0), layout.shards_per_block)

@@ -34,17 +34,15 @@ struct Core {
     Core(const ucm_open_args &args, const Shape &shape, const std::string &unique_id)
         : log(args.host, "Cache"),
           config(args, shape),
-          device(make_device(*args.layout, log)),
           lower(args.lower),
           lower_keeps(shape.keeps),
           lower_loads(shape.loads),
           segment(shape, unique_id, log),
+          device(make_device(*args.layout, log)),
           table(segment, args.layout->memory != UCM_MEMORY_HOST),
           registered(lower, segment.data(), segment.data_bytes()) {
         table.on_change = [this] { changed(); };
-        device->pin(segment.data(), pinned_bytes());
     }
-    ~Core() { device->unpin(segment.data(), pinned_bytes()); }
 
     // With `mutex`: frames came free, or shards came or went, here or in another process.
     void changed() {
@@ -56,7 +54,6 @@ struct Core {
 
     const Logger log;
     const Config config;
-    const std::unique_ptr<Device> device;
     ucm_store *const lower;
     const bool lower_keeps, lower_loads;
     Metrics<kMetrics> metrics;
@@ -67,13 +64,9 @@ struct Core {
     Wakeups wakeups;
     uint64_t version = 0;
     Segment segment;
+    const std::unique_ptr<Device> device;  // ends before the memory that it has pinned
     Table table;
     const Registered registered;  // with the store below
-
-  private:
-    uint64_t pinned_bytes() const {
-        return uint64_t(table.frames_ready()) * segment.frame_bytes();
-    }
 };
 
 // A result that is decided under the lock and given after it.

@@ -238,13 +238,18 @@ ucm_status DumpPath::copy(const JobRef &job, const std::vector<Copy> &copies) {
         pieces.push_back({table_.slot(each.block.record, job->task->shard(each.row)),
                           job->task->addresses(each.row), job->task->length(each.row)});
     Busy<kMetrics> busy(core_.metrics, kDumpBusyNs);
-    return core_.device->gather(pieces.data(), pieces.size(), job->event);
+    return core_.device->gather(pieces.data(), pieces.size(), job->task->event());
 }
 
 void DumpPath::land(const JobRef &job, const Copy &each, ucm_status copied, Outcome &outcome) {
     const Task &task = *job->task;
     const uint32_t r = each.block.record, shard = task.shard(each.row);
     ucm_result end = result(copied);
+    if (copied == UCM_PENDING) {
+        // A device may still write there: the slot stays as it is while this process lives.
+        table_.detach(r, UCM_IO);
+        return answer(job, each.row, result(UCM_IO), outcome);
+    }
     if (table_.state(each.block) != State::kGathering) {
         if (copied == UCM_OK) end = result(ucm_status(table_.record(r).end));
         if (copied == UCM_OK && table_.flagged(r, kDeclined)) {

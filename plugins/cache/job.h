@@ -21,13 +21,11 @@ enum class Row : uint8_t {
 
 // One accepted transfer on its way through this layer.
 struct Job {
-    Job(std::shared_ptr<Task> t, bool is_dump, uint64_t ledger_epoch, uint64_t wait_for,
-        const Logger &logger,
+    Job(std::shared_ptr<Task> t, bool is_dump, uint64_t ledger_epoch, const Logger &logger,
         Metrics<kMetrics> &counters)
         : task(std::move(t)),
           dump(is_dump),
           epoch(ledger_epoch),
-          event(wait_for),
           rows(task->n(), Row::kTodo),
           untaken(task->n()),
           open_(task->n()),
@@ -53,7 +51,6 @@ struct Job {
     const std::shared_ptr<Task> task;
     const bool dump;
     const uint64_t epoch;  // of the ledger; dumps only
-    const uint64_t event;  // of a device, or 0
     // Guarded by Core::mutex.
     std::vector<Row> rows;
     size_t untaken;

@@ -110,55 +110,72 @@ void LoadPath::stop() {
     threads_.join();
 }
 
-// Copies what is here; false: it went meanwhile. Any thread, no lock.
-bool LoadPath::copy_out(Job &job, const Hit &hit) {
-    const Task &task = *job.task;
-    const uint32_t record = hit.block.record, shard = task.shard(hit.row);
-    const uint64_t length = std::min(table_.length(record, shard), core_.config.capacity);
-    const Piece piece{table_.slot(record, shard), task.addresses(hit.row), length};
+// Copies what is here; what went meanwhile is `missed`. Any thread, no lock.
+void LoadPath::copy_out(const JobRef &job, const std::vector<Hit> &hits,
+                        std::vector<size_t> &missed) {
+    const Task &task = *job->task;
+    std::vector<cache::Piece> pieces;
+    pieces.reserve(hits.size());
+    for (auto &hit : hits) {
+        const uint32_t record = hit.block.record, shard = task.shard(hit.row);
+        const uint64_t length = std::min(table_.length(record, shard), core_.config.capacity);
+        pieces.push_back({table_.slot(record, shard), task.addresses(hit.row), length});
+    }
     ucm_status status;
     {
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
-        status = core_.device->scatter(&piece, 1);
+        status = core_.device->scatter(pieces.data(), pieces.size(), task.event());
     }
-    if (!table_.valid(hit.block)) return false;
-    table_.used(record, shard);
-    if (core_.lower_keeps && table_.stale_below(record, monotonic_ns())) {
-        const std::lock_guard<std::mutex> hold(touches_mutex_);
-        if (touches_.size() < kMostTouches) touches_.push_back(task.id(hit.row));
+    if (status == UCM_PENDING) status = UCM_IO;
+    const int64_t now_ns = monotonic_ns();
+    for (size_t k = 0; k < hits.size(); k++) {
+        const Hit &hit = hits[k];
+        if (!table_.valid(hit.block)) {
+            missed.push_back(hit.row);
+            continue;
+        }
+        table_.used(hit.block.record, task.shard(hit.row));
+        if (core_.lower_keeps && table_.stale_below(hit.block.record, now_ns)) {
+            const std::lock_guard<std::mutex> hold(touches_mutex_);
+            if (touches_.size() < kMostTouches) touches_.push_back(task.id(hit.row));
+        }
+        if (status == UCM_OK) {
+            core_.metrics.add(kHitShards, 1);
+            core_.metrics.add(kLoadShards, 1);
+            core_.metrics.add(kLoadBytes, pieces[k].length);
+        }
+        job->answer(hit.row, result(status, status == UCM_OK ? pieces[k].length : 0));
     }
-    if (status == UCM_OK) {
-        core_.metrics.add(kHitShards, 1);
-        core_.metrics.add(kLoadShards, 1);
-        core_.metrics.add(kLoadBytes, length);
-    }
-    job.answer(hit.row, result(status, status == UCM_OK ? length : 0));
-    return true;
 }
 
-// Before anybody else knows of the job.
+// Before anybody else knows of the job. Rows that are left are in `left`.
 void LoadPath::serve_here(const JobRef &job, uint64_t most_bytes, std::vector<size_t> &left) {
     const Task &task = *job->task;
+    std::vector<Hit> hits;
     uint64_t bytes = 0;
     for (size_t row = 0; row < task.n(); row++) {
         if (bytes < most_bytes && task.refused() == UCM_OK) {
             const BlockRef block = table_.find(task.id(row));
             if (block &&
                 state_of(table_.word(block.record, task.shard(row))) == ShardState::kHere) {
-                const uint64_t length = table_.length(block.record, task.shard(row));
-                // The job may end with its last row; what is counted here is not looked at then.
+                bytes += table_.length(block.record, task.shard(row));
+                hits.push_back({block, row});
                 job->rows[row] = Row::kTaken;
-                job->untaken--;
-                if (copy_out(*job, {block, row})) {
-                    bytes += length;
-                    continue;
-                }
-                job->rows[row] = Row::kTodo;
-                job->untaken++;
+                continue;
             }
         }
         left.push_back(row);
     }
+    if (hits.empty()) return;
+    // The job may end with its last row; what is counted here is not looked at then.
+    job->untaken = left.size();
+    std::vector<size_t> missed;
+    copy_out(job, hits, missed);
+    for (const size_t row : missed) {
+        job->rows[row] = Row::kTodo;
+        left.push_back(row);
+    }
+    job->untaken += missed.size();
 }
 
 void LoadPath::push(const JobRef &job, uint64_t inline_bytes) {
@@ -330,8 +347,7 @@ void LoadPath::claim(Job &job, size_t row) {
 }
 
 LoadPath::Planned LoadPath::plan_row(const Waiter &waiter,
-                                     std::vector<std::pair<JobRef, Hit>> &hits, Fill &fill,
-                                     Outcome &outcome) {
+                                     Hits &hits, Fill &fill, Outcome &outcome) {
     const auto &[job, row] = waiter;
     if (job->rows[row] != Row::kTodo) return Planned::kYes;
     const Task &task = *job->task;
@@ -347,7 +363,8 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter,
     const uint32_t word = block ? table_.word(block.record, shard) : 0;
     if (state_of(word) == ShardState::kHere) {
         claim(*job, row);
-        hits.push_back({job, {block, row}});
+        if (hits.empty() || hits.back().first != job) hits.push_back({job, {}});
+        hits.back().second.push_back({block, row});
         return Planned::kYes;
     }
     core_.metrics.add(kMissShards, 1);
@@ -391,7 +408,7 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter,
 // Pieces of one priority, of as many tasks as fit into one lower load.
 void LoadPath::plan(Lock &lock) {
     auto &urgent = pieces_.begin()->second;
-    std::vector<std::pair<JobRef, Hit>> hits;
+    Hits hits;
     Outcome outcome;
     const auto fill = std::make_shared<Fill>(*this);
     size_t rows = 0;
@@ -445,12 +462,15 @@ void LoadPath::plan_prefetch(const BlockId &id, Lock &lock) {
     launch(fill, lock);
 }
 
-void LoadPath::copy_hits(std::vector<std::pair<JobRef, Hit>> &hits, Lock &lock) {
+void LoadPath::copy_hits(Hits &hits, Lock &lock) {
     if (hits.empty()) return;
     std::vector<Waiter> missed;
     lock.unlock();
-    for (auto &[job, hit] : hits)
-        if (!copy_out(*job, hit)) missed.push_back({job, hit.row});
+    for (auto &[job, of_job] : hits) {
+        std::vector<size_t> rows;
+        copy_out(job, of_job, rows);
+        for (const size_t row : rows) missed.push_back({job, row});
+    }
     lock.lock();
     for (auto &[job, row] : missed) {
         if (job->untaken++ == 0) {
@@ -552,10 +572,11 @@ void LoadPath::arrive(Lock &lock) {
                 ucm_result answer = each.answer;
                 if (answer.status == UCM_OK) {
                     Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
-                    const Piece piece{table_.slot(shard.block.record, shard.shard),
+                    const cache::Piece piece{table_.slot(shard.block.record, shard.shard),
                                       waiter.job->task->addresses(waiter.row), answer.length};
-                    const ucm_status copied = core_.device->scatter(&piece, 1);
-                    if (copied != UCM_OK) answer = result(copied);
+                    const ucm_status copied =
+                        core_.device->scatter(&piece, 1, waiter.job->task->event());
+                    if (copied != UCM_OK) answer = result(copied == UCM_PENDING ? UCM_IO : copied);
                     core_.metrics.add(kLoadShards, 1);
                     core_.metrics.add(kLoadBytes, answer.length);
                 }

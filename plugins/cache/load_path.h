@@ -54,6 +54,7 @@ class LoadPath {
         BlockRef block;
         int64_t since_ns;
     };
+    using Hits = std::vector<std::pair<JobRef, std::vector<Hit>>>;  // task by task
     struct Fill;
     struct Arriving;
     using Key = std::pair<uint32_t, uint32_t>;  // record and shard
@@ -61,14 +62,14 @@ class LoadPath {
     void run();
     bool step(Lock &lock);
     void claim(Job &job, size_t row);
-    bool copy_out(Job &job, const Hit &hit);
+    void copy_out(const JobRef &job, const std::vector<Hit> &hits, std::vector<size_t> &missed);
     void serve_here(const JobRef &job, uint64_t most_bytes, std::vector<size_t> &left);
     void plan(Lock &lock);
     enum class Planned { kYes, kNoRoom };
-    Planned plan_row(const Waiter &waiter, std::vector<std::pair<JobRef, Hit>> &hits, Fill &fill,
+    Planned plan_row(const Waiter &waiter, Hits &hits, Fill &fill,
                      Outcome &outcome);
     void plan_prefetch(const BlockId &id, Lock &lock);
-    void copy_hits(std::vector<std::pair<JobRef, Hit>> &hits, Lock &lock);
+    void copy_hits(Hits &hits, Lock &lock);
     void launch(const std::shared_ptr<Fill> &fill, Lock &lock);
     void submit(const std::shared_ptr<Fill> &fill, Lock &lock);
     void arrive(Lock &lock);

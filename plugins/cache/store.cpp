@@ -26,8 +26,12 @@ CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
         Lock lock(core.mutex);
         core.segment.alive();
         watch.adopt(outcome);
+        // A device pins memory once, before it is used.
+        if (args.layout->memory != UCM_MEMORY_HOST) watch.grow_all(lock, outcome);
         outcome.give(lock, core.log);
     }
+    core.device->pin(core.segment.data(),
+                     uint64_t(core.table.frames_ready()) * core.segment.frame_bytes());
     writer.start();
     dumps.start();
     loads.start();
@@ -68,6 +72,7 @@ uint64_t CacheStore::capabilities() const {
     uint64_t caps = (lower_caps_ & UCM_CAPS_OF_DATA) | UCM_CAP_KEEPS | UCM_CAP_LOADS;
     if (keeps) caps |= UCM_CAP_WRITE_BACK;
     if (engine_) caps |= UCM_CAP_CANCEL;
+    if (engine_ && engine_->core.device->events()) caps |= UCM_CAP_EVENTS;
     if (!keeps || (lower_caps_ & UCM_CAP_REMOVE)) caps |= UCM_CAP_REMOVE;
     return caps;
 }
@@ -88,8 +93,7 @@ JobRef CacheStore::accept(const ucm_transfer &t, bool dump, ucm_task *number, uc
                                       number, status, err);
     if (!task) return nullptr;
     const uint64_t epoch = dump ? core.ledger.accept(task->n()) : 0;
-    const uint64_t event = (t.flags & UCM_TRANSFER_EVENT) ? t.event : 0;
-    return std::make_shared<Job>(std::move(task), dump, epoch, event, core.log, core.metrics);
+    return std::make_shared<Job>(std::move(task), dump, epoch, core.log, core.metrics);
 }
 
 ucm_status CacheStore::load(const ucm_transfer &t, ucm_task *number, ucm_error *err) {

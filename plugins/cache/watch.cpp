@@ -49,7 +49,7 @@ void Watch::run() {
         if (now_ns >= next_tidy_ns_) tidy(lock, outcome);
         loads_.look_again();
         core_.changed();
-        grow(lock, outcome);
+        grow(lock, outcome, 2 * core_.segment.step_frames());
         table_.want(core_.segment.shared());
         outcome.give(lock, core_.log);
         const int64_t pause_ns = waiting() ? kWaitingCheckNs : kCheckNs;
@@ -93,14 +93,17 @@ void Watch::tidy(Lock &lock, Outcome &outcome) {
     lock.lock();
 }
 
+void Watch::grow_all(Lock &lock, Outcome &outcome) {
+    while (table_.may_grow()) grow(lock, outcome, UINT32_MAX);
+}
+
 // Room ahead of use.
-void Watch::grow(Lock &lock, Outcome &outcome) {
-    const uint32_t step = core_.segment.step_frames();
+void Watch::grow(Lock &lock, Outcome &outcome, uint32_t ahead) {
     while (!stopping_) {
         Table::Growth growth;
         {
             const Table::Hold hold(table_);
-            if (table_.free_frames() < 2 * step) growth = table_.begin_growth();
+            if (table_.free_frames() < ahead) growth = table_.begin_growth();
         }
         if (growth.count == 0) return;
         lock.unlock();
@@ -119,8 +122,6 @@ void Watch::grow(Lock &lock, Outcome &outcome) {
             return;
         }
         lock.unlock();
-        core_.device->pin(core_.segment.frame(growth.first),
-                          growth.count * core_.segment.frame_bytes());
         core_.segment.collapse(growth.first, growth.count);
         lock.lock();
     }

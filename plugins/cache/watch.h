@@ -18,11 +18,13 @@ class Watch {
     void stop();
     // Takes over from the dead now. With Core::mutex held.
     void adopt(Outcome &outcome);
+    // Makes all the room that there is to be, now. With Core::mutex held, before start.
+    void grow_all(Lock &lock, Outcome &outcome);
 
   private:
     void run();
     void check(Lock &lock, Outcome &outcome);
-    void grow(Lock &lock, Outcome &outcome);
+    void grow(Lock &lock, Outcome &outcome, uint32_t ahead);
     void tidy(Lock &lock, Outcome &outcome);
     bool waiting() const;
 

@@ -96,6 +96,8 @@ class Task {
     int32_t priority() const { return priority_; }
     int64_t deadline_ns() const { return deadline_ns_; }
     bool replace() const { return replace_; }
+    // What to wait for before the memory is touched; 0: nothing.
+    uint64_t event() const { return event_; }
 
     // UCM_OK, or why a shard whose bytes do not move yet should not start to.
     ucm_status refused() const {
@@ -127,6 +129,7 @@ class Task {
     int32_t priority_ = 0;
     int64_t deadline_ns_ = 0;
     bool replace_ = false;
+    uint64_t event_ = 0;
     std::atomic<size_t> remaining_{0};
     std::atomic<bool> cancelled_{false};
     Tasks *owner_ = nullptr;
@@ -217,6 +220,7 @@ class Tasks {
         task.priority_ = t.priority;
         task.deadline_ns_ = t.deadline_ns;
         task.replace_ = (t.flags & UCM_TRANSFER_REPLACE) != 0;
+        task.event_ = t.flags & UCM_TRANSFER_EVENT ? t.event : 0;
     }
 
     void ended(ucm_task number) {

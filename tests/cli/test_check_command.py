@@ -165,6 +165,14 @@ def test_a_scheduler_s_configuration_is_probed_as_a_worker_s(report, file, direc
     assert rows(made, "device_id")["the pipeline"]["value"] == -1
 
 
+def test_device_memory_is_tried_where_it_is_needed(ucm_command, report, file, directory):
+    store = {"storage_backends": str(directory), "memory": "cuda"}
+    outcome = ucm_command("check", file("Posix", **store))
+    assert outcome.code == 1
+    assert "memory: Posix takes host memory only, not 'cuda'" in outcome.err
+    assert report(file("Posix", **store, device_id=-1))["probe"]["verified"] is True
+
+
 @pytest.mark.parametrize("pipeline", ["Empty", "Fake"])
 def test_a_pipeline_that_loads_nothing_is_only_dumped_to(report, file, pipeline):
     probe = report(file(pipeline))["probe"]

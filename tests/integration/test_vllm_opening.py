@@ -34,6 +34,12 @@ def test_a_class_elsewhere_is_refused():
         opening.settings(config)
 
 
+def test_device_memory_is_refused(tmp_path):
+    settings = opening.settings(extra("UcmPipelineStore", **posix(tmp_path), memory="cuda"))
+    with pytest.raises(ucm.ConfigError, match="memory: 'cuda' is not supported by this connector"):
+        open_one(settings)
+
+
 def test_worker_and_scheduler_mean_the_same_blocks(tmp_path):
     settings = opening.settings(extra("UcmPipelineStore", **posix(tmp_path)))
     with open_one(settings) as worker, open_one(settings, lookup_only=True) as scheduler:

@@ -133,11 +133,15 @@ def probe(found: Config) -> dict[str, Any]:
         given["unique_id"] = f"ucm-check-{secrets.token_hex(8)}"
         if given.get("device_id") in (-1, "-1"):
             given["device_id"] = 0
+            given.pop("memory", None)
     # Where names are recorded the probe has one of its own, and leaves no empty space behind.
     directories = _named_directories(given) if config.is_pipeline(found) else []
     if directories:
         given["namespace"] = given["unique_id"]
     try:
+        if ours and given.get("memory") not in (None, "host"):
+            _open(found, given).close()  # says what is missing; the probe's block is in host memory
+            del given["memory"]
         result = _Probe(lambda: _open(found, given)).run()
     finally:
         for path in directories:

@@ -81,7 +81,8 @@ def _show(info: PluginInfo) -> None:
     console = _common.console()
     click.echo(f"{info.name} {info.version} ({info.origin}): {info.summary}".replace("  ", " "))
     click.echo(f"{info.path}")
-    click.echo("a layer over another store" if info.needs_lower else "stands at the bottom")
+    place = "a layer over another store" if info.needs_lower else "stands at the bottom"
+    click.echo(f"{place}; takes {'host and cuda' if info.takes_cuda else 'host'} memory")
     if info.options:
         table = _table("options", ["name", "type", "default", "allowed", "unit", "what"])
         for option in info.options:

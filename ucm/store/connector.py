@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ucm.errors import ConfigError
 from ucm.layout import MAX_SHARDS
 from ucm.loader import Option
 from ucm.options import check_value
@@ -35,6 +36,11 @@ class UcmNfsStore(BlockStore):
     def __init__(self, config: dict[str, Any]) -> None:
         older = older_options.translate(config)
         staging_gb = check_value(STAGING, older.config.pop(STAGING.name, "0"))
+        if older.config.get("memory") not in (None, "host"):
+            raise ConfigError(
+                "memory: this interface copies through host memory; use ucm.open_pipeline, or the "
+                "interface of ucm.store.ucmstore_v1, for other"
+            )
         _cut(older)
         with older.naming():
             store = UcmPipelineStore(older.config)

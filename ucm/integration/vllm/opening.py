@@ -88,6 +88,11 @@ def open_store(
             options.setdefault(name, value)
     if not options.get("unique_id"):
         options["unique_id"] = unique_id(namespace, data_parallel_rank, role, options)
+    if options.get("memory") not in (None, "host"):
+        raise ConfigError(
+            f"memory: {options['memory']!r} is not supported by this connector yet, which takes KV "
+            "cache from host memory; leave it out"
+        )
     options.pop("tensor_size_list", None)
     options.update(sizes, device_id=-1 if lookup_only else 0)
     return UcmPipelineStoreBuilder.open(options)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ucm import pipeline
-from ucm.errors import ConfigError, UnsupportedError
+from ucm.errors import ConfigError
 from ucm.store.ucmstore_v1 import Task, UcmKVStoreBaseV1
 from ucm.store_api import Store, open_pipeline
 
@@ -120,12 +120,10 @@ class UcmPipelineStore(UcmKVStoreBaseV1):
         src_addr: Any,
         prerequisite_handle: int = 0,
     ) -> Task:
-        """Start to store memory given by address."""
-        if prerequisite_handle:
-            raise UnsupportedError(
-                "prerequisite_handle: no layer of this pipeline can wait for a device event"
-            )
-        return self.store.dump_data(block_ids, shard_index, src_addr)
+        """Start to store memory given by address, when that event of its device has come."""
+        return self.store.dump_data(
+            block_ids, shard_index, src_addr, prerequisite_handle=prerequisite_handle
+        )
 
     def wait(self, task: Task) -> None:
         """Block until the task has finished; raise StoreError, a RuntimeError, if it failed."""
