@@ -130,13 +130,16 @@ struct Header {
     std::atomic<uint32_t> pressure;  // dumps of somebody find no frame
     uint32_t resting;                // zombies into which I/O of the dead may still land
     std::atomic<uint64_t> changes;   // of owners, by others than the owner
-    uint64_t next_number, next_ghost;
+    uint64_t next_number;
+    uint64_t small_left, main_left;  // evictions from each queue
+    uint32_t small_target;           // blocks; 0: not chosen yet
     std::atomic<uint64_t> evicted, lost_blocks;
     // What was given up lately: generation << 32 | record.
     uint64_t lost[kLostRing];
 };
 
-// 16 bits of a hash, 48 of when it left the small queue; 0: none.
+// 16 bits of a hash, 1 of the queue that it left (1: main), 47 of its number there; 0: none.
 using Ghost = uint64_t;
+constexpr uint32_t kGhostWays = 4;  // places where one may be
 
 }  // namespace ucm::cache

@@ -25,7 +25,8 @@ constexpr uint32_t kGentleSteps = 64;
 // and devices may be later.
 constexpr int64_t kRestNs = 5ll * 1000000000;
 constexpr int64_t kTouchBelowNs = 60ll * 1000000000;
-constexpr uint32_t kFewestGhosts = 64;
+constexpr uint32_t kFewestGhosts = 4;
+constexpr Ghost kGhostOfMain = Ghost(1) << 47, kGhostNumber = kGhostOfMain - 1;
 constexpr int64_t kNoGrowthNs = 10ll * 1000000000;
 
 // ThreadSanitizer does not know fences; x86 needs none here but the compiler's.
@@ -109,7 +110,7 @@ void Index::find_whole(const uint8_t *ids, size_t n, uint8_t *here) const {
     }
 }
 
-Table::Table(Segment &segment, bool device)
+Table::Table(Segment &segment, bool device, uint32_t member)
     : segment_(segment),
       index_(segment.at<uint8_t>(0)),
       header_(segment.header()),
@@ -119,15 +120,10 @@ Table::Table(Segment &segment, bool device)
       ghosts_(segment.at<Ghost>(header_.ghosts_at)),
       records_(segment.at<Record>(header_.records_at)),
       infos_(segment.at<ShardInfo>(header_.shards_at)),
-      member_(segment.member()),
+      member_(member == kNone ? segment.member() : member),
       shards_(header_.shards_per_block),
       device_(device),
-      slot_bytes_(header_.slot_bytes) {
-    // What no store below takes over holds at most half, so that finished blocks find room.
-    held_frames_ = header_.frames - (header_.keeps
-                                         ? std::clamp<uint32_t>(header_.frames / 16, 1, 256)
-                                         : header_.frames / 2);
-}
+      slot_bytes_(header_.slot_bytes) {}
 
 Table::Hold::Hold(Table &table) : table_(table) {
     const int error = pthread_mutex_lock(&table.header_.mutex);
@@ -519,8 +515,9 @@ void Table::end_growth(const Growth &growth, bool allocated) {
     changed();
 }
 
-// Eviction: S3-FIFO over clean blocks. New ones pass through a small queue, and only those that are
-// used there, or come back soon after they left it, reach the main queue.
+// Eviction: S3-FIFO over clean blocks, with a small queue whose size follows what is missed. New
+// blocks pass through the small queue, and only those that are used there, or come back soon after
+// they left, reach the main queue. See docs/eviction.md.
 
 void Table::append(Queue &queue, uint32_t record, QueueNumber number) {
     Record &each = records_[record];
@@ -569,7 +566,7 @@ uint32_t Table::examine(bool small, bool gentle, uint32_t &busy) {
         return kNone;
     }
     if (uses && small) {
-        each.uses.store(0, kRelaxed);
+        each.uses.store(uses - 1, kRelaxed);
         unqueue(record);
         append(header_.main, record, kMain);
         return kNone;
@@ -579,7 +576,7 @@ uint32_t Table::examine(bool small, bool gentle, uint32_t &busy) {
         to_back(queue, record);
         return kNone;
     }
-    if (small) remember(id(record));
+    remember(id(record), !small);
     return record;
 }
 
@@ -596,7 +593,7 @@ uint32_t Table::victim(Taking what) {
         const bool main_left = !gentle && busy_main < (kMostUses + 1) * main.size;
         if (!small_left && !main_left) return kNone;
         if (gentle && ++steps > kGentleSteps) return kNone;
-        const bool small_is_large = uint64_t(small.size) * 10 >= uint64_t(small.size) + main.size;
+        const bool small_is_large = small.size >= target();
         if (what != Taking::kDump && small_is_large && !small_left && small.size) return kNone;
         const bool from_small = small_left && (small_is_large || !main_left);
         const uint32_t record = examine(from_small, gentle, from_small ? busy_small : busy_main);
@@ -604,19 +601,49 @@ uint32_t Table::victim(Taking what) {
     }
 }
 
-void Table::remember(const BlockId &id) {
-    const uint64_t hash = BlockIdHash()(id);
-    ghosts_[hash & (header_.ghosts - 1)] = (hash >> 48 << 48) | ++header_.next_ghost;
+uint32_t Table::target() const {
+    return header_.small_target ? header_.small_target : std::max(1u, frames_ready() / 2);
 }
 
+void Table::remember(const BlockId &id, bool main) {
+    const uint64_t hash = BlockIdHash()(id);
+    Ghost *const ways = ghosts_ + (hash & (header_.ghosts - 1) / kGhostWays * kGhostWays);
+    // The one that would be forgotten first: those of main live an eighth as long.
+    const auto age = [&](Ghost ghost) {
+        if (!ghost) return UINT64_MAX;
+        const bool of_main = (ghost & kGhostOfMain) != 0;
+        const uint64_t left = of_main ? header_.main_left : header_.small_left;
+        return (left - (ghost & kGhostNumber)) * (of_main ? 8 : 1);
+    };
+    Ghost *oldest = ways;
+    for (uint32_t k = 1; k < kGhostWays; k++)
+        if (age(ways[k]) > age(*oldest)) oldest = &ways[k];
+    const uint64_t left = main ? ++header_.main_left : ++header_.small_left;
+    *oldest = (hash >> 48 << 48) | (main ? kGhostOfMain : 0) | (left & kGhostNumber);
+}
+
+// Is it to go to the main queue at once? What comes back moves the border between the two.
 bool Table::remembered(const BlockId &id) {
     const uint64_t hash = BlockIdHash()(id);
-    Ghost &ghost = ghosts_[hash & (header_.ghosts - 1)];
-    const uint64_t number = ghost & ((uint64_t(1) << 48) - 1);
-    const uint64_t most = std::max<uint64_t>(kFewestGhosts, header_.small.size + header_.main.size);
-    if (!number || ghost >> 48 != hash >> 48 || header_.next_ghost - number >= most) return false;
-    ghost = 0;
-    return true;
+    Ghost *const ways = ghosts_ + (hash & (header_.ghosts - 1) / kGhostWays * kGhostWays);
+    const uint64_t capacity = std::max(frames_ready(), kFewestGhosts);
+    for (uint32_t k = 0; k < kGhostWays; k++) {
+        if (!ways[k] || ways[k] >> 48 != hash >> 48) continue;
+        const bool main = (ways[k] & kGhostOfMain) != 0;
+        const uint64_t age = (main ? header_.main_left : header_.small_left) -
+                             (ways[k] & kGhostNumber);
+        ways[k] = 0;
+        if (age >= (main ? capacity / 4 : 2 * capacity)) return false;
+        const uint32_t frames = frames_ready();
+        const uint32_t least = std::max(1u, frames / 50),
+                       most = std::max(1u, uint32_t(uint64_t(frames) * 6 / 10));
+        if (main)
+            header_.small_target = target() > least + 4 ? target() - 4 : least;
+        else if (age < capacity / 4)
+            header_.small_target = std::min(most, target() + 2);
+        return true;
+    }
+    return false;
 }
 
 // The dead.

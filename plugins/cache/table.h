@@ -4,6 +4,7 @@
 // to it at once is in docs/shared-cache.md.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -52,7 +53,8 @@ class Index {
 class Table {
   public:
     // `device`: copies go on by themselves, and may outlive their process for a while.
-    Table(Segment &segment, bool device);
+    // Tests play several members over one mapping.
+    Table(Segment &segment, bool device, uint32_t member = kNone);
 
     // Without the mutex, by any thread.
 
@@ -127,8 +129,10 @@ class Table {
     // A free record with a frame, if need be of an evicted block. kNone: there is none now.
     uint32_t take(Taking what);
     bool dumps_hold_all() const {
-        return header_.held.load(std::memory_order_relaxed) >= held_frames_;
+        return header_.held.load(std::memory_order_relaxed) >= held_most();
     }
+    // So many, so that loads find room beside any number of dumps, and what is in use stays.
+    uint32_t held_most() const { return std::max(1u, frames_ready() / 2); }
     // Of a taken record; it is this member's.
     BlockRef start(uint32_t record, const BlockId &id, State state);
     // The block that gathers under this id; if it was spilled, in a frame again from now on. `taken`
@@ -248,7 +252,8 @@ class Table {
     bool evict(Taking what);
     uint32_t victim(Taking what);
     uint32_t examine(bool small, bool gentle, uint32_t &busy);
-    void remember(const BlockId &id);
+    uint32_t target() const;
+    void remember(const BlockId &id, bool main);
     bool remembered(const BlockId &id);
 
     Segment &segment_;
@@ -261,7 +266,6 @@ class Table {
     ShardInfo *const infos_;
     const uint32_t member_, shards_, device_;
     const uint64_t slot_bytes_;
-    uint32_t held_frames_;
     bool begun_ = false;
     int64_t no_growth_until_ns_ = 0;  // there was no room for more
     uint64_t changes_seen_ = 0;

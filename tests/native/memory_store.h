@@ -120,7 +120,8 @@ class Memory {
     friend class MemoryStore;
     using Copy = std::vector<std::optional<std::vector<uint8_t>>>;
     struct Block {
-        std::optional<Copy> published, unfinished;
+        std::optional<Copy> published;
+        std::map<const void *, Copy> unfinished;  // by store: what one has is nothing to another
     };
     struct Fault {
         ucm_status status = UCM_OK;
@@ -128,6 +129,7 @@ class Memory {
         int os_errno = 0;
     };
     struct Item {
+        const void *store;
         std::shared_ptr<ucm::Task> task;
         size_t i;
         bool dump;
@@ -166,7 +168,7 @@ class Memory {
     std::chrono::microseconds delay_{0};
     size_t allowed_ = SIZE_MAX, busy_ = 0;
     uint64_t random_ = 1;
-    bool reorder_ = false, stop_ = false;
+    bool reorder_ = false;
 };
 
 class MemoryStore final : public ucm::Store {
@@ -180,7 +182,6 @@ class MemoryStore final : public ucm::Store {
             segments_.assign(args.layout->segment_bytes,
                              args.layout->segment_bytes + args.layout->n_segments);
         }
-        memory_->change([&] { memory_->stop_ = false; });
         threads_.start(memory_->threads, "memory", [this] { run(); });
     }
 
@@ -239,7 +240,7 @@ class MemoryStore final : public ucm::Store {
                 memory_->blocks_.erase(id);
                 auto &waiting = memory_->waiting_;
                 for (auto item = waiting.begin(); item != waiting.end();) {
-                    if (item->dump && item->task->id(item->i) == id) {
+                    if (item->store == this && item->dump && item->task->id(item->i) == id) {
                         cancelled.push_back(std::move(*item));
                         item = waiting.erase(item);
                     } else {
@@ -264,11 +265,11 @@ class MemoryStore final : public ucm::Store {
         ledger_.drain(0, report);
         report.unfinished = unfinished();
         if (!idle) return UCM_PENDING;
-        memory_->change([&] { memory_->stop_ = true; });
+        memory_->change([&] { stop_ = true; });
         threads_.join();
         // What was not published dies with the handle.
         memory_->change([&] {
-            for (auto &entry : memory_->blocks_) entry.second.unfinished.reset();
+            for (auto &entry : memory_->blocks_) entry.second.unfinished.erase(this);
         });
         return UCM_OK;
     }
@@ -291,7 +292,7 @@ class MemoryStore final : public ucm::Store {
             auto &counters = memory_->counters_;
             (dump ? counters.dump_transfers : counters.load_transfers)++;
             for (size_t i = 0; i < task->n(); i++)
-                memory_->waiting_.push_back({task, i, dump, epoch});
+                memory_->waiting_.push_back({this, task, i, dump, epoch});
             counters.most_waiting =
                 std::max<uint64_t>(counters.most_waiting, memory_->waiting_.size());
         });
@@ -304,9 +305,9 @@ class MemoryStore final : public ucm::Store {
             ucm_result result;
             {
                 std::unique_lock<std::mutex> hold(memory_->mutex_);
-                auto ready = [&] { return memory_->allowed_ && !memory_->waiting_.empty(); };
-                memory_->changed_.wait(hold, [&] { return ready() || memory_->stop_; });
-                if (memory_->stop_) return;
+                auto ready = [&] { return memory_->allowed_ && waits(); };
+                memory_->changed_.wait(hold, [&] { return ready() || stop_; });
+                if (stop_) return;
                 if (memory_->delay_.count()) {
                     const auto delay = memory_->delay_;
                     hold.unlock();
@@ -323,12 +324,23 @@ class MemoryStore final : public ucm::Store {
     }
 
     // The rest: with memory_->mutex_ held.
+    bool waits() const {
+        for (auto &item : memory_->waiting_)
+            if (item.store == this) return true;
+        return false;
+    }
+
     Memory::Item take() {
         auto &waiting = memory_->waiting_;
-        size_t which = 0;
+        std::vector<size_t> mine;
+        for (size_t k = 0; k < waiting.size(); k++) {
+            if (waiting[k].store == this) mine.push_back(k);
+            if (!memory_->reorder_ && !mine.empty()) break;
+        }
+        size_t which = mine.front();
         if (memory_->reorder_) {
             memory_->random_ = memory_->random_ * 6364136223846793005u + 1442695040888963407u;
-            which = size_t(memory_->random_ >> 33) % waiting.size();
+            which = mine[size_t(memory_->random_ >> 33) % mine.size()];
         }
         Memory::Item item = std::move(waiting[which]);
         waiting.erase(waiting.begin() + std::ptrdiff_t(which));
@@ -345,15 +357,17 @@ class MemoryStore final : public ucm::Store {
             return ucm::result(UCM_OK, 0, 0, UCM_RESULT_DECLINED);
         Memory::Block &block = memory_->blocks_[task.id(item.i)];
         if (task.replace()) memory_->counters_.replaced++;
-        if (block.published && !task.replace() && !block.unfinished)
+        auto mine = block.unfinished.find(this);
+        if (block.published && !task.replace() && mine == block.unfinished.end())
             return ucm::result(UCM_OK, 0, 0, UCM_RESULT_PUBLISHED);
-        if (!block.unfinished) block.unfinished.emplace(shards_);
-        auto &slot = (*block.unfinished)[task.shard(item.i)];
+        if (mine == block.unfinished.end())
+            mine = block.unfinished.emplace(this, Memory::Copy(shards_)).first;
+        auto &slot = mine->second[task.shard(item.i)];
         if (!slot) slot = gather(task, item.i);
-        for (auto &shard : *block.unfinished)
+        for (auto &shard : mine->second)
             if (!shard) return ucm::result(UCM_OK);
-        block.published = std::move(block.unfinished);
-        block.unfinished.reset();
+        block.published = std::move(mine->second);
+        block.unfinished.erase(this);
         return ucm::result(UCM_OK, 0, 0, UCM_RESULT_PUBLISHED);
     }
 
@@ -398,8 +412,8 @@ class MemoryStore final : public ucm::Store {
         std::lock_guard<std::mutex> hold(memory_->mutex_);
         uint64_t count = 0;
         for (auto &entry : memory_->blocks_)
-            if (entry.second.unfinished)
-                for (auto &shard : *entry.second.unfinished) count += shard ? 1 : 0;
+            for (auto &copy : entry.second.unfinished)
+                for (auto &shard : copy.second) count += copy.first == this && shard ? 1 : 0;
         return count;
     }
 
@@ -408,6 +422,7 @@ class MemoryStore final : public ucm::Store {
     ucm::Ledger ledger_;
     ucm::Admission admission_;
     uint32_t shards_ = 0;
+    bool stop_ = false;  // guarded by memory_->mutex_
     std::vector<uint64_t> segments_;
     ucm::Threads threads_;
 };

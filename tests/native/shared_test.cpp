@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: MIT
+//
+// Several stores over one segment, as processes of one engine have it.
+#include <catch2/catch.hpp>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "harness.h"
+
+using namespace ucm_test;
+
+namespace {
+
+const Geometry kFour{4, {5000}};
+
+// A name of its own, whose segment is gone with it.
+struct Name {
+    Name() {
+        static int next = 0;
+        text = "test-" + std::to_string(getpid()) + "-" + std::to_string(next++);
+    }
+    ~Name() { unlink(path().c_str()); }
+    std::string path() const {
+        return "/dev/shm/ucm-cache-" + std::to_string(geteuid()) + "-" + text;
+    }
+    bool exists() const { return access(path().c_str(), F_OK) == 0; }
+    std::string text;
+};
+
+Options frames(double count, Options more = {}) {
+    char text[64];
+    snprintf(text, sizeof text, "%.17g", count * 4 * 8192 / 1073741824.0);
+    more["cache_buffer_capacity_gb"] = text;
+    return more;
+}
+
+std::unique_ptr<Stack> open(const Name &name, const std::shared_ptr<Memory> &memory,
+                            double count = 64, Geometry geometry = kFour) {
+    return std::make_unique<Stack>(std::vector<std::string>{"Cache", "Memory"}, frames(count),
+                                   geometry, memory, name.text);
+}
+
+std::string refusal(const Name &name, const std::shared_ptr<Memory> &memory, Geometry geometry) {
+    try {
+        open(name, memory, 64, geometry);
+    } catch (const ucm::Error &error) {
+        return error.what();
+    }
+    return "";
+}
+
+void store_below(const std::shared_ptr<Memory> &memory, const std::vector<BlockId> &ids) {
+    Stack stack({"Memory"}, {}, kFour, memory);
+    if (!all_ok(stack.dump(ids))) throw ucm::Error(UCM_INTERNAL, "store_below");
+}
+
+}  // namespace
+
+TEST_CASE("what one store dumps the others have at once", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    memory->hold();
+    const auto a = open(name, memory), b = open(name, memory);
+    const auto ids = make_ids(10);
+    REQUIRE(all_ok(a->dump(ids)));
+    REQUIRE(b->tiers(ids) == std::vector<uint8_t>(10, 1));
+    REQUIRE(b->loads_back(ids));
+    REQUIRE(memory->counters().loaded == 0);
+    memory->release();
+    REQUIRE(a->drain() == UCM_OK);
+    REQUIRE(memory->blocks() == 10);
+}
+
+TEST_CASE("a segment is its user's alone, and goes with its last store", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    auto a = open(name, memory), b = open(name, memory);
+    struct stat st{};
+    REQUIRE(stat(name.path().c_str(), &st) == 0);
+    REQUIRE((st.st_mode & 0777) == 0600);
+    REQUIRE(a->metrics()["members"] == 2);
+    a.reset();
+    REQUIRE(name.exists());
+    b.reset();
+    REQUIRE_FALSE(name.exists());
+}
+
+TEST_CASE("a store of another shape is refused by what differs", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory);
+    Geometry other = kFour;
+    other.shards = 8;
+    const std::string text = refusal(name, memory, other);
+    CHECK(text.find("shards of a block: 4 there, 8 here") != std::string::npos);
+    CHECK(text.find(name.path()) != std::string::npos);
+    CHECK(text.find("pid " + std::to_string(getpid())) != std::string::npos);
+    Options named = frames(64, {{"model", "other"}});
+    REQUIRE_THROWS_WITH(Stack({"Cache", "Memory"}, named, kFour, memory, name.text),
+                        Catch::Contains("namespace, model or fingerprint"));
+}
+
+TEST_CASE("what is no segment of this user is not used", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    REQUIRE(symlink("/etc/passwd", name.path().c_str()) == 0);
+    CHECK_FALSE(refusal(name, memory, kFour).empty());
+    unlink(name.path().c_str());
+    const int fd = ::open(name.path().c_str(), O_CREAT | O_RDWR, 0644);
+    REQUIRE(fd >= 0);
+    fchmod(fd, 0644);
+    ::close(fd);
+    CHECK(refusal(name, memory, kFour).find("of this user alone") != std::string::npos);
+}
+
+TEST_CASE("without a unique_id, or with share_buffer_enable off, memory is private", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    Stack a({"Cache", "Memory"}, frames(64, {{"share_buffer_enable", "false"}}), kFour, memory,
+            name.text);
+    REQUIRE_FALSE(name.exists());
+    REQUIRE(all_ok(a.dump(make_ids(2))));
+    REQUIRE(a.metrics()["members"] == 1);
+}
+
+TEST_CASE("a block that several stores want is read below once", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto ids = make_ids(16);
+    store_below(memory, ids);
+    std::vector<std::unique_ptr<Stack>> stacks;
+    for (int k = 0; k < 4; k++) stacks.push_back(open(name, memory));
+    memory->hold();
+    std::vector<std::unique_ptr<Move>> moves;
+    for (auto &stack : stacks) {
+        moves.push_back(std::make_unique<Move>(*stack, shards_of(ids, 4)));
+        REQUIRE(moves.back()->load_patiently() == UCM_OK);
+    }
+    REQUIRE(memory->wait_for_waiting(64));
+    memory->release();
+    for (auto &move : moves) {
+        REQUIRE(move->wait() == UCM_OK);
+        for (size_t i = 0; i < move->n(); i++) REQUIRE(move->same(i));
+    }
+    REQUIRE(memory->counters().loaded == 64);
+}
+
+TEST_CASE("shards of one block may come through several stores", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory), b = open(name, memory);
+    const auto ids = make_ids(8);
+    for (uint32_t shard = 0; shard < 4; shard++) {
+        std::vector<Shard> layer;
+        for (auto &id : ids) layer.push_back({id, shard});
+        Move move(shard % 2 ? *a : *b, layer);
+        REQUIRE(move.dump_patiently() == UCM_OK);
+        REQUIRE(move.wait() == UCM_OK);
+    }
+    REQUIRE(a->lookup(ids) == std::vector<bool>(8, true));
+    ucm_report report{};
+    REQUIRE(a->drain(&report) == UCM_OK);
+    REQUIRE(report.lost == 0);
+    REQUIRE(b->drain(&report) == UCM_OK);
+    REQUIRE(report.lost == 0);
+    REQUIRE(memory->blocks() == 8);
+    REQUIRE(memory->counters().dumped == 32);
+    REQUIRE(b->loads_back(ids));
+}
+
+TEST_CASE("the same block dumped through several stores is written below once", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    memory->hold();
+    const auto a = open(name, memory), b = open(name, memory);
+    const auto ids = make_ids(8);
+    REQUIRE(all_ok(a->dump(ids)));
+    REQUIRE(all_ok(b->dump(ids)));
+    // Its drain waits for the other's write.
+    ucm_report report{};
+    REQUIRE(b->drain(&report, 50) == UCM_PENDING);
+    memory->release();
+    REQUIRE(b->drain(&report) == UCM_OK);
+    REQUIRE(report.lost == 0);
+    REQUIRE(memory->counters().dumped == 32);
+}
+
+TEST_CASE("more unfinished blocks than fit, of several stores, all get through", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory, 4), b = open(name, memory, 4);
+    const auto of_a = make_ids(20), of_b = make_ids(20, 100);
+    const auto work = [](Stack &stack, const std::vector<BlockId> &ids) {
+        for (uint32_t shard = 0; shard < 4; shard++) {
+            std::vector<Shard> layer;
+            for (auto &id : ids) layer.push_back({id, shard});
+            Move move(stack, layer);
+            if (move.dump_patiently() != UCM_OK || move.wait() != UCM_OK) return false;
+        }
+        return true;
+    };
+    bool right_a = false, right_b = false;
+    std::thread first([&] { right_a = work(*a, of_a); }), second([&] { right_b = work(*b, of_b); });
+    first.join();
+    second.join();
+    REQUIRE(right_a);
+    REQUIRE(right_b);
+    REQUIRE(a->drain() == UCM_OK);
+    REQUIRE(b->drain() == UCM_OK);
+    REQUIRE(memory->blocks() == 40);
+    REQUIRE(b->loads_back(of_a));
+}
+
+TEST_CASE("what one store removes is gone for all", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory), b = open(name, memory);
+    const auto ids = make_ids(6);
+    REQUIRE(all_ok(a->dump(ids)));
+    REQUIRE(b->remove(ids) == UCM_OK);
+    REQUIRE(a->drain() == UCM_OK);
+    REQUIRE(a->lookup(ids) == std::vector<bool>(6, false));
+    REQUIRE(all_are(a->load(ids), UCM_NOT_FOUND));
+}
+
+TEST_CASE("a store that closes leaves unfinished blocks to the others", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    auto a = open(name, memory), b = open(name, memory);
+    const auto ids = make_ids(3);
+    std::vector<Shard> first, rest;
+    for (auto &shard : shards_of(ids, 4)) (shard.index == 0 ? first : rest).push_back(shard);
+    Move half(*a, first);
+    REQUIRE(half.dump_patiently() == UCM_OK);
+    REQUIRE(half.wait() == UCM_OK);
+    REQUIRE(a->close().report.lost == 0);
+    Move other(*b, rest);
+    REQUIRE(other.dump_patiently() == UCM_OK);
+    REQUIRE(other.wait() == UCM_OK);
+    REQUIRE(b->drain() == UCM_OK);
+    REQUIRE(memory->blocks() == 3);
+    REQUIRE(b->loads_back(ids));
+}
+
+TEST_CASE("a lookup-only store sees a segment that comes, goes and comes again", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    memory->hold();
+    Geometry looking = kFour;
+    looking.lookup_only = true;
+    Stack scheduler({"Cache", "Memory"}, frames(64), looking, memory, name.text);
+    const auto ids = make_ids(4);
+    const auto seen = [&](bool expected) {
+        const int64_t until_ns = ucm::monotonic_ns() + 10ll * 1000000000;
+        while (scheduler.lookup(ids)[0] != expected && ucm::monotonic_ns() < until_ns)
+            usleep(1000);
+        return scheduler.lookup(ids) == std::vector<bool>(4, expected);
+    };
+    REQUIRE(seen(false));
+    for (int round = 0; round < 2; round++) {
+        auto worker = open(name, memory);
+        REQUIRE(all_ok(worker->dump(ids)));
+        REQUIRE(seen(true));
+        memory->release();
+        REQUIRE(worker->drain() == UCM_OK);
+        worker.reset();
+        for (auto &id : ids) memory->erase(id);
+        memory->hold();
+        REQUIRE(seen(false));
+    }
+    memory->release();
+}
+
+TEST_CASE("many threads of several stores keep every byte right", "[shared][storm]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    memory->reorder(true);
+    const double count = GENERATE(3.0, 40.0);
+    std::vector<std::unique_ptr<Stack>> stacks;
+    for (int k = 0; k < 3; k++) stacks.push_back(open(name, memory, count));
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (size_t k = 0; k < 6; k++)
+        threads.emplace_back([&, k] {
+            Stack &stack = *stacks[k % stacks.size()];
+            for (unsigned round = 0; round < (kSanitizer ? 20u : 60u); round++) {
+                const auto ids = make_ids(4, (k * 5 + round * 7) % 30);
+                if (round % 3 == 0) {
+                    for (auto &result : stack.dump(ids))
+                        wrong += result.status != UCM_OK && result.status != UCM_CANCELLED;
+                } else if (round % 11 == 0) {
+                    wrong += stack.remove({ids[0]}) != UCM_OK;
+                } else {
+                    Move move(stack, shards_of(ids, 4));
+                    wrong += move.load_patiently() != UCM_OK;
+                    move.wait();
+                    for (size_t i = 0; i < move.n(); i++) {
+                        const ucm_status status = move.result(i).status;
+                        wrong += status == UCM_OK ? !move.same(i) : status != UCM_NOT_FOUND;
+                    }
+                }
+            }
+        });
+    for (auto &thread : threads) thread.join();
+    REQUIRE(wrong == 0);
+    for (auto &stack : stacks) REQUIRE(stack->drain() == UCM_OK);
+    for (auto &stack : stacks) REQUIRE(stack->close().status == UCM_OK);
+    REQUIRE_FALSE(name.exists());
+}

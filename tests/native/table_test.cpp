@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT
+//
+// The protocol of the shared memory from the inside: several members over one mapping, so that
+// ThreadSanitizer sees what processes would do to each other.
+#include <catch2/catch.hpp>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "../../plugins/cache/host_copy.h"
+#include "../../plugins/cache/table.h"
+#include "harness.h"
+
+using namespace ucm_test;
+using namespace ucm::cache;
+
+namespace {
+
+Shape shape_of(uint32_t frames, uint32_t shards = 4) {
+    Shape shape{};
+    shape.shards_per_block = shards;
+    shape.capacity = shape.raw_capacity = 600;
+    shape.slot_bytes = 4096;
+    shape.keeps = shape.loads = true;
+    shape.frames = frames;
+    return shape;
+}
+
+struct Memory_ {
+    explicit Memory_(uint32_t frames) : log(host.c(), "Cache"), segment(shape_of(frames), "", log) {}
+    Host host;
+    ucm::Logger log;
+    Segment segment;
+};
+
+uint8_t byte_of(const BlockId &id, uint32_t shard) {
+    return uint8_t(id.bytes[0] * 7 + shard);
+}
+
+// What a process does with the table, without stores below: dumps whole blocks and "stores" them,
+// fills blocks, reads them, removes them.
+struct Actor {
+    Actor(Segment &segment, uint32_t member, unsigned seed)
+        : table(segment, false, member), random(seed) {}
+
+    void fill_slot(uint32_t record, uint32_t shard, const BlockId &id) {
+        std::vector<uint8_t> bytes(600, byte_of(id, shard));
+        copy_bytes(table.slot(record, shard), bytes.data(), bytes.size(), false);
+    }
+
+    void dump(const BlockId &id) {
+        BlockRef block;
+        {
+            const Table::Hold hold(table);
+            if (table.gathering(id)) return;
+            const uint32_t record = table.take(Taking::kDump);
+            if (record == kNone) return;
+            block = table.start(record, id, State::kGathering);
+            for (uint32_t s = 0; s < 4; s++) table.put(record, s, ShardState::kCopying);
+        }
+        for (uint32_t s = 0; s < 4; s++) fill_slot(block.record, s, id);
+        {
+            const Table::Hold hold(table);
+            if (table.state(block) != State::kGathering) {
+                for (uint32_t s = 0; s < 4; s++) table.vacate(block.record, s);
+                return;
+            }
+            for (uint32_t s = 0; s < 4; s++) table.arrived(block.record, s, 600, 600);
+            table.publish(block.record);
+            if (table.older_is_on_its_way(block.record)) {
+                table.detach(block.record, UCM_CANCELLED);
+                return;
+            }
+            table.begin_writing(block.record);
+        }
+        std::this_thread::yield();
+        const Table::Hold hold(table);
+        if (table.state(block) == State::kDirty) table.settle(block.record);
+        table.end_writing(block.record);
+    }
+
+    void load(const BlockId &id) {
+        BlockRef block = table.find(id);
+        const uint32_t shard = random() % 4;
+        if (block && state_of(table.word(block.record, shard)) == ShardState::kHere) {
+            uint8_t bytes[600];
+            copy_bytes(bytes, table.slot(block.record, shard), sizeof bytes, false);
+            const uint64_t length = table.length(block.record, shard);
+            if (!table.valid(block)) return;
+            table.used(block.record, shard);
+            read++;
+            for (const uint8_t byte : bytes) wrong += byte != byte_of(id, shard);
+            wrong += length != 600;
+            return;
+        }
+        {
+            const Table::Hold hold(table);
+            block = table.visible(id);
+            if (!block) {
+                const uint32_t record = table.take(Taking::kLoad);
+                if (record == kNone) return;
+                block = table.start(record, id, State::kClean);
+            }
+            if (state_of(table.word(block.record, shard)) != ShardState::kAbsent) return;
+            table.put(block.record, shard, ShardState::kLoading);
+        }
+        fill_slot(block.record, shard, id);
+        const Table::Hold hold(table);
+        if (random() % 8)
+            table.arrived(block.record, shard, 600, 600);
+        else
+            table.vacate(block.record, shard);
+    }
+
+    void remove(const BlockId &id) {
+        const Table::Hold hold(table);
+        for (const BlockRef block : {table.visible(id), table.gathering(id)})
+            if (block) table.detach(block.record, UCM_CANCELLED, kRemoved);
+    }
+
+    void act(int operations) {
+        for (int k = 0; k < operations; k++) {
+            const BlockId id = make_id(random() % 24);
+            const unsigned what = random() % 16;
+            if (what < 4)
+                dump(id);
+            else if (what < 15)
+                load(id);
+            else
+                remove(id);
+        }
+    }
+
+    Table table;
+    std::mt19937 random;
+    size_t wrong = 0, read = 0;
+};
+
+// Every record is in one state, in the chain and list that it belongs to.
+void require_sound(Table &table, uint32_t frames) {
+    const Table::Hold hold(table);
+    uint32_t used = 0;
+    table.each([&](uint32_t r) {
+        used += r < frames;
+        const State state = table.record(r).state.load();
+        REQUIRE(state == State::kClean);
+        REQUIRE(table.record(r).users == 0);
+        const BlockRef seen = table.visible(table.id(r));
+        REQUIRE(seen.record == r);
+    });
+    REQUIRE(table.free_frames() + used == frames);
+    REQUIRE(table.header().small.size + table.header().main.size == used);
+    REQUIRE(table.header().held.load() == 0);
+}
+
+}  // namespace
+
+TEST_CASE("members over one memory never read a wrong byte, and lose no frame", "[table]") {
+    const uint32_t frames = GENERATE(4u, 16u);
+    Memory_ memory(frames);
+    std::vector<std::unique_ptr<Actor>> actors;
+    for (uint32_t m = 0; m < 4; m++)
+        actors.push_back(std::make_unique<Actor>(memory.segment, m, m + 1));
+    std::vector<std::thread> threads;
+    for (auto &actor : actors)
+        threads.emplace_back([&] { actor->act(kSanitizer ? 2000 : 20000); });
+    for (auto &thread : threads) thread.join();
+    size_t read = 0;
+    for (auto &actor : actors) {
+        CHECK(actor->wrong == 0);
+        read += actor->read;
+    }
+    CHECK(read > 100);
+    require_sound(actors[0]->table, frames);
+}
+
+TEST_CASE("what is derived can be derived again at any time", "[table]") {
+    Memory_ memory(16);
+    Actor actor(memory.segment, 0, 7);
+    for (int round = 0; round < 50; round++) {
+        actor.act(100);
+        const Table::Hold hold(actor.table);
+        actor.table.rebuild();
+    }
+    CHECK(actor.wrong == 0);
+    require_sound(actor.table, 16);
+}
+
+TEST_CASE("a generation that moved makes a copy worth nothing", "[table]") {
+    Memory_ memory(4);
+    Actor actor(memory.segment, 0, 1);
+    actor.dump(make_id(1));
+    const BlockRef block = actor.table.find(make_id(1));
+    REQUIRE(block);
+    REQUIRE(actor.table.valid(block));
+    actor.remove(make_id(1));
+    REQUIRE_FALSE(actor.table.valid(block));
+    REQUIRE_FALSE(actor.table.find(make_id(1)));
+}
+
+TEST_CASE("a spilled block gives its frame away and takes one again", "[table]") {
+    Memory_ memory(4);
+    Table table(memory.segment, false, 0);
+    const Table::Hold hold(table);
+    const BlockId id = make_id(1);
+    const uint32_t first = table.take(Taking::kDump);
+    const BlockRef block = table.start(first, id, State::kGathering);
+    table.put(first, 0, ShardState::kCopying);
+    table.arrived(first, 0, 600, 600);
+    REQUIRE_FALSE(table.spill(first));  // it is not below
+    table.below(first, 0, true);
+    REQUIRE(table.spill(first));
+    REQUIRE(table.free_frames() == 4);
+    REQUIRE_FALSE(table.same(block));
+    REQUIRE(table.is_spilled(id));
+    table.rebuild();
+    REQUIRE(table.is_spilled(id));
+    const uint32_t second = table.take(Taking::kDump);
+    const BlockRef again = table.unspill(second, id);
+    REQUIRE(table.gathering(id) == again);
+    REQUIRE_FALSE(table.is_spilled(id));
+    REQUIRE(below_of(table.word(second, 0)));
+    REQUIRE(table.record(second).have == 1);
+    for (uint32_t shard = 1; shard < 4; shard++) {
+        table.put(second, shard, ShardState::kCopying);
+        table.arrived(second, shard, 600, 600);
+    }
+    REQUIRE(table.complete(second));
+    REQUIRE_FALSE(table.whole(second));
+}
+
+TEST_CASE("a process that died between two records of one block leaves one of them", "[table]") {
+    Memory_ memory(8);
+    Table table(memory.segment, false, 0);
+    const Table::Hold hold(table);
+    const BlockId id = make_id(1);
+    const auto whole = [&](State state) {
+        const uint32_t r = table.take(Taking::kDump);
+        table.start(r, id, state);
+        for (uint32_t shard = 0; shard < 4; shard++) {
+            table.put(r, shard, ShardState::kCopying);
+            table.arrived(r, shard, 600, 600);
+        }
+        return r;
+    };
+    const uint32_t old = whole(State::kClean), fresh = whole(State::kGathering);
+    // Killed when its last shard was there, before it said that the block is whole.
+    table.rebuild();
+    REQUIRE(table.record(fresh).state.load() == State::kDirty);
+    table.rebuild();
+    REQUIRE(table.visible(id).record == fresh);
+    REQUIRE(table.record(old).state.load() == State::kFree);
+}
