@@ -30,7 +30,6 @@ from ucm.cli._measure import machine
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # name: (bytes of a block, bytes of a shard)
 CASES = {"1 MiB": (MIB, MIB), "64 x 64 KiB": (4 * MIB, 64 * KIB)}
-BATCHES = (4, 16, 64)  # MiB
 PARTS = ("transfers", "single", "cold", "lookup", "shared", "paced")
 REFERENCE_LEAST_SLOTS = 2048  # it refuses a pool of fewer shards
 
@@ -126,7 +125,7 @@ class Runner:
                 with self.opened(shape, lower) as sides:
                     self.touch(sides, shape, lower)
                     for operation in ("load", "dump") if lower == "Posix" else ("dump",):
-                        for mib in BATCHES:
+                        for mib in self.args.batch_mib:
                             self.say(f"transfers: {case} over {lower}, {operation}, {mib} MiB")
                             key = f"{mib} MiB" if lower == "Posix" else f"{mib} MiB, over Empty"
                             rounds = self.batches(sides, shape, operation, mib)
@@ -173,7 +172,7 @@ class Runner:
         return result
 
     def cold(self):
-        """Loads of what is in files only, beside Posix alone with the same bytes as whole blocks."""
+        """Loads of what is in files only, beside Posix alone that loads as much in whole blocks."""
         shape = self.shape(*CASES["64 x 64 KiB"])
         whole = [shape[0], shape[0], shape[2]]
         kinds = [name for name in ("ours", "reference") if name in ("ours", *self.peers)]
@@ -186,9 +185,11 @@ class Runner:
                 side.ask("cold")
             rounds = self.alternate(
                 sides,
-                lambda name: ("copy", {"operation": "load", "blocks": shape[2]})
-                if name == "memcpy"
-                else ("cold", {}),
+                lambda name: (
+                    ("copy", {"operation": "load", "blocks": shape[2]})
+                    if name == "memcpy"
+                    else ("cold", {})
+                ),
             )
         return {"shape": shape, "rounds": self.wrapped(rounds, "load")}
 
@@ -272,17 +273,21 @@ class Runner:
         return result
 
     def beside(self, ours, other):
-        windows, options = [], {"rate": self.args.rate, "seconds": self.args.window_seconds}
+        """Windows of loads and of memcpy in turn, while the other side dumps without a pause."""
+        windows, hits = [], 0
+        options = {"rate": self.args.rate, "seconds": self.args.window_seconds}
         alone = {what: ours.ask("paced", what=what, **options) for what in ("load", "copy")}
         other.ask("start_stream", blocks=16)
         for turn in range(-1, self.args.pairs):
             order = ("load", "copy")[:: -1 if turn % 2 else 1]
-            window = {what: ours.ask("paced", what=what, **options)["spans"] for what in order}
+            window = {what: ours.ask("paced", what=what, **options) for what in order}
             if turn >= 0:
-                windows.append(window)
+                windows.append({what: got["spans"] for what, got in window.items()})
+                hits += window["load"]["hits"]
         stream = other.ask("stop_stream")
         return {
             "windows": windows,
+            "hits": hits,
             "alone": {what: got["spans"] for what, got in alone.items()},
             "stream": stream,
         }
@@ -329,6 +334,7 @@ def parse():
     add("--pairs", type=int, default=15)
     add("--total-mib", type=int, default=256, help="bytes of a round")
     add("--capacity-gib", type=float, default=1, help="of each cache; more than a round")
+    add("--batch-mib", type=int, action="append", help="of transfers; 4, 16 and 64")
     add("--processes", type=int, default=4, help="that share a cache")
     add("--rate", type=float, default=200, help="paced loads a second")
     add("--window-seconds", type=float, default=2, help="of paced loads")
@@ -340,6 +346,8 @@ def parse():
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.total_mib, args.capacity_gib, args.window_seconds = 2, 8, 0.03, 0.1
+        args.batch_mib = args.batch_mib or [4]
+    args.batch_mib = args.batch_mib or [4, 16, 64]
     args.folder, args.data = args.folder.resolve(), args.data.resolve()
     args.folder.mkdir(parents=True, exist_ok=True)
     name = "cache-quick.json" if args.quick else "cache.json"
@@ -360,6 +368,7 @@ def measure(args, runner, result):
         runner.say(part)
         load = os.getloadavg()[0]
         got = getattr(runner, part)()
+        # A case of transfers may be measured again, and the other stays.
         result[part] = {**result.get(part, {}), **got} if part == "transfers" else got
         run = {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": load}
         result.setdefault("runs", {})[part] = run

@@ -3,7 +3,7 @@
 import statistics
 
 import peer_tables
-from peer_tables import GIB, MIB, cpu_ratios, median_ratio, samples, speed_ratios, spread, table
+from peer_tables import GIB, MIB, median_ratio, samples, speed_ratios, spread, table
 
 
 def names(figures):
@@ -29,8 +29,10 @@ def costs(figures, name, operation, key="cpu_seconds"):
 
 def moved_row(figures, name, operation, label, ours="ours"):
     ratios = "" if name == "ours" else spread(speed_ratios(figures, name, operation))
-    wrong = 0 if name == "ours" else sum(
-        pair["other"][operation].get("wrong", False) for pair in figures["rounds"][name]
+    wrong = (
+        0
+        if name == "ours"
+        else sum(pair["other"][operation].get("wrong", False) for pair in figures["rounds"][name])
     )
     return [
         label,
@@ -83,21 +85,25 @@ def cold(result):
     figures = result["cold"]
     block, shard, blocks = figures["shape"]
     cut = f"{blocks} blocks of {block // shard} shards x {shard // 1024} KiB"
-    rows = [moved_row(figures, name, "load", cut, "ours, Cache over Posix") for name in names(figures)]
+    rows = [
+        moved_row(figures, name, "load", cut, "ours, Cache over Posix") for name in names(figures)
+    ]
     columns = ["cold load, one task", "who", "GB/s", "ours / this", "CPU s/GiB"]
     ours = [pair["ours"]["load"] for pairs in figures["rounds"].values() for pair in pairs]
     read = statistics.median(facts["read"] / facts["bytes"] for facts in ours)
     device = statistics.median(facts["device_bytes"] / facts["bytes"] for facts in ours)
     text = (
         "### Cold loads\n\nPosix alone loads the same bytes as whole blocks, in one shard each. "
-        f"Ours read {read:.2f} times the bytes from the store below, {device:.2f} from the device.\n"
+        f"Ours read {read:.2f} times the bytes from below, {device:.2f} from the device.\n"
     )
     return [text, table(columns, rows)]
 
 
 def lookups(result):
     figures = result["lookup"]
-    rows = [[name, spread([s * 1e6 for s in spans], 1)] for name, spans in figures["seconds"].items()]
+    rows = [
+        [name, spread([s * 1e6 for s in spans], 1)] for name, spans in figures["seconds"].items()
+    ]
     text = f"### Lookup in memory\n\n{figures['asked']:,} blocks, all cached, in one call.\n"
     return [text, table(["who, which call, ids in", "us"], rows)]
 
@@ -165,17 +171,20 @@ def paced(result):
         for what, label in (("load", "ours"), ("copy", "memcpy")):
             spans = [span for window in figures["windows"] for span in window[what]]
             cells = [f"{percentile(spans, part) * 1e6:.0f}" for part in (0.5, 0.99)]
-            alone = [f"{percentile(figures['alone'][what], part) * 1e6:.0f}" for part in (0.5, 0.99)]
+            alone = [
+                f"{percentile(figures['alone'][what], part) * 1e6:.0f}" for part in (0.5, 0.99)
+            ]
             ratios = [spread(window_ratios(figures, part)) for part in (0.5, 0.99)]
             ratios = ratios if what == "load" else ["", ""]
+            hits = f"{figures['hits']} of {len(spans)}" if what == "load" else ""
             stream = f"{figures['stream']['bytes_per_second'] / 1e9:.2f}"
-            rows.append([where, label, *cells, *ratios, *alone, stream])
+            rows.append([where, label, *cells, *ratios, *alone, hits, stream])
     columns = ["dumps of", "who", "p50 us", "p99 us", "p50, ours / memcpy", "p99, ours / memcpy"]
     text = (
         "### Paced loads beside dumps\n\nOne hot block of 1 MiB at a time. Ratios are of times, "
         "window by window; the percentiles are of all windows. Alone is without dumps.\n"
     )
-    return [text, table([*columns, "p50 alone", "p99 alone", "dumps, GB/s"], rows)]
+    return [text, table([*columns, "p50 alone", "p99 alone", "hits", "dumps, GB/s"], rows)]
 
 
 def transfer_bars(result):
@@ -186,8 +195,11 @@ def transfer_bars(result):
                 for name in rounds:
                     value = median_ratio({"rounds": rounds}, name, operation)
                     what = f"{operation}, {case}, batches of {batch}"
-                    yield what, f"{value:.2f} of {name}", f"{wanted[name]} of {name}", (
-                        value >= wanted[name]
+                    yield (
+                        what,
+                        f"{value:.2f} of {name}",
+                        f"{wanted[name]} of {name}",
+                        (value >= wanted[name]),
                     )
 
 
@@ -216,8 +228,11 @@ def other_bars(result):
         wanted = {"Posix alone": 0.85, "reference": 2.0}
         for name in (name for name in result["cold"]["rounds"] if name in wanted):
             value = median_ratio(result["cold"], name, "load")
-            yield "cold load", f"{value:.2f} of {name}", f"{wanted[name]} of {name}", (
-                value >= wanted[name]
+            yield (
+                "cold load",
+                f"{value:.2f} of {name}",
+                f"{wanted[name]} of {name}",
+                (value >= wanted[name]),
             )
     if "shared" in result:
         facts = shared_facts(result["shared"], "ours")

@@ -5,7 +5,6 @@ It runs under the python of each side, so it imports nothing of this package at 
 
 import ctypes
 import importlib
-import json
 import mmap
 import os
 import random
@@ -185,9 +184,7 @@ class Lmcache:
         self.store = LocalCPUBackend(config, metadata=metadata, dst_device="cpu")
 
     def keys(self, ids):
-        return [
-            self.key("m", 1, 0, int.from_bytes(bytes(i[:7]), "little"), self.kind) for i in ids
-        ]
+        return [self.key("m", 1, 0, int.from_bytes(bytes(i[:7]), "little"), self.kind) for i in ids]
 
     def prepare(self, ids, memory, rows):
         shape, start = self.shape, (rows.start or 0) // self.shape.shards
@@ -443,6 +440,7 @@ class Worker(peer_worker.Worker):
     def paced(self, what, rate, seconds):
         """Move one hot block after another at this rate; return each call's time."""
         call, batches = self.calls("load", 1) if what == "load" else self.copies("load", 1)
+        before = self.side.counts()["hits"]
         spans, due = [], time.perf_counter()
         for i in range(int(rate * seconds)):
             due = max(due + 1 / rate, time.perf_counter())
@@ -450,7 +448,8 @@ class Worker(peer_worker.Worker):
             start = time.perf_counter()
             call(batches[i % len(batches)])
             spans.append(time.perf_counter() - start)
-        return {"spans": spans}
+        hits = self.side.counts()["hits"] - before if what == "load" else None
+        return {"spans": spans, "hits": hits}
 
     def start_stream(self, blocks):
         """Dump new blocks, batch after batch, until stop_stream."""
