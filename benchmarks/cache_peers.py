@@ -158,13 +158,13 @@ class Runner:
         }
 
     def single(self):
-        """What a call costs: one hot block."""
+        """Measure what a call costs: one hot block."""
         result = {}
         for name, size, lower in (("1 MiB", MIB, "Posix"), ("4 KiB", 4 * KIB, "Empty")):
             shape = [size, size, min(4096, self.args.total_mib * MIB // size)]
             with self.opened(shape, lower) as sides:
                 for side in sides.values():
-                    side.ask("heat", load=False)
+                    side.ask("heat", load=True)
                 rounds = self.alternate(
                     sides, lambda name: ("single", {"what": "copy" if name == "memcpy" else "load"})
                 )
@@ -195,7 +195,7 @@ class Runner:
 
     def lookup(self):
         """Lookups of blocks that are in the cache, from Python."""
-        shape, result = [4 * KIB, 4 * KIB, 1000], {}
+        shape, result = [4 * KIB, 4 * KIB, self.args.asked], {}
         with self.opened(shape, "Posix") as sides:
             for side in sides.values():
                 side.ask("heat", load=False)
@@ -267,7 +267,7 @@ class Runner:
                     other = self.side("ours", lower, shape, folder, unique_id)
                     stack.callback(self.end, other)
                     other.open(shape, memory=memory)
-                ours.ask("heat", load=False)
+                ours.ask("heat", load=True)
                 stack.enter_context(self.emptied(folder))
                 result[f"a {where}, over {lower}"] = self.beside(ours, other)
         return result
@@ -335,6 +335,7 @@ def parse():
     add("--total-mib", type=int, default=256, help="bytes of a round")
     add("--capacity-gib", type=float, default=1, help="of each cache; more than a round")
     add("--batch-mib", type=int, action="append", help="of transfers; 4, 16 and 64")
+    add("--asked", type=int, default=1000, help="blocks of a lookup")
     add("--processes", type=int, default=4, help="that share a cache")
     add("--rate", type=float, default=200, help="paced loads a second")
     add("--window-seconds", type=float, default=2, help="of paced loads")
@@ -346,7 +347,7 @@ def parse():
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.total_mib, args.capacity_gib, args.window_seconds = 2, 8, 0.03, 0.1
-        args.batch_mib = args.batch_mib or [4]
+        args.asked, args.batch_mib = 100, args.batch_mib or [4]
     args.batch_mib = args.batch_mib or [4, 16, 64]
     args.folder, args.data = args.folder.resolve(), args.data.resolve()
     args.folder.mkdir(parents=True, exist_ok=True)

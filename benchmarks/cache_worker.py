@@ -365,12 +365,17 @@ class Worker(peer_worker.Worker):
         """Move every block by a call of its own, in any order; return the median call."""
         call, batches = self.calls("load", 1) if what == "load" else self.copies("load", 1)
         random.shuffle(batches)
+        before = self.side.counts()["hits"]
         spans, cpu = [], peer_worker.cpu_seconds()
         for batch in batches:
             start = time.perf_counter()
             call(batch)
             spans.append(time.perf_counter() - start)
         cpu = peer_worker.cpu_seconds() - cpu
+        if what == "load" and before is not None:
+            hits = self.side.counts()["hits"] - before
+            if hits < len(batches):
+                raise AssertionError(f"{hits} of {len(batches)} blocks were hot")
         result = {"seconds": statistics.median(spans), "cpu_seconds": cpu / len(spans)}
         return {**result, "bytes": self.shape.block}
 
@@ -468,7 +473,9 @@ class Worker(peer_worker.Worker):
                 try:
                     self.side.dump(self.side.prepare(ids, self.source, part))
                     self.moved += blocks * self.shape.block
-                except Exception:  # it has too much to do
+                except Exception as error:  # it has too much to do
+                    if not self.refused:
+                        print(f"dumps are refused: {error}", file=sys.stderr)
                     self.refused += 1
                     time.sleep(0.001)
                 if not self.running:

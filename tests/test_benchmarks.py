@@ -166,13 +166,15 @@ def test_cache_peers_looks_up_shares_and_paces(tmp_path):
 def test_the_tables_of_cache_have_a_place_of_their_own(tmp_path):
     page = tmp_path / "page.md"
     theirs = "<!-- measured: begin -->\nPosix\n<!-- measured: end -->\n"
-    page.write_text(f"{theirs}<!-- measured cache: begin -->\nold\n<!-- measured cache: end -->\n")
+    page.write_text(
+        f"{theirs}<!-- measured cache: begin -->\noutdated\n<!-- measured cache: end -->\n"
+    )
     shown = cache_peers(tmp_path, "--only", "lookup", "--write", page)
     text = page.read_text()
     assert text.startswith(theirs)
     assert "### Lookup in memory" in shown
     assert shown.strip() in text
-    assert "old" not in text
+    assert "outdated" not in text
 
 
 def moved(seconds, size=1 << 20):
