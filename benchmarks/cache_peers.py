@@ -38,7 +38,10 @@ class Runner:
     def __init__(self, args, folder):
         self.args, self.folder, self.number = args, folder, itertools.count()
         self.name = f"bench-{os.getpid()}"  # in the names of all that is shared
-        self.library = peer_install.copy_pieces(args.folder)
+        try:
+            self.library = peer_install.copy_pieces(args.folder)
+        except peer_install.Missing as reason:
+            sys.exit(f"cache_peers: nothing to compare with, memcpy was not compiled: {reason}")
         self.peers, self.missing = {}, {}
         for name in filter(None, args.peers.split(",")):
             try:
@@ -274,7 +277,7 @@ class Runner:
 
     def beside(self, ours, other):
         """Windows of loads and of memcpy in turn, while the other side dumps without a pause."""
-        windows, hits = [], 0
+        windows = []
         options = {"rate": self.args.rate, "seconds": self.args.window_seconds}
         alone = {what: ours.ask("paced", what=what, **options) for what in ("load", "copy")}
         other.ask("start_stream", blocks=16)
@@ -282,12 +285,11 @@ class Runner:
             order = ("load", "copy")[:: -1 if turn % 2 else 1]
             window = {what: ours.ask("paced", what=what, **options) for what in order}
             if turn >= 0:
-                windows.append({what: got["spans"] for what, got in window.items()})
-                hits += window["load"]["hits"]
+                spans = {what: got["spans"] for what, got in window.items()}
+                windows.append({**spans, "hot": window["load"]["hot"]})
         stream = other.ask("stop_stream")
         return {
             "windows": windows,
-            "hits": hits,
             "alone": {what: got["spans"] for what, got in alone.items()},
             "stream": stream,
         }

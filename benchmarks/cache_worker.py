@@ -443,18 +443,20 @@ class Worker(peer_worker.Worker):
         return {"seconds": result}
 
     def paced(self, what, rate, seconds):
-        """Move one hot block after another at this rate; return each call's time."""
+        """Move one hot block after another at this rate; return each call's time, and of hits."""
         call, batches = self.calls("load", 1) if what == "load" else self.copies("load", 1)
-        before = self.side.counts()["hits"]
-        spans, due = [], time.perf_counter()
+        hits = self.side.counts()["hits"]
+        spans, hot, due = [], [], time.perf_counter()
         for i in range(int(rate * seconds)):
             due = max(due + 1 / rate, time.perf_counter())
             time.sleep(max(0, due - time.perf_counter()))
             start = time.perf_counter()
             call(batches[i % len(batches)])
             spans.append(time.perf_counter() - start)
-        hits = self.side.counts()["hits"] - before if what == "load" else None
-        return {"spans": spans, "hits": hits}
+            if what == "load":
+                before, hits = hits, self.side.counts()["hits"]
+                hot += spans[-1:] if hits > before else []
+        return {"spans": spans, "hot": hot}
 
     def start_stream(self, blocks):
         """Dump new blocks, batch after batch, until stop_stream."""

@@ -27,7 +27,10 @@ class Missing(Exception):
 
 
 def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise Missing(f"{command[0]} is not installed") from None
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise Missing(f"{Path(command[0]).name} {command[-1]}: {last}")

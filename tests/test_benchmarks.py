@@ -230,10 +230,11 @@ def test_processes_read_once_and_keep_one_copy(cache_tables):
 
 def test_paced_loads_are_judged_window_by_window_by_their_slowest(cache_tables):
     def judged_windows(slowest):
-        window = {"load": [1.0] * 98 + [slowest] * 2, "copy": [1.0] * 100}
+        window = {"load": [1.0] * 98 + [slowest] * 2, "hot": [1.0] * 98, "copy": [1.0] * 100}
         paced = {"a thread": {"windows": [window, window]}}
         return passed(cache_tables, {"paced": paced})
 
-    bar = "paced loads beside dumps of a thread, p99", "at most 1.5"
-    assert judged_windows(1.5)[bar] == "yes"
-    assert judged_windows(1.6)[bar] == "**no**"
+    what, most = "paced loads beside dumps of a thread, ", "at most 1.5"
+    assert judged_windows(1.5)[f"{what}p99", most] == "yes"
+    assert judged_windows(1.6)[f"{what}p99", most] == "**no**"
+    assert judged_windows(1.6)[f"{what}p99 of hits", most] == "yes"
