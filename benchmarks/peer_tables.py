@@ -4,7 +4,6 @@ import os
 import statistics
 
 GIB, MIB = 1 << 30, 1 << 20
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 OPERATIONS = ("dump", "load")
 
 
@@ -282,10 +281,11 @@ def tables(results):
     return "\n".join(parts)
 
 
-def write(page, text):
+def write(page, text, name="measured"):
     """Put the tables between the marks of a page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, mark, after = rest.partition(END)
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = page.read_text().partition(begin)
+    _, mark, after = rest.partition(end)
     if not mark:
-        raise SystemExit(f"{page}: needs the lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        raise SystemExit(f"{page}: needs the lines {begin} and {end}")
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")

@@ -319,11 +319,12 @@ class Worker:
         return {"seconds": time.perf_counter() - start}
 
 
-def main():
+def serve(make):
+    """Answer requests until there are no more, with what make() returns."""
     # Libraries may print; the answers have a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    worker = Worker(sys.argv[1])
+    worker = make()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -335,4 +336,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    serve(lambda: Worker(sys.argv[1]))

@@ -23,6 +23,7 @@ import peer_fio
 import peer_install
 import peer_meter
 import peer_tables
+from peer_side import Failed, Side, file_system, pair_of, shared_memory
 
 from ucm.cli._measure import machine
 
@@ -36,87 +37,6 @@ CASES = {
 }
 OPERATIONS = ("dump", "load")
 PARTS = ("transfers", "verification", "lookup", "open")
-
-
-class Failed(Exception):
-    """A side said that it could not do a round."""
-
-
-class Side:
-    """A worker process, and the folder that is its own."""
-
-    def __init__(self, kind, peer, folder, options, variables=()):
-        self.kind, self.folder, self.options = kind, folder, options
-        worker = Path(__file__).with_name("peer_worker.py")
-        # Libraries for linear algebra start threads that are nobody's here.
-        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        env.update(variables)
-        self.process = subprocess.Popen(
-            [peer.get("python", sys.executable), worker, kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        folder.mkdir(parents=True)
-
-    def ask(self, do, **arguments):
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"ended with {self.process.wait()}"}
-        if "error" in answer:
-            raise Failed(f"{self.kind}, {do}: {answer['error']}")
-        return answer
-
-    def open(self, shape, **arguments):
-        self.threads_before = len(peer_meter.thread_names(self.process.pid))
-        folder = str(self.folder)
-        return self.ask("open", folder=folder, shape=shape, options=self.options, **arguments)
-
-    def dump(self):
-        return self.ask("dump")
-
-    def load(self):
-        return self.ask("load")
-
-    def remove(self):
-        return self.ask("remove")
-
-    def counted(self, operation):
-        with peer_meter.Counted(self.process.pid) as counted:
-            self.ask(operation)
-        return counted.counts
-
-    def watched(self, operation):
-        """Do a round; return what it was in threads, and how many bytes met the device."""
-        moved = peer_meter.device_bytes(self.process.pid, operation)
-        with peer_meter.Watched(self.process.pid) as watched:
-            self.ask(operation)
-        return {
-            "threads": watched.peak - self.threads_before,  # Python's own are not counted
-            "kernel_threads": watched.kernel,
-            "device_bytes": peer_meter.device_bytes(self.process.pid, operation) - moved,
-        }
-
-    def end(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def shared_memory(shape):
-    """Yield paths of source and target of a case: the same physical pages for every side."""
-    files = [os.memfd_create("posix-peers") for _ in range(2)]
-    try:
-        for file in files:
-            for _ in range(shape[2]):
-                os.write(file, os.urandom(shape[0]))
-        yield [f"/proc/{os.getpid()}/fd/{file}" for file in files]
-    finally:
-        for file in files:
-            os.close(file)
 
 
 class Runner:
@@ -312,18 +232,6 @@ class Runner:
         return result
 
 
-def file_system(folder):
-    """Tell its kind and options; files that come and go are dear on ext4 without a journal."""
-    command = ["findmnt", "-no", "FSTYPE,OPTIONS,SOURCE", "-T", str(folder)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    if len(found) != 3:
-        return "unknown"
-    kind, options, source = found
-    journal = any(Path("/proc/fs/jbd2").glob(f"{Path(source).name}-*"))
-    bare = " without a journal" if kind == "ext4" and not journal else ""
-    return f"{kind}{bare} ({options})"
-
-
 def describe(args, runner):
     """What was measured on, and what with."""
     return {
@@ -332,13 +240,6 @@ def describe(args, runner):
         "peers": {name: peer["version"] for name, peer in runner.peers.items()},
         "left_out": runner.missing,
     }
-
-
-def pair_of(text):
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value
 
 
 def parse():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support import ROOT
@@ -112,3 +113,135 @@ def test_the_threads_of_io_uring_are_bounded(tables, monkeypatch):
     passed = judged(tables, "1 MiB", transfers("fio", 1.0, 1.0), "io_uring")
     assert passed["dump, 1 MiB, threads", "at most 8"] == "**no**"
     assert passed["load, 1 MiB, threads", "at most 8"] == "yes"
+
+
+@pytest.fixture
+def cache_tables(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import cache_tables
+
+    return cache_tables
+
+
+def cache_peers(folder, *line):
+    command = [sys.executable, BENCHMARKS / "cache_peers.py", "--quick", "--peers", "", *line]
+    command += ["--folder", folder / "peers", "--data", folder / "data"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert list((folder / "data").iterdir()) == []
+    assert list(Path("/dev/shm").glob("*bench-*")) == []
+    return done.stdout
+
+
+def test_cache_peers_moves_blocks_without_peers(tmp_path):
+    line = "--json", "--only", "transfers", "--only", "single", "--only", "cold"
+    result = json.loads(cache_peers(tmp_path, *line))
+    assert set(result["transfers"]) == {"1 MiB", "64 x 64 KiB"}
+    for figures in result["transfers"].values():
+        assert set(figures["load"]) == {"4 MiB"}
+        assert set(figures["dump"]) == {"4 MiB", "4 MiB, over Empty"}
+        for operation in ("load", "dump"):
+            for rounds in figures[operation].values():
+                assert list(rounds) == ["memcpy"]
+                for pair in rounds["memcpy"]:
+                    assert all(pair[who][operation]["seconds"] > 0 for who in ("ours", "other"))
+                    assert all(pair[who][operation]["bytes"] == 8 << 20 for who in pair)
+    assert set(result["single"]) == {"1 MiB", "4 KiB"}
+    assert set(result["cold"]["rounds"]) == {"memcpy", "Posix alone"}
+    for pairs in result["cold"]["rounds"].values():
+        assert all(pair["ours"]["load"]["read"] >= 8 << 20 for pair in pairs)
+
+
+def test_cache_peers_looks_up_shares_and_paces(tmp_path):
+    line = "--json", "--only", "lookup", "--only", "shared", "--only", "paced"
+    result = json.loads(cache_peers(tmp_path, *line))
+    assert set(result["lookup"]["seconds"]) == {
+        f"ours, {call}, {ids}" for call in ("lookup", "prefix") for ids in ("array", "list")
+    }
+    assert result["shared"]["ours"]["processes"] == 4
+    for turn in result["shared"]["ours"]["rounds"]:
+        assert turn["wrong"] == 0
+        assert sum(load["read"] for load in turn["loads"]) >= 8 << 20
+        assert turn["memory"] > 0
+    assert set(result["paced"]) == {
+        f"a {who}, over {lower}" for who in ("thread", "process") for lower in ("Posix", "Empty")
+    }
+    for figures in result["paced"].values():
+        assert all(window["load"] and window["copy"] for window in figures["windows"])
+        assert figures["stream"]["bytes_per_second"] > 0
+
+
+def test_the_tables_of_cache_have_a_place_of_their_own(tmp_path):
+    page = tmp_path / "page.md"
+    theirs = "<!-- measured: begin -->\nPosix\n<!-- measured: end -->\n"
+    page.write_text(
+        f"{theirs}<!-- measured cache: begin -->\noutdated\n<!-- measured cache: end -->\n"
+    )
+    shown = cache_peers(tmp_path, "--only", "lookup", "--write", page)
+    text = page.read_text()
+    assert text.startswith(theirs)
+    assert "### Lookup in memory" in shown
+    assert shown.strip() in text
+    assert "outdated" not in text
+
+
+def moved(seconds, size=1 << 20):
+    return {"load": {"seconds": seconds, "cpu_seconds": seconds, "bytes": size}}
+
+
+def passed(cache_tables, result):
+    """Return the passed column of the bars by what was judged and the bar."""
+    lines = cache_tables.bars(result)[1].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {(what, bar): verdict for what, _, bar, verdict in cells}
+
+
+def test_a_hot_load_is_nearly_memcpy_and_never_slower_than_others(cache_tables):
+    rounds = {
+        "memcpy": [{"ours": moved(1.0), "other": moved(0.91)}],
+        "reference": [{"ours": moved(1.0), "other": moved(0.99)}],
+        "lmcache": [{"ours": moved(1.0), "other": moved(1.01)}],
+    }
+    figures = {"shape": [1 << 20, 1 << 20, 1], "load": {"4 MiB": rounds}, "dump": {}}
+    what = "load, 1 MiB, batches of 4 MiB"
+    assert passed(cache_tables, {"transfers": {"1 MiB": figures}}) == {
+        (what, "0.9 of memcpy"): "yes",
+        (what, "1.0 of reference"): "**no**",
+        (what, "1.0 of lmcache"): "yes",
+    }
+
+
+def test_a_call_costs_what_it_takes_beyond_memcpy(cache_tables):
+    def judged_call(seconds):
+        pairs = [{"ours": moved(seconds), "other": moved(100e-6)}]
+        figures = {"shape": [1 << 20, 1 << 20, 1], "rounds": {"memcpy": pairs}}
+        return passed(cache_tables, {"single": {"1 MiB": figures}})
+
+    beyond = "one hot block of 1 MiB, us beyond its memcpy", "at most 15"
+    assert judged_call(114e-6)[beyond] == "yes"
+    assert judged_call(116e-6)[beyond] == "**no**"
+    assert judged_call(119e-6)["one hot block of 1 MiB, time", "at most 1.2"] == "yes"
+    assert judged_call(121e-6)["one hot block of 1 MiB, time", "at most 1.2"] == "**no**"
+
+
+def test_processes_read_once_and_keep_one_copy(cache_tables):
+    def judged_reads(read, memory):
+        loads = [{"read": part, "device_bytes": part, "cpu_seconds": 1} for part in (read, 0)]
+        turn = {"loads": loads, "seconds": 1, "wrong": 0, "memory": memory, "shm": 0}
+        shared = {"shape": [100, 50, 10], "ours": {"processes": 2, "rounds": [turn]}}
+        return passed(cache_tables, {"shared": shared})
+
+    bars = [(f"2 processes, {what}", "1 copy") for what in ("bytes read below", "memory")]
+    assert [judged_reads(1010, 2000)[bar] for bar in bars] == ["yes", "**no**"]
+    assert [judged_reads(2000, 1010)[bar] for bar in bars] == ["**no**", "yes"]
+
+
+def test_paced_loads_are_judged_window_by_window_by_their_slowest(cache_tables):
+    def judged_windows(slowest):
+        window = {"load": [1.0] * 98 + [slowest] * 2, "hot": [1.0] * 98, "copy": [1.0] * 100}
+        paced = {"a thread": {"windows": [window, window]}}
+        return passed(cache_tables, {"paced": paced})
+
+    what, most = "paced loads beside dumps of a thread, ", "at most 1.5"
+    assert judged_windows(1.5)[f"{what}p99", most] == "yes"
+    assert judged_windows(1.6)[f"{what}p99", most] == "**no**"
+    assert judged_windows(1.6)[f"{what}p99 of hits", most] == "yes"
