@@ -158,4 +158,77 @@ class Arc:
         return gone
 
 
-NAMED: dict[str, type[Policy]] = {"fifo": Fifo, "lru": Lru, "s3fifo": S3Fifo, "arc": Arc, "cache": S3Fifo}
+class Cache:
+    """What the layer Cache does: S3-FIFO whose small queue grows and shrinks with what it misses.
+
+    A block that comes back soon after it left small says that small is too short; one that comes
+    back soon after it left main, that main is. docs/eviction.md has the figures.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.target = max(1, capacity // 2)  # of small
+        self.least, self.most = max(1, capacity // 50), max(1, capacity * 6 // 10)
+        self.near = max(1, capacity // 4)
+        self.small: OrderedDict[int, None] = OrderedDict()
+        self.main: OrderedDict[int, None] = OrderedDict()
+        self.small_ghosts = Ghosts(2 * capacity)
+        self.main_ghosts = Ghosts(self.near)
+        self.uses: dict[int, int] = {}
+
+    def hit(self, block: int) -> None:
+        """Count up to 3."""
+        if self.uses[block] < 3:
+            self.uses[block] += 1
+
+    def insert(self, block: int, depth: int) -> int | None:
+        """Put it into small, or into main if it is known."""
+        age = self.small_ghosts.take(block)
+        known = age is not None
+        if age is not None:
+            if age < self.near:
+                self.target = min(self.most, self.target + 2)
+        elif self.main_ghosts.take(block) is not None:
+            known = True
+            self.target = max(self.least, self.target - 4)
+        gone = self._evict() if len(self.uses) >= self.capacity else None
+        (self.main if known else self.small)[block] = None
+        self.uses[block] = 0
+        return gone
+
+    def _evict(self) -> int:
+        while True:
+            from_small = bool(self.small) and (len(self.small) >= self.target or not self.main)
+            block = (self.small if from_small else self.main).popitem(last=False)[0]
+            if self.uses[block]:
+                self.uses[block] -= 1
+                self.main[block] = None
+                continue
+            (self.small_ghosts if from_small else self.main_ghosts).add(block)
+            del self.uses[block]
+            return block
+
+
+class Ghosts:
+    """Blocks that left a queue, for as long as so many more have left it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.left = 0
+        self.numbers: OrderedDict[int, int] = OrderedDict()
+
+    def add(self, block: int) -> None:
+        """Remember a block, and forget the one whose time is over."""
+        self.left += 1
+        self.numbers[block] = self.left
+        oldest = next(iter(self.numbers))
+        if self.numbers[oldest] <= self.left - self.limit:
+            del self.numbers[oldest]
+
+    def take(self, block: int) -> int | None:
+        """Forget a block; return how many have left after it, or None if it is not known."""
+        number = self.numbers.pop(block, None)
+        return None if number is None else self.left - number
+
+
+NAMED: dict[str, type[Policy]] = {"fifo": Fifo, "lru": Lru, "s3fifo": S3Fifo, "arc": Arc, "cache": Cache}
