@@ -7,6 +7,8 @@ import sys
 import pytest
 from support import ROOT
 
+from ucm import replay
+
 BENCHMARKS = ROOT / "benchmarks"
 
 
@@ -105,3 +107,12 @@ def test_the_threads_of_io_uring_are_bounded(tables, monkeypatch):
     passed = judged(tables, "1 MiB", transfers("fio", 1.0, 1.0), "io_uring")
     assert passed["dump, 1 MiB, threads", "at most 8"] == "**no**"
     assert passed["load, 1 MiB, threads", "at most 8"] == "yes"
+
+
+def test_synthetic_traces_are_traces(tmp_path):
+    command = [sys.executable, BENCHMARKS / "replay_traces.py", tmp_path]
+    subprocess.run(command, check=True)
+    for name in ("agents", "chats", "documents", "loops", "scans", "shifts", "zipf"):
+        trace = replay.read(str(tmp_path / f"{name}.jsonl"))
+        assert trace.chained
+        assert len(trace.requests) >= 3000

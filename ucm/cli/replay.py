@@ -17,7 +17,7 @@ _GIB = 1 << 30
 
 
 @click.command("replay", short_help="Hit ratios of a trace of requests, per policy and capacity.")
-@click.argument("trace_path", metavar="TRACE")
+@click.argument("trace_path", metavar="TRACE", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--policy",
     "policies",
@@ -176,8 +176,9 @@ def _show(
     )
     if not trace.chained:
         click.echo(
-            "ids do not stand for all before them here: optimum bounds what is found, and what is "
-            "found before a miss only with it"
+            "some blocks follow different ones: their ids do not stand for all before them, and a "
+            "policy may have more before the first miss than optimum has there, though never more "
+            "than it finds"
         )
 
 

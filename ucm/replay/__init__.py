@@ -21,7 +21,7 @@ __all__ = ["NAMED", "Maker", "Policy", "Score", "Trace", "find", "optimum", "rea
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Hits among ``blocks`` looked at; ``prefix_hits`` of them before their request's first miss."""
+    """Hits among the blocks looked at; ``prefix_hits`` come before their request's first miss."""
 
     blocks: int
     hits: int
@@ -49,7 +49,8 @@ def replay(requests: Sequence[Sequence[int]], maker: Maker, capacity: int) -> Sc
         hit, insert = policy.hit, policy.insert
         present: set[int] = set()
         blocks = hits = prefix_hits = 0
-        for number, request in enumerate(requests, 1):
+        for request in requests:
+            number += 1
             leading = True
             blocks += len(request)
             for depth, block in enumerate(request):
@@ -69,8 +70,8 @@ def replay(requests: Sequence[Sequence[int]], maker: Maker, capacity: int) -> Sc
                     present.remove(gone)
                 elif len(present) > capacity:
                     raise _Broken(
-                        f"insert({block}) evicts nothing, and the cache holds {len(present)} blocks; "
-                        "return the block that goes for it"
+                        f"insert({block}) evicts nothing, and the cache holds {len(present)} "
+                        "blocks; return the one that goes for it"
                     )
     except _Broken as error:
         raise InvalidError(f"{_where(maker, capacity, number)}: {error}") from None

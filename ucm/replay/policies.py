@@ -231,4 +231,10 @@ class Ghosts:
         return None if number is None else self.left - number
 
 
-NAMED: dict[str, type[Policy]] = {"fifo": Fifo, "lru": Lru, "s3fifo": S3Fifo, "arc": Arc, "cache": Cache}
+NAMED: dict[str, type[Policy]] = {
+    "fifo": Fifo,
+    "lru": Lru,
+    "s3fifo": S3Fifo,
+    "arc": Arc,
+    "cache": Cache,
+}

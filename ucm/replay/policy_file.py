@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ucm.errors import InvalidError
+from ucm.errors import ConfigError
 from ucm.replay.policies import NAMED
 
 _HOW = "a class of yours is path/to/file.py:ClassName or module:ClassName"
@@ -36,35 +36,35 @@ def find(text: str, others: tuple[str, ...] = ()) -> Maker:
         known = [*NAMED, *others]
         near = difflib.get_close_matches(text.lower(), known, 1, 0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)};"
-        raise InvalidError(f"--policy {text}: unknown; {hint} {_HOW}")
+        raise ConfigError(f"--policy {text}: unknown; {hint} {_HOW}")
     if not origin or not name:
-        raise InvalidError(f"--policy {text}: {_HOW}")
+        raise ConfigError(f"--policy {text}: {_HOW}")
     is_file = origin.endswith(".py") or os.sep in origin
     module = _load_file(origin, text) if is_file else _load_module(origin, text)
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        raise InvalidError(f"--policy {text}: there is no class {name} in {origin}")
+        raise ConfigError(f"--policy {text}: there is no class {name} in {origin}")
     for method in ("hit", "insert"):
         if not callable(getattr(found, method, None)):
-            raise InvalidError(
+            raise ConfigError(
                 f"--policy {text}: {name} has no {method}(); a policy has __init__(capacity), "
                 "hit(block), and insert(block, depth), which returns what goes"
             )
-    return Maker(name, found, shipped=False)
+    return Maker(text, found, shipped=False)
 
 
 def _load_file(path: str, text: str) -> ModuleType:
     if not os.path.isfile(path):
-        raise InvalidError(f"--policy {text}: there is no file {path}")
+        raise ConfigError(f"--policy {text}: there is no file {path}")
     spec = importlib.util.spec_from_file_location("ucm_replay_policy", path)
     if spec is None or spec.loader is None:
-        raise InvalidError(f"--policy {text}: {path} is no Python file; its name must end in .py")
+        raise ConfigError(f"--policy {text}: {path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InvalidError(
+        raise ConfigError(
             f"--policy {text}: {path} fails: {type(error).__name__}: {error}"
         ) from error
     return module
@@ -74,6 +74,6 @@ def _load_module(name: str, text: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise InvalidError(
+        raise ConfigError(
             f"--policy {text}: module {name} cannot be imported: {type(error).__name__}: {error}"
         ) from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import io
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -49,17 +49,17 @@ def read(path: str) -> Trace:
     requests = []
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        lines = gzip.open(file) if packed else file
-        try:
-            for number, line in enumerate(io.TextIOWrapper(lines, "utf-8-sig"), 1):
+    opened = gzip.open if packed else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
                 if line.strip():
                     ids = _ids(line, f"{path}:{number}")
                     requests.append([numbers.setdefault(one, len(numbers)) for one in ids])
-        except UnicodeDecodeError as error:
-            raise InvalidError(f"{path}: not UTF-8 text ({error.reason}); {_RECORD}") from None
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise InvalidError(f"{path}: {error}; pack it again, or unpack it first") from None
+    except UnicodeDecodeError as error:
+        raise InvalidError(f"{path}: not UTF-8 text ({error.reason}); {_RECORD}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidError(f"{path}: {error}; pack it again, or unpack it first") from None
     if not numbers:
         what = "no block in any request" if requests else "no requests"
         raise InvalidError(f"{path}: {what}; give a file with one JSON object a line, {_RECORD}")
