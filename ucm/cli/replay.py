@@ -60,8 +60,8 @@ def command(
     """Replay the requests of TRACE against caches of blocks, and show what they would hit.
 
     TRACE has one JSON object a line: timestamp, input_length, output_length, and hash_ids, the ids
-    of the blocks of the prompt in order. The first columns are blocks that were found, the others
-    those before the first miss of their request: what an engine can load.
+    of the blocks of the prompt in order. Of each pair of figures, the first counts all blocks that
+    were found, the second those before the first miss of their request: what an engine can load.
     """
     from ucm import replay
 
