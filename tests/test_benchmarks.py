@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
+from ucm import replay
+
 BENCHMARKS = ROOT / "benchmarks"
 
 
@@ -245,3 +247,12 @@ def test_paced_loads_are_judged_window_by_window_by_their_slowest(cache_tables):
     assert judged_windows(1.5)[f"{what}p99", most] == "yes"
     assert judged_windows(1.6)[f"{what}p99", most] == "**no**"
     assert judged_windows(1.6)[f"{what}p99 of hits", most] == "yes"
+
+
+def test_synthetic_traces_are_traces(tmp_path):
+    command = [sys.executable, BENCHMARKS / "replay_traces.py", tmp_path]
+    subprocess.run(command, check=True)
+    for name in ("agents", "chats", "documents", "loops", "scans", "shifts", "zipf"):
+        trace = replay.read(str(tmp_path / f"{name}.jsonl"))
+        assert trace.chained
+        assert len(trace.requests) >= 3000
