@@ -147,7 +147,7 @@ DumpPath::Taken DumpPath::take(const JobRef &job, size_t row, std::vector<Copy> 
     }
     BlockRef block = joined(job, row, outcome);
     if (!block && table_.is_spilled(id)) {
-        const uint32_t record = table_.take(Taking::kDump);
+        const uint32_t record = table_.take(Taking::kDump, id);
         if (record == kNone) return Taken::kNoRoom;
         block = table_.unspill(record, id);
         writer_.saved(block);
@@ -170,7 +170,7 @@ DumpPath::Taken DumpPath::take(const JobRef &job, size_t row, std::vector<Copy> 
         return Taken::kAnswered;
     }
     if (!block) {
-        const uint32_t record = table_.take(Taking::kDump);
+        const uint32_t record = table_.take(Taking::kDump, id);
         if (record == kNone) return Taken::kNoRoom;
         block = table_.start(record, id, State::kGathering);
         table_.record(record).depth = task.depth(row);

@@ -382,7 +382,7 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
     if (probe && core_.breaker.ask() != Breaker::Says::kProbe) return answer(UCM_UNAVAILABLE);
     fill.probe = fill.probe || probe;
     if (!block) {
-        const uint32_t record = table_.take(Taking::kLoad);
+        const uint32_t record = table_.take(Taking::kLoad, id);
         if (record == kNone) return Planned::kNoRoom;
         block = table_.start(record, id, State::kClean);
     }
@@ -449,7 +449,7 @@ void LoadPath::plan_prefetch(const BlockId &id, Lock &lock) {
             if (block && state_of(table_.word(block.record, shard)) != ShardState::kAbsent)
                 continue;
             if (!block) {
-                const uint32_t record = table_.take(Taking::kPrefetch);
+                const uint32_t record = table_.take(Taking::kPrefetch, id);
                 if (record == kNone) break;
                 block = table_.start(record, id, State::kClean);
             }

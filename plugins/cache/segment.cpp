@@ -132,7 +132,7 @@ void lay_out(Header &header, const Shape &shape) {
     header.records = shape.frames +
                      uint32_t(std::clamp<uint64_t>(kMostSpillBytes / spill_bytes, 2, kMostSpills));
     header.buckets = power_of_two(2 * uint64_t(header.records));
-    header.ghosts = power_of_two(4 * uint64_t(header.frames));
+    header.ghosts = power_of_two(8 * uint64_t(header.frames));
     uint64_t at = round_up(sizeof(Header));
     const auto part = [&](uint64_t bytes) {
         const uint64_t here = at;

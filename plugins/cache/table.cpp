@@ -25,7 +25,6 @@ constexpr uint32_t kGentleSteps = 64;
 // and devices may be later.
 constexpr int64_t kRestNs = 5ll * 1000000000;
 constexpr int64_t kTouchBelowNs = 60ll * 1000000000;
-constexpr uint32_t kFewestGhosts = 4;
 constexpr Ghost kGhostOfMain = Ghost(1) << 47, kGhostNumber = kGhostOfMain - 1;
 constexpr int64_t kNoGrowthNs = 10ll * 1000000000;
 
@@ -480,7 +479,8 @@ void Table::forget_spilled(const BlockId &id) {
 
 // Frames.
 
-uint32_t Table::take(Taking what) {
+uint32_t Table::take(Taking what, const BlockId &id) {
+    recall(id);
     if (what == Taking::kDump && dumps_hold_all()) return kNone;
     while (header_.frame_list.size == 0)
         if (may_grow() || !evict(what)) return kNone;
@@ -542,8 +542,15 @@ void Table::unqueue(uint32_t record) {
     each.queue = kNoQueue;
 }
 
+void Table::recall(const BlockId &id) {
+    if (id == recalled_ && returns_) return;
+    recalled_ = id;
+    returns_ = remembered(id);
+}
+
 void Table::enqueue(uint32_t record) {
-    if (remembered(id(record)))
+    recall(id(record));
+    if (std::exchange(returns_, false))
         append(header_.main, record, kMain);
     else
         append(header_.small, record, kSmall);
@@ -608,7 +615,7 @@ uint32_t Table::target() const {
 
 void Table::remember(const BlockId &id, bool main) {
     const uint64_t hash = BlockIdHash()(id);
-    Ghost *const ways = ghosts_ + (hash & (header_.ghosts - 1) / kGhostWays * kGhostWays);
+    Ghost *const ways = ghosts_ + (hash >> 16 & (header_.ghosts - kGhostWays));
     // The one that would be forgotten first: those of main live an eighth as long.
     const auto age = [&](Ghost ghost) {
         if (!ghost) return UINT64_MAX;
@@ -626,23 +633,25 @@ void Table::remember(const BlockId &id, bool main) {
 // Is it to go to the main queue at once? What comes back moves the border between the two.
 bool Table::remembered(const BlockId &id) {
     const uint64_t hash = BlockIdHash()(id);
-    Ghost *const ways = ghosts_ + (hash & (header_.ghosts - 1) / kGhostWays * kGhostWays);
-    const uint64_t capacity = std::max(frames_ready(), kFewestGhosts);
-    for (uint32_t k = 0; k < kGhostWays; k++) {
-        if (!ways[k] || ways[k] >> 48 != hash >> 48) continue;
-        const bool main = (ways[k] & kGhostOfMain) != 0;
-        const uint64_t age =
-            (main ? header_.main_left : header_.small_left) - (ways[k] & kGhostNumber);
-        ways[k] = 0;
-        if (age >= (main ? capacity / 4 : 2 * capacity)) return false;
-        const uint32_t frames = frames_ready();
-        const uint32_t least = std::max(1u, frames / 50),
-                       most = std::max(1u, uint32_t(uint64_t(frames) * 6 / 10));
-        if (main)
-            header_.small_target = target() > least + 4 ? target() - 4 : least;
-        else if (age < capacity / 4)
-            header_.small_target = std::min(most, target() + 2);
-        return true;
+    Ghost *const ways = ghosts_ + (hash >> 16 & (header_.ghosts - kGhostWays));
+    const uint32_t frames = frames_ready();
+    const uint64_t near = std::max(1u, frames / 4);
+    const uint32_t least = std::max(1u, frames / 50),
+                   most = std::max(1u, uint32_t(uint64_t(frames) * 6 / 10));
+    for (const bool main : {false, true}) {
+        for (uint32_t k = 0; k < kGhostWays; k++) {
+            if (!ways[k] || ways[k] >> 48 != hash >> 48) continue;
+            if (((ways[k] & kGhostOfMain) != 0) != main) continue;
+            const uint64_t left = main ? header_.main_left : header_.small_left;
+            const uint64_t age = left - (ways[k] & kGhostNumber);
+            ways[k] = 0;
+            if (age >= (main ? near : 2 * uint64_t(frames))) continue;
+            if (main)
+                header_.small_target = target() > least + 4 ? target() - 4 : least;
+            else if (age < near)
+                header_.small_target = std::min(most, target() + 2);
+            return true;
+        }
     }
     return false;
 }

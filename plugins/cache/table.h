@@ -43,7 +43,7 @@ class Index {
     void find_whole(const uint8_t *ids, size_t n, uint8_t *here) const;
 
   private:
-    size_t bucket(const BlockId &id) const { return BlockIdHash()(id) & (header_.buckets - 1); }
+    size_t bucket(const BlockId &id) const { return BlockIdHash()(id) >> 16 & (header_.buckets - 1); }
 
     const Header &header_;
     const std::atomic<uint32_t> *const stripes_, *const buckets_;
@@ -126,13 +126,16 @@ class Table {
     // Is another copy of this block being written below, or to be written before this one?
     bool older_is_on_its_way(uint32_t record) const;
 
-    // A free record with a frame, if need be of an evicted block. kNone: there is none now.
-    uint32_t take(Taking what);
+    // A free record with a frame for this block, if need be of an evicted one. kNone: there is none
+    // now.
+    uint32_t take(Taking what, const BlockId &id);
     bool dumps_hold_all() const {
         return header_.held.load(std::memory_order_relaxed) >= held_most();
     }
     // So many, so that loads find room beside any number of dumps, and what is in use stays.
-    uint32_t held_most() const { return std::max(1u, frames_ready() / 2); }
+    uint32_t held_most() const {
+        return std::max(1u, (may_grow() ? header_.frames : frames_ready()) / 2);
+    }
     // Of a taken record; it is this member's.
     BlockRef start(uint32_t record, const BlockId &id, State state);
     // The block that gathers under this id; if it was spilled, in a frame again from now on.
@@ -231,7 +234,7 @@ class Table {
     }
     Member &bell(uint32_t member) const { return members_[member]; }
     BlockRef search(const BlockId &id, Sight sight) const;
-    size_t bucket(const BlockId &id) const { return BlockIdHash()(id) & (header_.buckets - 1); }
+    size_t bucket(const BlockId &id) const { return BlockIdHash()(id) >> 16 & (header_.buckets - 1); }
     std::atomic<uint32_t> &stripe(size_t bucket) const { return stripes_[bucket % kStripes]; }
     void link(uint32_t record);
     void unlink(uint32_t record);
@@ -247,6 +250,7 @@ class Table {
     void append(Queue &queue, uint32_t record, QueueNumber number);
     void unqueue(uint32_t record);
     void enqueue(uint32_t record);
+    void recall(const BlockId &id);
     void to_back(Queue &queue, uint32_t record);
     bool evict(Taking what);
     uint32_t victim(Taking what);
@@ -265,6 +269,9 @@ class Table {
     ShardInfo *const infos_;
     const uint32_t member_, shards_, device_;
     const uint64_t slot_bytes_;
+    // Did the block for which the last frame was wanted leave lately? Asked before one makes way.
+    BlockId recalled_{};
+    bool returns_ = false;
     bool begun_ = false;
     int64_t no_growth_until_ns_ = 0;  // there was no room for more
     uint64_t changes_seen_ = 0;

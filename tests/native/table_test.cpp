@@ -6,7 +6,9 @@
 
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <fstream>
 #include <random>
+#include <sstream>
 #include <thread>
 
 #include "../../plugins/cache/host_copy.h"
@@ -55,7 +57,7 @@ struct Actor {
         {
             const Table::Hold hold(table);
             if (table.gathering(id)) return;
-            const uint32_t record = table.take(Taking::kDump);
+            const uint32_t record = table.take(Taking::kDump, id);
             if (record == kNone) return;
             block = table.start(record, id, State::kGathering);
             for (uint32_t s = 0; s < 4; s++) table.put(record, s, ShardState::kCopying);
@@ -99,7 +101,7 @@ struct Actor {
             const Table::Hold hold(table);
             block = table.visible(id);
             if (!block) {
-                const uint32_t record = table.take(Taking::kLoad);
+                const uint32_t record = table.take(Taking::kLoad, id);
                 if (record == kNone) return;
                 block = table.start(record, id, State::kClean);
             }
@@ -204,7 +206,7 @@ TEST_CASE("a spilled block gives its frame away and takes one again", "[table]")
     Table table(memory.segment, false, 0);
     const Table::Hold hold(table);
     const BlockId id = make_id(1);
-    const uint32_t first = table.take(Taking::kDump);
+    const uint32_t first = table.take(Taking::kDump, id);
     const BlockRef block = table.start(first, id, State::kGathering);
     table.put(first, 0, ShardState::kCopying);
     table.arrived(first, 0, 600, 600);
@@ -216,7 +218,7 @@ TEST_CASE("a spilled block gives its frame away and takes one again", "[table]")
     REQUIRE(table.is_spilled(id));
     table.rebuild();
     REQUIRE(table.is_spilled(id));
-    const uint32_t second = table.take(Taking::kDump);
+    const uint32_t second = table.take(Taking::kDump, id);
     const BlockRef again = table.unspill(second, id);
     REQUIRE(table.gathering(id) == again);
     REQUIRE_FALSE(table.is_spilled(id));
@@ -236,7 +238,7 @@ TEST_CASE("a process that died between two records of one block leaves one of th
     const Table::Hold hold(table);
     const BlockId id = make_id(1);
     const auto whole = [&](State state) {
-        const uint32_t r = table.take(Taking::kDump);
+        const uint32_t r = table.take(Taking::kDump, id);
         table.start(r, id, state);
         for (uint32_t shard = 0; shard < 4; shard++) {
             table.put(r, shard, ShardState::kCopying);
@@ -251,4 +253,43 @@ TEST_CASE("a process that died between two records of one block leaves one of th
     table.rebuild();
     REQUIRE(table.visible(id).record == fresh);
     REQUIRE(table.record(old).state.load() == State::kFree);
+}
+
+TEST_CASE("it evicts as ucm replay says", "[table]") {
+    // The figures of the policy `cache` on this trace; tests/replay/test_policies.py has the same.
+    struct Expected {
+        uint32_t frames;
+        size_t hits, prefix_hits;
+    };
+    const auto expected = GENERATE(Expected{50, 278, 270}, Expected{200, 726, 686},
+                                   Expected{400, 1273, 1144});
+    std::ifstream trace(std::string(UCM_TEST_FILES) + "/data/trace-200.jsonl");
+    REQUIRE(trace);
+    Memory_ memory(expected.frames);
+    Table table(memory.segment, false, 0);
+    size_t hits = 0, prefix_hits = 0;
+    for (std::string line; std::getline(trace, line);) {
+        const size_t begin = line.find('[', line.find("hash_ids")), end = line.find(']', begin);
+        std::istringstream ids(line.substr(begin + 1, end - begin - 1));
+        bool leading = true;
+        for (std::string text; std::getline(ids, text, ',');) {
+            const BlockId id = make_id(std::stoull(text));
+            const Table::Hold hold(table);
+            if (const BlockRef block = table.find(id)) {
+                table.used(block.record, 0);
+                hits++;
+                prefix_hits += leading;
+                continue;
+            }
+            leading = false;
+            const uint32_t record = table.take(Taking::kLoad, id);
+            REQUIRE(record != kNone);
+            table.start(record, id, State::kClean);
+            table.put(record, 0, ShardState::kLoading);
+            table.arrived(record, 0, 600, 600);
+        }
+    }
+    // Here the one that goes is chosen before it is known who comes.
+    CHECK(double(hits) == Approx(double(expected.hits)).epsilon(0.03));
+    CHECK(double(prefix_hits) == Approx(double(expected.prefix_hits)).epsilon(0.03));
 }
