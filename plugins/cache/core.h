@@ -58,7 +58,8 @@ struct Core {
     const bool lower_keeps, lower_loads;
     Metrics<kMetrics> metrics;
     Ledger ledger;
-    Breaker breaker;  // of the store below
+    Breaker breaker;                   // of the store below
+    std::atomic<bool> closing{false};  // nothing waits for a store that is down any more
 
     std::mutex mutex;  // guards Wakeups, version, and the queues of the paths
     Wakeups wakeups;

@@ -86,7 +86,11 @@ void DumpPath::process(const JobRef &job, size_t row, Lock &lock) {
         const size_t next = pass(job, row, kPassBytes, lock);
         if (next == row && core_.version == version) {
             core_.wakeups.dumps_want_room = true;
-            if (core_.segment.shared() && !table_.header().pressure.exchange(1)) table_.ring_all();
+            table_.want(true);
+            // Frames that others hold must come free, unless there are to be more soon.
+            if (core_.segment.shared() && !table_.may_grow() &&
+                !table_.header().pressure.exchange(1))
+                table_.ring_all();
             const int64_t soon_ns = monotonic_ns() + kForeignNs;
             wait_until(core_.wakeups.dumps, lock,
                        core_.segment.shared() ? std::min(soon_ns, job->task->deadline_ns())

@@ -120,12 +120,25 @@ ucm_status CacheStore::cancel(ucm_task number, ucm_error *err) {
     return UCM_OK;
 }
 
-// Without a lock.
+// Without a lock, but where somebody else is in the middle of a change for long.
 void CacheStore::find_here(const ucm_lookup_args &args, std::vector<uint8_t> &here) {
-    if (engine_) return engine_->core.table.find_whole(args.block_ids, args.n, here.data());
-    const std::lock_guard<std::mutex> hold(view_mutex_);
-    const uint8_t *base = view_ ? view_->look() : nullptr;
-    if (base) Index(base).find_whole(args.block_ids, args.n, here.data());
+    if (!engine_) {
+        const std::lock_guard<std::mutex> hold(view_mutex_);
+        const uint8_t *base = view_ ? view_->look() : nullptr;
+        if (base) Index(base).find_whole(args.block_ids, args.n, here.data());
+        std::replace(here.begin(), here.end(), kUnsure, uint8_t(0));
+        return;
+    }
+    Core &core = engine_->core;
+    core.table.find_whole(args.block_ids, args.n, here.data());
+    if (!std::count(here.begin(), here.end(), kUnsure)) return;
+    const Lock lock(core.mutex);
+    const Table::Hold hold(core.table);
+    for (size_t i = 0; i < args.n; i++) {
+        if (here[i] != kUnsure) continue;
+        const BlockRef block = core.table.visible(BlockId::at(args.block_ids, i));
+        here[i] = block && core.table.whole(block.record);
+    }
 }
 
 // While the store below is known to be down, what is here is the answer.
@@ -195,7 +208,7 @@ ucm_status CacheStore::prefetch(const ucm_ids_args &args, ucm_error *err) {
     engine_->core.table.find_whole(args.block_ids, args.n, here.data());
     std::vector<BlockId> absent;
     for (size_t i = 0; i < args.n; i++)
-        if (!here[i]) absent.push_back(BlockId::at(args.block_ids, i));
+        if (here[i] != 1) absent.push_back(BlockId::at(args.block_ids, i));
     engine_->loads.prefetch(absent);
     return UCM_OK;
 }
@@ -320,6 +333,7 @@ ucm_status CacheStore::metrics(const ucm_metrics_args &args, ucm_error *) {
 
 ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
     closing_.store(true);
+    if (engine_) engine_->core.closing.store(true);
     report.stored = report.lost = report.pending = report.unfinished = 0;
     if (!engine_) return UCM_OK;
     Core &core = engine_->core;
@@ -329,6 +343,7 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
         Outcome outcome;
         Lock lock(core.mutex);
         engine_->loads.forget_prefetches();
+        core.wakeups.writes.notify_all();  // it may wait for a store that is down
         engine_->watch.adopt(outcome);
         {
             const Table::Hold hold(core.table);

@@ -2,6 +2,7 @@
 #include "table.h"
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -18,7 +19,7 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr auto kAcquire = std::memory_order_acquire;
 constexpr auto kRelease = std::memory_order_release;
 
-constexpr int kAttempts = 100;
+constexpr int kAttempts = 1000, kPatience = 50;
 constexpr uint32_t kMostUses = 3;
 constexpr uint32_t kGentleSteps = 64;
 // The kernel ends a process's own reads before it drops its lock; those of network file systems
@@ -74,6 +75,7 @@ BlockRef Index::find(const BlockId &id, bool *sure) const {
     if (sure) *sure = true;
     for (int attempt = 0; attempt < kAttempts; attempt++) {
         const uint32_t before = stripes_[b % kStripes].load(kAcquire);
+        if (attempt > kPatience) sched_yield();  // who changes it may wait for this core
         if (before & 1) continue;
         BlockRef found;
         uint32_t steps = 0, r = buckets_[b].load(kAcquire);
@@ -102,10 +104,14 @@ void Index::find_whole(const uint8_t *ids, size_t n, uint8_t *here) const {
             if (r < header_.records) __builtin_prefetch(&records_[r]);
         }
         for (size_t i = first; i < end; i++) {
-            const BlockRef block = find(BlockId::at(ids, i));
-            here[i] = block &&
-                      records_[block.record].here.load(kAcquire) == header_.shards_per_block &&
-                      records_[block.record].generation.load(kAcquire) == block.generation;
+            bool sure = false;
+            const BlockRef block = find(BlockId::at(ids, i), &sure);
+            here[i] =
+                !sure
+                    ? kUnsure
+                    : block &&
+                          records_[block.record].here.load(kAcquire) == header_.shards_per_block &&
+                          records_[block.record].generation.load(kAcquire) == block.generation;
         }
     }
 }
@@ -764,7 +770,7 @@ uint32_t Table::another_member() const {
 void Table::hand_over(uint32_t record, uint32_t member) {
     records_[record].owner.store(member, kRelease);
     header_.changes.fetch_add(1, kRelease);
-    changed();
+    ring(member);
 }
 
 bool Table::many_zombies() const {

@@ -31,6 +31,8 @@ struct BlockRefHash {
 
 enum class Taking { kDump, kLoad, kPrefetch };
 
+constexpr uint8_t kUnsure = 2;
+
 // What can be seen of a segment without its mutex, by any thread.
 class Index {
   public:
@@ -39,11 +41,14 @@ class Index {
 
     // The visible block of that id. `sure`: nothing changed meanwhile, so that "none" is true.
     BlockRef find(const BlockId &id, bool *sure = nullptr) const;
-    // here[i] becomes 1 for those that are visible and whole, else 0.
+    // here[i] becomes 1 for those that are visible and whole, 0 for others; kUnsure where that
+    // could not be told, because somebody was changing something there all the time.
     void find_whole(const uint8_t *ids, size_t n, uint8_t *here) const;
 
   private:
-    size_t bucket(const BlockId &id) const { return BlockIdHash()(id) >> 16 & (header_.buckets - 1); }
+    size_t bucket(const BlockId &id) const {
+        return BlockIdHash()(id) >> 16 & (header_.buckets - 1);
+    }
 
     const Header &header_;
     const std::atomic<uint32_t> *const stripes_, *const buckets_;
@@ -234,7 +239,9 @@ class Table {
     }
     Member &bell(uint32_t member) const { return members_[member]; }
     BlockRef search(const BlockId &id, Sight sight) const;
-    size_t bucket(const BlockId &id) const { return BlockIdHash()(id) >> 16 & (header_.buckets - 1); }
+    size_t bucket(const BlockId &id) const {
+        return BlockIdHash()(id) >> 16 & (header_.buckets - 1);
+    }
     std::atomic<uint32_t> &stripe(size_t bucket) const { return stripes_[bucket % kStripes]; }
     void link(uint32_t record);
     void unlink(uint32_t record);

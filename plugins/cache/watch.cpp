@@ -50,7 +50,7 @@ void Watch::run() {
         loads_.look_again();
         core_.changed();
         grow(lock, outcome, 2 * core_.segment.step_frames());
-        table_.want(core_.segment.shared());
+        table_.want(waiting());
         outcome.give(lock, core_.log);
         const int64_t pause_ns = waiting() ? kWaitingCheckNs : kCheckNs;
         next_check_ns_ = std::min(next_check_ns_, monotonic_ns() + pause_ns);

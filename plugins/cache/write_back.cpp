@@ -217,7 +217,8 @@ void WriteBack::run() {
         } else if (!to_remove_.empty() || !to_remove_ids_.empty()) {
             remove_again(lock);
         } else if (!queue_.empty() && in_flight_ < core_.config.running_shards &&
-                   now_ns >= busy_until_ns_ && core_.breaker.ask() != Breaker::Says::kNo) {
+                   now_ns >= busy_until_ns_ &&
+                   (core_.closing || core_.breaker.ask() != Breaker::Says::kNo)) {
             std::shared_ptr<Batch> batch;
             {
                 const Table::Hold hold(table_);
@@ -229,6 +230,7 @@ void WriteBack::run() {
             if (idle()) core_.wakeups.idle.notify_all();
             if (stopping_) return;
             core_.wakeups.writes_want_change = !held_back_.empty();
+            if (!held_back_.empty()) table_.want(true);
             wait_until(core_.wakeups.writes, lock, next_wake());
             core_.wakeups.writes_want_change = false;
             try_held_back();
@@ -242,7 +244,8 @@ int64_t WriteBack::next_wake() const {
     if (!delayed_.empty()) at_ns = delayed_.begin()->first;
     if (!held_back_.empty()) at_ns = std::min(at_ns, monotonic_ns() + 100 * 1000000);
     if (!queue_.empty() && in_flight_ < core_.config.running_shards)
-        at_ns = std::min(at_ns, std::max(busy_until_ns_, core_.breaker.until_ns()));
+        at_ns =
+            std::min(at_ns, std::max(busy_until_ns_, core_.closing ? 0 : core_.breaker.until_ns()));
     return at_ns;
 }
 
@@ -408,6 +411,9 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
         const ucm_status status = results[k].status;
         if (status != UCM_OK) {
             if (passing(status) && again(block, Breaker::down(status))) return;
+            const uint32_t heir = core_.closing ? table_.another_member() : kNone;
+            if (Breaker::down(status) && heir != kNone && table_.whole(r))
+                return leave_to(block, heir);
             char why[64];
             snprintf(why, sizeof why, "the store below failed: status %d, errno %d", status,
                      results[k].os_errno);
@@ -521,7 +527,7 @@ void WriteBack::ask_below(Lock &lock, Outcome &outcome) {
 // False: it was tried often enough. While the store below is known to be down, nothing counts.
 bool WriteBack::again(const BlockRef &block, bool down) {
     Work &work = works_[block];
-    if (!(down && core_.breaker.open()) && work.tries == kRetries) return false;
+    if (!(down && core_.breaker.open() && !core_.closing) && work.tries == kRetries) return false;
     int64_t delay_ns = kFirstDelayNs;
     for (uint32_t k = 0; k < work.tries; k++) delay_ns *= 10;
     if (work.tries < kRetries) work.tries++;
@@ -667,6 +673,14 @@ void WriteBack::settle_foreign(Outcome &outcome) {
     }
 }
 
+// Its store below may work.
+void WriteBack::leave_to(const BlockRef &block, uint32_t member) {
+    end_accounts(block, End::kStored);
+    for (uint32_t shard = 0; shard < table_.shards(); shard++)
+        table_.below(block.record, shard, false);
+    table_.hand_over(block.record, member);
+}
+
 void WriteBack::leave(Outcome &outcome) {
     const uint32_t heir = core_.lower_keeps ? table_.another_member() : kNone;
     std::vector<BlockRef> mine;
@@ -678,8 +692,7 @@ void WriteBack::leave(Outcome &outcome) {
     size_t named = 0;
     for (auto &block : mine) {
         if (heir != kNone && !table_.partly_below(block.record)) {
-            end_accounts(block, End::kStored);
-            table_.hand_over(block.record, heir);
+            leave_to(block, heir);
             continue;
         }
         Outcome quiet;

@@ -96,6 +96,7 @@ class WriteBack {
     void ask_below(Lock &lock, Outcome &outcome);
     void remove_again(Lock &lock);
     bool again(const BlockRef &block, bool down);
+    void leave_to(const BlockRef &block, uint32_t member);
     void try_held_back();
     void not_unsaved(Work &work);
     uint64_t end_accounts(const BlockRef &block, End end);

@@ -186,7 +186,7 @@ def test_busy_is_tried_again(open_store, rng, pipeline):
     blocks = kit.new_blocks(store, rng, 6)
     for block in blocks:
         kit.dump(store, block)
-    assert store.drain(kit.WAIT_MS).lost == 0
+        assert store.drain(kit.WAIT_MS).lost == 0  # so that each goes below alone
     for block in blocks:
         kit.expect_published(store, block)
     assert counts(store)["busy"] > 0
