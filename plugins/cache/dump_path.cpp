@@ -159,9 +159,8 @@ DumpPath::Taken DumpPath::take(const JobRef &job, size_t row, std::vector<Copy> 
     const BlockRef visible = table_.visible(id);
     const bool published = !block && visible && table_.whole(visible.record) && !task.replace();
     const uint32_t word = block ? table_.word(block.record, shard) : 0;
-    // What another process copies may never arrive.
-    if (state_of(word) == ShardState::kCopying && member_of(word) != table_.member())
-        return Taken::kWait;
+    // Done means there: a copy that runs in another thread may fail, and its process may die.
+    if (state_of(word) == ShardState::kCopying) return Taken::kWait;
     if (published || below_of(word) || state_of(word) != ShardState::kAbsent) {
         const BlockRef &of = block ? block : visible;
         const bool waits = table_.state(of) == State::kDirty || !table_.mine(of.record);

@@ -344,6 +344,7 @@ void Table::arrived(uint32_t record, uint32_t shard, uint64_t length, uint64_t r
     each.here.fetch_add(1, kRelease);
     if (!below) each.have++;
     each.users--;
+    changed();
     unused(record);
 }
 
@@ -352,6 +353,7 @@ void Table::vacate(uint32_t record, uint32_t shard) {
     each.word.store(shard_word(ShardState::kAbsent, 0, below_of(each.word.load(kRelaxed))),
                     kRelease);
     records_[record].users--;
+    changed();
     unused(record);
 }
 
