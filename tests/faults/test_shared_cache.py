@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import member
 import pytest
@@ -48,6 +49,10 @@ def unique_id():
     """Return a name whose segment must be gone at the end."""
     name = f"crash-{os.getpid()}-{random.getrandbits(32):08x}"
     yield name
+    for each in list(Process.living):  # of a test that failed
+        each.process.kill()
+        each.process.wait()
+    Process.living.clear()
     left = path_of(name).exists()
     path_of(name).unlink(missing_ok=True)
     assert not left, "a segment was left in /dev/shm"
@@ -69,18 +74,27 @@ def config(pipeline, storage, unique_id):
     }
     if "Posix" in pipeline:
         config["storage_backends"] = str(storage.folder)
-        with ucm.open_pipeline(below(config)) as store:
-            kit.dump(store, *map(block_of, STORED))
+    store_below(config)
     return config
 
 
 def below(config):
     """Return the configuration of what is below the cache alone."""
-    return {**config, "store_pipeline": config["store_pipeline"].partition("|")[2]}
+    pipeline = config["store_pipeline"].partition("|")[2]
+    return {k: v for k, v in config.items() if not k.startswith("cache")} | {
+        "store_pipeline": pipeline
+    }
+
+
+def store_below(config):
+    with ucm.open_pipeline(below(config)) as store:
+        kit.dump(store, *map(block_of, STORED))
 
 
 class Process:
     """A member in a process of its own, and what it said."""
+
+    living: ClassVar[set] = set()
 
     def __init__(self, config, seed, steps=0, libraries=(), failpoints=""):
         variables = {}
@@ -96,6 +110,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.living.add(self)
         self.errors = ""
         self.readers = [threading.Thread(target=self._listen), threading.Thread(target=self._errors)]
         for reader in self.readers:
@@ -124,6 +139,7 @@ class Process:
         code = self.process.wait(timeout=120)
         for reader in self.readers:
             reader.join()
+        self.living.discard(self)
         assert code in (0, -signal.SIGKILL), self.errors
         return code
 
@@ -258,6 +274,7 @@ def test_killed_at_random_among_four(config, pipeline, storage, unique_id):
 
 def kill_at_random(config, rng, seed, kills, all_at_last):
     """Kill members under load, each replaced by a new one; at last let all end, or none."""
+    store_below(config)
     seeds = iter(range(seed * 100 % 10000 + 1, 10**6))
     living, saids = [Process(config, next(seeds)) for _ in range(MEMBERS)], []
     for _ in range(kills):
