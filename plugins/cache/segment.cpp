@@ -249,7 +249,6 @@ void Segment::make_private(const Shape &shape) {
     keep_private(base_, head_bytes_);
     make_empty(base_, shape, shape.frames, false);
     map(0, sizes.bytes - sizes.data_at);
-    at<Member>(header().members_at)[0].joined.store(1, std::memory_order_relaxed);
     header().phase.store(SegmentPhase::kReady, std::memory_order_release);
 }
 
