@@ -49,11 +49,12 @@ def unique_id():
     """Return a name whose segment must be gone at the end."""
     name = f"crash-{os.getpid()}-{random.getrandbits(32):08x}"
     yield name
-    for each in list(Process.living):  # of a test that failed
-        each.process.kill()
-        each.process.wait()
-    Process.living.clear()
-    left = path_of(name).exists()
+    failed = bool(Process.living)
+    while Process.living:
+        process = Process.living.pop().process
+        process.kill()
+        process.wait()
+    left = path_of(name).exists() and not failed
     path_of(name).unlink(missing_ok=True)
     assert not left, "a segment was left in /dev/shm"
 
