@@ -238,6 +238,15 @@ def test_share_buffer_enable_false_is_private_memory(open_members, unique_id, rn
     assert (one.tiers(kit.ids_of(blocks)), other.tiers(kit.ids_of(blocks))) == ([1, 1], [2, 2])
 
 
+def test_two_caches_of_one_pipeline_share_nothing_with_each_other(open_members, unique_id, stored):
+    one, other = open_members(2, "Cache|Cache|Posix")
+    assert segment(unique_id).exists() and segment(f"{unique_id}%232").exists()
+    for store in (one, other):
+        assert [store.stats()[name]["members"] for name in ("Cache", "Cache#2")] == [2, 2]
+        kit.expect_published(store, *stored)
+    assert below(one, "load_shards_total") + below(other, "load_shards_total") == 16 * 4
+
+
 def test_who_only_looks_up_sees_what_is_shared(open_members, open_store, unique_id, rng):
     looker = open_store("Cache|Empty", device_id=-1, unique_id=unique_id)
     assert looker.lookup([bytes(16)]) == [False]
