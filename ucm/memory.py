@@ -53,7 +53,7 @@ def ids(block_ids: Any) -> tuple[Any, int]:
     except TypeError:
         bad = next(i for i in block_ids if not isinstance(i, (bytes, bytearray, memoryview)))
         raise InvalidError(f"block_ids: an id is 16 bytes, not {_kind(bad)}") from None
-    if len(joined) != ID_BYTES * len(block_ids) or not all(len(i) == ID_BYTES for i in block_ids):
+    if block_ids and set(map(len, block_ids)) != {ID_BYTES}:
         bad = next(i for i in block_ids if len(i) != ID_BYTES)
         raise InvalidError(f"block_ids: an id is 16 bytes, but {bad!r} has {len(bad)}")
     return ffi.from_buffer("uint8_t[]", joined), len(block_ids)

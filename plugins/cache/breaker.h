@@ -22,7 +22,7 @@ class Breaker {
         const int64_t now_ns = monotonic_ns();
         if (now_ns < until_ns) return Says::kNo;
         return until_ns_.compare_exchange_strong(expected, now_ns + kProbeNs) ? Says::kProbe
-                                                                             : Says::kNo;
+                                                                              : Says::kNo;
     }
     bool open() const { return until_ns_.load(std::memory_order_acquire) != 0; }
     // When the next probe may go.

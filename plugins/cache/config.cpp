@@ -71,21 +71,20 @@ uint64_t pool_bytes(double wanted_gb, uint64_t needed, bool shared, const Logger
         shared ? "; make /dev/shm larger (--shm-size, or an emptyDir of medium Memory), or set "
                  "share_buffer_enable: false"
                : "";
-    const uint64_t bytes =
-        automatic ? std::min({all.free / 2, container_room() / 2, kMostAutomatic})
-                  : uint64_t(wanted_gb * kGiB);
+    const uint64_t bytes = automatic
+                               ? std::min({all.free / 2, container_room() / 2, kMostAutomatic})
+                               : uint64_t(wanted_gb * kGiB);
     if (!automatic && bytes > all.total && (!shared || needed > all.total))
         throw Error(UCM_INVALID, "cache_buffer_capacity_gb=" + gib(bytes) + " is more than the " +
                                      gib(all.total) + " GiB that " + all.where +
                                      " has on this machine; make it smaller" + remedy);
     if (bytes < needed)
-        throw Error(UCM_INVALID, "cache_buffer_capacity_gb: " + gib(bytes) + " GiB" +
-                                     (automatic ? std::string(" (half of what ") + all.where +
-                                                      " has free)"
-                                                : "") +
-                                     " cannot hold two blocks; at least " +
-                                     gib(needed + (needed >> 16)) + " is needed" +
-                                     (automatic ? remedy : ""));
+        throw Error(
+            UCM_INVALID,
+            "cache_buffer_capacity_gb: " + gib(bytes) + " GiB" +
+                (automatic ? std::string(" (half of what ") + all.where + " has free)" : "") +
+                " cannot hold two blocks; at least " + gib(needed + (needed >> 16)) + " is needed" +
+                (automatic ? remedy : ""));
     if (!automatic && bytes > all.total)
         log.write(UCM_LOG_WARN,
                   "cache_buffer_capacity_gb=%s is more than the %s GiB of %s: the cache will be "
@@ -126,12 +125,11 @@ Shape make_shape(const ucm_open_args &args, bool shared, const Logger &log) {
     shape.raw_capacity = layout.raw_capacity;
     shape.slot_bytes = round_up(layout.capacity);
     shape.encoding = std::string(layout.encoding, strnlen(layout.encoding, UCM_ENCODING_BYTES));
-    shape.identity = std::string(values[kNamespace].s) + " " + values[kModel].s + " " +
-                     values[kFingerprint].s;
+    shape.identity =
+        std::string(values[kNamespace].s) + " " + values[kModel].s + " " + values[kFingerprint].s;
     shape.keeps = (args.lower->capabilities & UCM_CAP_KEEPS) != 0;
     shape.loads = (args.lower->capabilities & UCM_CAP_LOADS) != 0;
-    const uint64_t bytes =
-        pool_bytes(values[kCapacityGb].f, 2 * shape.frame_bytes(), shared, log);
+    const uint64_t bytes = pool_bytes(values[kCapacityGb].f, 2 * shape.frame_bytes(), shared, log);
     shape.frames = uint32_t(std::min<uint64_t>(bytes / shape.frame_bytes(), UINT32_MAX / 4));
     return shape;
 }

@@ -36,8 +36,7 @@ void DumpPath::push(const JobRef &job, uint64_t inline_bytes) {
     while (jobs_.empty() && row < job->rows.size() && inline_bytes) {
         const size_t next = pass(job, row, std::min(inline_bytes, kPassBytes), lock);
         if (next == row) break;
-        for (; row < next; row++)
-            inline_bytes -= std::min(inline_bytes, job->task->length(row));
+        for (; row < next; row++) inline_bytes -= std::min(inline_bytes, job->task->length(row));
     }
     if (row == job->rows.size()) {
         if (flushing_) {

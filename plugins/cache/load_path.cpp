@@ -32,7 +32,6 @@ struct LoadPath::Fill {
     explicit Fill(LoadPath &path) : owner(path) {}
 
     ucm_transfer transfer();
-    bool planned_by(const JobRef &job) const { return planner == job; }
 
     LoadPath &owner;
     JobRef planner;  // NULL: a prefetch, or several tasks
@@ -346,8 +345,8 @@ void LoadPath::claim(Job &job, size_t row) {
     jobs_.erase(job.task->number());
 }
 
-LoadPath::Planned LoadPath::plan_row(const Waiter &waiter,
-                                     Hits &hits, Fill &fill, Outcome &outcome) {
+LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fill,
+                                     Outcome &outcome) {
     const auto &[job, row] = waiter;
     if (job->rows[row] != Row::kTodo) return Planned::kYes;
     const Task &task = *job->task;
@@ -420,8 +419,8 @@ void LoadPath::plan(Lock &lock) {
             urgent.pop_front();
             size_t next = 0;
             for (; next < piece.rows.size(); next++) {
-                room = plan_row({piece.job, piece.rows[next]}, hits, *fill, outcome) ==
-                       Planned::kYes;
+                room =
+                    plan_row({piece.job, piece.rows[next]}, hits, *fill, outcome) == Planned::kYes;
                 if (!room) break;
             }
             rows += piece.rows.size();
@@ -524,81 +523,112 @@ void LoadPath::fill_ended(Fill &fill, Outcome &outcome) {
     core_.wakeups.writes.notify_all();
 }
 
-// Shards that came from below: into the memory of those that wait for them, while nobody can take
-// the frame away; then everybody may have them.
-void LoadPath::arrive(Lock &lock) {
-    struct Arrival {
-        std::shared_ptr<Fill> fill;
-        size_t k;
-        ucm_result answer;
-        std::vector<Waiter> waiters;
-    };
+// A shard that came from below, and who waited for it.
+struct LoadPath::Arrival {
+    const Arriving &shard() const { return fill->shards[k]; }
+
+    std::shared_ptr<Fill> fill;
+    size_t k;
+    ucm_result answer;
+    std::vector<Waiter> waiters;
+};
+
+std::vector<LoadPath::Arrival> LoadPath::collect(Outcome &outcome) {
     std::vector<Arrival> arrivals;
-    Outcome outcome;
     while (!arrived_.empty() && arrivals.size() < kMostArrivals) {
         Arrival each{std::move(arrived_.front().first), arrived_.front().second, {}, {}};
         arrived_.pop_front();
-        each.answer = each.fill->results[each.k];
-        each.answer.flags = 0;
-        if (each.answer.status == UCM_OK && each.answer.length > core_.config.capacity)
-            each.answer = result(UCM_INCOMPATIBLE);
-        if (each.answer.status != UCM_OK) each.answer.length = 0;
         Fill &fill = *each.fill;
-        if (!Breaker::down(each.answer.status)) fill.best = each.answer.status;
-        if (fill.best == UCM_IO && each.answer.status != UCM_OK) fill.best = each.answer.status;
+        ucm_result &answer = each.answer;
+        answer = fill.results[each.k];
+        answer.flags = 0;
+        if (answer.status == UCM_OK && answer.length > core_.config.capacity)
+            answer = result(UCM_INCOMPATIBLE);
+        if (answer.status != UCM_OK) answer.length = 0;
+        if (!Breaker::down(answer.status) || fill.ended == 0) fill.best = answer.status;
         if (++fill.ended == fill.shards.size()) fill_ended(fill, outcome);
         arrivals.push_back(std::move(each));
     }
-    for (bool more = true; more;) {
-        for (auto &each : arrivals) {
-            Arriving &shard = each.fill->shards[each.k];
-            each.waiters.clear();
-            for (auto &waiter : std::exchange(shard.waiters, {})) {
-                if (waiter.job->rows[waiter.row] != Row::kWaiting) continue;  // time was over
-                if (personal(each.answer.status) && !each.fill->planned_by(waiter.job)) {
-                    waiter.job->rows[waiter.row] = Row::kTodo;
-                    queue({waiter.job, {waiter.row}});
-                    continue;
-                }
-                claim(*waiter.job, waiter.row);
-                each.waiters.push_back(waiter);
-            }
+    return arrivals;
+}
+
+// Those that still wait for it, from here on this thread's to answer; false: nobody does.
+bool LoadPath::claim_waiters(Arrival &each) {
+    each.waiters.clear();
+    for (auto &waiter : std::exchange(each.fill->shards[each.k].waiters, {})) {
+        if (waiter.job->rows[waiter.row] != Row::kWaiting) continue;  // its time was over
+        if (personal(each.answer.status) && each.fill->planner != waiter.job) {
+            waiter.job->rows[waiter.row] = Row::kTodo;
+            queue({waiter.job, {waiter.row}});
+            continue;
         }
+        claim(*waiter.job, waiter.row);
+        each.waiters.push_back(waiter);
+    }
+    return !each.waiters.empty();
+}
+
+// Copies for one task at once, from `first` on; returns where the next one begins. No lock is held.
+size_t LoadPath::hand_out(const std::vector<Arrival> &arrivals, size_t first, size_t which) {
+    const JobRef &job = arrivals[first].waiters[which].job;
+    const Task &task = *job->task;
+    std::vector<cache::Piece> pieces;
+    std::vector<std::pair<size_t, ucm_result>> rows;
+    size_t next = first;
+    for (; next < arrivals.size(); next++) {
+        const Arrival &each = arrivals[next];
+        if (each.waiters.size() <= which || each.waiters[which].job != job) break;
+        const size_t row = each.waiters[which].row;
+        rows.emplace_back(row, each.answer);
+        if (each.answer.status != UCM_OK) continue;
+        pieces.push_back({table_.slot(each.shard().block.record, each.shard().shard),
+                          task.addresses(row), each.answer.length});
+        core_.metrics.add(kLoadShards, 1);
+        core_.metrics.add(kLoadBytes, each.answer.length);
+    }
+    ucm_status copied = UCM_OK;
+    if (!pieces.empty()) {
+        Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
+        copied = core_.device->scatter(pieces.data(), pieces.size(), task.event());
+    }
+    if (copied == UCM_PENDING) copied = UCM_IO;
+    for (auto &[row, answer] : rows)
+        job->answer(row, answer.status == UCM_OK && copied != UCM_OK ? result(copied) : answer);
+    return next;
+}
+
+// Shards that came from below: into the memory of those that wait for them, while nobody can take
+// the frame away; then everybody may have them.
+void LoadPath::arrive(Lock &lock) {
+    Outcome outcome;
+    std::vector<Arrival> arrivals = collect(outcome);
+    for (bool more = true; more;) {
+        more = false;
+        for (auto &each : arrivals) more = claim_waiters(each) || more;
+        if (!more) break;
         lock.unlock();
         UCM_FAILPOINT("cache.arrived");
-        for (auto &each : arrivals) {
-            const Arriving &shard = each.fill->shards[each.k];
-            for (auto &waiter : each.waiters) {
-                ucm_result answer = each.answer;
-                if (answer.status == UCM_OK) {
-                    Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
-                    const cache::Piece piece{table_.slot(shard.block.record, shard.shard),
-                                      waiter.job->task->addresses(waiter.row), answer.length};
-                    const ucm_status copied =
-                        core_.device->scatter(&piece, 1, waiter.job->task->event());
-                    if (copied != UCM_OK) answer = result(copied == UCM_PENDING ? UCM_IO : copied);
-                    core_.metrics.add(kLoadShards, 1);
-                    core_.metrics.add(kLoadBytes, answer.length);
-                }
-                waiter.job->answer(waiter.row, answer);
+        for (size_t which = 0, left = 1; left; which++) {
+            left = 0;
+            for (size_t k = 0; k < arrivals.size();) {
+                const bool waits = arrivals[k].waiters.size() > which;
+                left += waits;
+                k = waits ? hand_out(arrivals, k, which) : k + 1;
             }
         }
         lock.lock();
-        more = false;
-        for (auto &each : arrivals) more = more || !each.fill->shards[each.k].waiters.empty();
     }
     {
         const Table::Hold hold(table_);
         for (auto &each : arrivals) {
-            const Arriving &shard = each.fill->shards[each.k];
+            const Arriving &shard = each.shard();
             arriving_.erase({shard.block.record, shard.shard});
             if (each.answer.status != UCM_OK) {
                 table_.vacate(shard.block.record, shard.shard);
                 continue;
             }
             core_.metrics.add(kLoadInBytes, each.answer.length);
-            table_.arrived(shard.block.record, shard.shard, each.answer.length,
-                           each.answer.length);
+            table_.arrived(shard.block.record, shard.shard, each.answer.length, each.answer.length);
         }
     }
     UCM_FAILPOINT("cache.kept");

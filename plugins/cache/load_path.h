@@ -57,6 +57,7 @@ class LoadPath {
     using Hits = std::vector<std::pair<JobRef, std::vector<Hit>>>;  // task by task
     struct Fill;
     struct Arriving;
+    struct Arrival;
     using Key = std::pair<uint32_t, uint32_t>;  // record and shard
 
     void run();
@@ -66,12 +67,14 @@ class LoadPath {
     void serve_here(const JobRef &job, uint64_t most_bytes, std::vector<size_t> &left);
     void plan(Lock &lock);
     enum class Planned { kYes, kNoRoom };
-    Planned plan_row(const Waiter &waiter, Hits &hits, Fill &fill,
-                     Outcome &outcome);
+    Planned plan_row(const Waiter &waiter, Hits &hits, Fill &fill, Outcome &outcome);
     void plan_prefetch(const BlockId &id, Lock &lock);
     void copy_hits(Hits &hits, Lock &lock);
     void launch(const std::shared_ptr<Fill> &fill, Lock &lock);
     void submit(const std::shared_ptr<Fill> &fill, Lock &lock);
+    std::vector<Arrival> collect(Outcome &outcome);
+    bool claim_waiters(Arrival &each);
+    size_t hand_out(const std::vector<Arrival> &arrivals, size_t first, size_t which);
     void arrive(Lock &lock);
     void fill_ended(Fill &fill, Outcome &outcome);
     void expire(const JobRef &job, Lock &lock);
@@ -98,7 +101,7 @@ class LoadPath {
     std::unordered_map<Fill *, std::shared_ptr<Fill>> fills_;  // until finished
     size_t working_ = 0;                                       // threads that are in a step
     bool stopping_ = false;
-    std::mutex touches_mutex_;         // guards touches_ only; hits take it, rarely
+    std::mutex touches_mutex_;  // guards touches_ only; hits take it, rarely
     std::vector<BlockId> touches_;
     Threads threads_;
 };

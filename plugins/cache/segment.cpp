@@ -129,8 +129,8 @@ void lay_out(Header &header, const Shape &shape) {
     header.loads = shape.loads;
     header.frames = shape.frames;
     const uint64_t spill_bytes = sizeof(Record) + sizeof(ShardInfo) * shape.shards_per_block;
-    header.records =
-        shape.frames + uint32_t(std::clamp<uint64_t>(kMostSpillBytes / spill_bytes, 2, kMostSpills));
+    header.records = shape.frames +
+                     uint32_t(std::clamp<uint64_t>(kMostSpillBytes / spill_bytes, 2, kMostSpills));
     header.buckets = power_of_two(2 * uint64_t(header.records));
     header.ghosts = power_of_two(4 * uint64_t(header.frames));
     uint64_t at = round_up(sizeof(Header));
@@ -144,8 +144,7 @@ void lay_out(Header &header, const Shape &shape) {
     header.buckets_at = part(sizeof(uint32_t) * header.buckets);
     header.ghosts_at = part(sizeof(Ghost) * header.ghosts);
     header.records_at = part(sizeof(Record) * header.records);
-    header.shards_at =
-        part(sizeof(ShardInfo) * uint64_t(header.records) * shape.shards_per_block);
+    header.shards_at = part(sizeof(ShardInfo) * uint64_t(header.records) * shape.shards_per_block);
     header.data_at = round_up(at, kHugePageBytes);
     header.bytes = header.data_at + shape.frames * shape.frame_bytes();
 }
@@ -295,11 +294,11 @@ bool Segment::open_once(const Shape &shape) {
                     errno);
     file_.set(fd);
     struct stat st{};
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
-        (st.st_mode & 077))
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077))
         throw Error(UCM_UNAVAILABLE,
-                    path_ + ": is not a file of this user alone; remove it, or use another "
-                            "unique_id");
+                    path_ +
+                        ": is not a file of this user alone; remove it, or use another "
+                        "unique_id");
     const JoinLock lock(fd, path_);
     if (!leads_to(path_, fd) || fstat(fd, &st) != 0) return false;
     if (st.st_size == 0) {
@@ -360,8 +359,7 @@ void Segment::create(const Shape &shape) {
     int error = ftruncate(file_.get(), off_t(sizes.bytes)) == 0 ? 0 : errno;
     if (!error) error = allocate_bytes(file_.get(), 0, sizes.data_at);
     const uint32_t least = std::min(shape.frames, 2u);
-    if (!error)
-        error = allocate_bytes(file_.get(), sizes.data_at, least * shape.frame_bytes());
+    if (!error) error = allocate_bytes(file_.get(), sizes.data_at, least * shape.frame_bytes());
     if (error) {
         ::unlink(path_.c_str());
         throw Error(UCM_UNAVAILABLE,
@@ -392,8 +390,8 @@ std::string Segment::differs(const Shape &shape) const {
     if (text.empty()) text = pair("bytes of a shard", it.capacity, shape.capacity);
     if (text.empty()) text = pair("bytes of a raw shard", it.raw_capacity, shape.raw_capacity);
     if (text.empty() && shape.encoding != it.encoding)
-        text = "encoding: \"" + std::string(it.encoding) + "\" there, \"" + shape.encoding +
-               "\" here";
+        text =
+            "encoding: \"" + std::string(it.encoding) + "\" there, \"" + shape.encoding + "\" here";
     if (text.empty() && hash_of(shape.identity) != it.identity)
         text = "namespace, model or fingerprint: \"" + std::string(it.label) + "\" there, \"" +
                shape.identity + "\" here";

@@ -111,22 +111,22 @@ struct Header {
     uint32_t shards_per_block;
     uint64_t capacity, raw_capacity, slot_bytes;
     char encoding[UCM_ENCODING_BYTES];
-    uint64_t identity;       // hash of namespace, model and fingerprint
-    uint64_t pid_namespace;  // the mutex names its owner by a number of this one
-    char label[128];         // for people only
+    uint64_t identity;         // hash of namespace, model and fingerprint
+    uint64_t pid_namespace;    // the mutex names its owner by a number of this one
+    char label[128];           // for people only
     uint32_t keeps, loads;     // can the store below
     uint32_t frames, records;  // in all
     uint32_t buckets, ghosts;  // powers of two
     uint64_t members_at, stripes_at, buckets_at, ghosts_at, records_at, shards_at, data_at, bytes;
     std::atomic<uint64_t> wanting;  // a bit for each member that waits for its bell
-    std::atomic<int64_t> used_ns;  // CLOCK_BOOTTIME of the last sign of life
+    std::atomic<int64_t> used_ns;   // CLOCK_BOOTTIME of the last sign of life
 
-    alignas(64) pthread_mutex_t mutex;  // guards all that follows, and what Record says
+    alignas(64) pthread_mutex_t mutex;   // guards all that follows, and what Record says
     std::atomic<uint32_t> frames_ready;  // allocated
     uint32_t grower;                     // member that allocates more now, or kNone
-    Queue frame_list, spill_list;  // free records, longest free first
-    Queue small, main;             // clean ones, next to go first
-    std::atomic<uint32_t> held;    // frames of what gathers or is dirty
+    Queue frame_list, spill_list;        // free records, longest free first
+    Queue small, main;                   // clean ones, next to go first
+    std::atomic<uint32_t> held;          // frames of what gathers or is dirty
     std::atomic<uint32_t> gatherings;
     std::atomic<uint32_t> pressure;  // dumps of somebody find no frame
     uint32_t resting;                // zombies into which I/O of the dead may still land

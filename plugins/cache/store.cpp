@@ -245,6 +245,7 @@ ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
     {
         const Table::Hold hold(core.table);
         for (auto &id : ids) {
+            core.table.forget_spilled(id);
             const BlockRef visible = core.table.visible(id), gathering = core.table.gathering(id);
             if (visible && core.table.state(visible) == State::kClean)
                 core.table.detach(visible.record, UCM_NOT_FOUND);

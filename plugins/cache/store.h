@@ -59,7 +59,7 @@ class CacheStore final : public Store {
     const uint64_t lower_caps_;
     std::atomic<bool> closing_{false};
     std::unique_ptr<Engine> engine_;
-    std::mutex view_mutex_;  // guards view_
+    std::mutex view_mutex_;              // guards view_
     std::unique_ptr<SegmentView> view_;  // of a lookup-only store
 };
 

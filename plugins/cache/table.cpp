@@ -104,7 +104,8 @@ void Index::find_whole(const uint8_t *ids, size_t n, uint8_t *here) const {
         }
         for (size_t i = first; i < end; i++) {
             const BlockRef block = find(BlockId::at(ids, i));
-            here[i] = block && records_[block.record].here.load(kAcquire) == header_.shards_per_block &&
+            here[i] = block &&
+                      records_[block.record].here.load(kAcquire) == header_.shards_per_block &&
                       records_[block.record].generation.load(kAcquire) == block.generation;
         }
     }
@@ -630,8 +631,8 @@ bool Table::remembered(const BlockId &id) {
     for (uint32_t k = 0; k < kGhostWays; k++) {
         if (!ways[k] || ways[k] >> 48 != hash >> 48) continue;
         const bool main = (ways[k] & kGhostOfMain) != 0;
-        const uint64_t age = (main ? header_.main_left : header_.small_left) -
-                             (ways[k] & kGhostNumber);
+        const uint64_t age =
+            (main ? header_.main_left : header_.small_left) - (ways[k] & kGhostNumber);
         ways[k] = 0;
         if (age >= (main ? capacity / 4 : 2 * capacity)) return false;
         const uint32_t frames = frames_ready();
@@ -657,7 +658,9 @@ Table::Inheritance Table::adopt() {
     // Whoever had this member's place is dead: its lock could be taken.
     if (!begun_) dead.push_back(member_);
     begun_ = true;
-    const auto gone = [&](uint32_t m) { return std::find(dead.begin(), dead.end(), m) != dead.end(); };
+    const auto gone = [&](uint32_t m) {
+        return std::find(dead.begin(), dead.end(), m) != dead.end();
+    };
     if (dead.empty()) return all;
     each([&](uint32_t r) {
         Record &record = records_[r];
@@ -837,9 +840,8 @@ void Table::rebuild() {
     }
     header_.held.store(held, kRelaxed);
     header_.gatherings.store(gatherings, kRelaxed);
-    std::sort(clean.begin(), clean.end(), [&](uint32_t a, uint32_t b) {
-        return records_[a].number < records_[b].number;
-    });
+    std::sort(clean.begin(), clean.end(),
+              [&](uint32_t a, uint32_t b) { return records_[a].number < records_[b].number; });
     for (uint32_t r : clean) {
         const bool main = records_[r].queue == kMain;
         append(main ? header_.main : header_.small, r, main ? kMain : kSmall);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The blocks of a segment: which are here, in which frame, who moves them. What several processes do
-// to it at once is in docs/shared-cache.md.
+// The blocks of a segment: which are here, in which frame, who moves them. What several processes
+// do to it at once is in docs/shared-cache.md.
 #pragma once
 
 #include <algorithm>
@@ -135,8 +135,8 @@ class Table {
     uint32_t held_most() const { return std::max(1u, frames_ready() / 2); }
     // Of a taken record; it is this member's.
     BlockRef start(uint32_t record, const BlockId &id, State state);
-    // The block that gathers under this id; if it was spilled, in a frame again from now on. `taken`
-    // is used up.
+    // The block that gathers under this id; if it was spilled, in a frame again from now on.
+    // `taken` is used up.
     BlockRef unspill(uint32_t taken, const BlockId &id);
     bool is_spilled(const BlockId &id) const { return bool(search(id, kSpills)); }
     void put(uint32_t record, uint32_t shard, ShardState state);
@@ -152,7 +152,8 @@ class Table {
     void settle(uint32_t record);
     // From whatever it is to gone; its frame is free when nobody uses it any more.
     void detach(uint32_t record, ucm_status end, uint32_t flags = 0);
-    // All that is here of an unfinished block lies below: gives its frame away. False: it cannot be.
+    // All that is here of an unfinished block lies below: gives its frame away. False: it cannot
+    // be.
     bool spill(uint32_t record);
     // What this member has below of a spilled block is given up.
     void forget_spilled(const BlockId &id);
@@ -205,9 +206,7 @@ class Table {
     Header &header() const { return header_; }
     uint32_t member() const { return member_; }
     uint32_t shards() const { return shards_; }
-    uint32_t frames_ready() const {
-        return header_.frames_ready.load(std::memory_order_relaxed);
-    }
+    uint32_t frames_ready() const { return header_.frames_ready.load(std::memory_order_relaxed); }
 
     // This member's bell.
     void want(bool is);

@@ -256,8 +256,8 @@ std::shared_ptr<WriteBack::Batch> WriteBack::build() {
     while (!queue_.empty() && batch->n() < kBatchShards) {
         const BlockRef block = queue_.front();
         const State state = table_.state(block);
-        const bool alive = (state == State::kGathering || state == State::kDirty) &&
-                           table_.mine(block.record);
+        const bool alive =
+            (state == State::kGathering || state == State::kDirty) && table_.mine(block.record);
         if (alive && batch->n() && table_.flagged(block.record, kReplace) != batch->replace) break;
         queue_.pop_front();
         if (!alive) {
@@ -427,7 +427,8 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
         // From here on these shards are the lower store's to count.
         auto &accounts = work.accounts;
         for (size_t k = accounts.size(); k-- > 0;) {
-            if (std::find(shards.begin(), shards.end(), accounts[k].shard) == shards.end()) continue;
+            if (std::find(shards.begin(), shards.end(), accounts[k].shard) == shards.end())
+                continue;
             core_.ledger.end(accounts[k].epoch, 1, 0, 0);
             accounts.erase(accounts.begin() + std::ptrdiff_t(k));
         }
@@ -458,8 +459,7 @@ uint64_t WriteBack::end_accounts(const BlockRef &block, End end) {
     if (found == works_.end()) return 0;
     const uint64_t n = found->second.accounts.size();
     for (auto &each : found->second.accounts)
-        core_.ledger.end(each.epoch, end == End::kStored, end == End::kLost,
-                         end == End::kDeclined);
+        core_.ledger.end(each.epoch, end == End::kStored, end == End::kLost, end == End::kDeclined);
     not_unsaved(found->second);
     works_.erase(found);
     core_.wakeups.idle.notify_all();
@@ -587,7 +587,7 @@ void WriteBack::drop(const BlockRef &block, Outcome &outcome, uint32_t flags) {
 }
 
 void WriteBack::adopt(const Table::Inheritance &all, Outcome &outcome) {
-    if (all.members == 0 && all.records.empty()) return;
+    if (all.records.empty() && all.removed.empty() && all.lost_shards == 0) return;
     std::vector<BlockRef> dirty;
     for (auto &block : all.records) {
         const uint32_t r = block.record;
@@ -607,12 +607,12 @@ void WriteBack::adopt(const Table::Inheritance &all, Outcome &outcome) {
     core_.wakeups.writes.notify_one();
     core_.metrics.add(kAdoptedBlocks, dirty.size());
     core_.metrics.add(kLostShards, all.lost_shards);
-    outcome.warnings.push_back(
-        std::to_string(all.members) + " stores that shared " + core_.segment.path() +
-        " are dead: " + std::to_string(dirty.size()) +
-        " blocks that they had accepted are stored now, " +
-        std::to_string(all.records.size() - dirty.size()) + " wait for other shards, " +
-        std::to_string(all.lost_shards) + " shards of unfinished blocks are lost");
+    outcome.warnings.push_back(std::to_string(all.members) + " stores that shared " +
+                               core_.segment.path() + " are dead: " + std::to_string(dirty.size()) +
+                               " blocks that they had accepted are stored now, " +
+                               std::to_string(all.records.size() - dirty.size()) +
+                               " wait for other shards, " + std::to_string(all.lost_shards) +
+                               " shards of unfinished blocks are lost");
 }
 
 // Blocks of this member that it does not know of: somebody handed them over, or completed them.
@@ -660,7 +660,8 @@ void WriteBack::settle_foreign(Outcome &outcome) {
         const bool is_lost =
             gone && (!all || std::find(lost.begin(), lost.end(), block) != lost.end());
         Work &work = works_[block];
-        answer_last(work, is_lost ? UCM_IO : UCM_OK, is_lost ? 0u : uint32_t(UCM_RESULT_PUBLISHED), outcome);
+        answer_last(work, is_lost ? UCM_IO : UCM_OK, is_lost ? 0u : uint32_t(UCM_RESULT_PUBLISHED),
+                    outcome);
         const uint64_t n = end_accounts(block, is_lost ? End::kLost : End::kStored);
         if (is_lost) core_.metrics.add(kLostShards, n);
     }

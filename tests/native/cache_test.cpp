@@ -741,7 +741,8 @@ struct Wrong {
 
 bool expected(ucm_status status, bool faults) {
     return status == UCM_OK || status == UCM_NOT_FOUND || status == UCM_CANCELLED ||
-           (faults && (status == UCM_IO || status == UCM_NO_SPACE || status == UCM_TIMEOUT));
+           (faults && (status == UCM_IO || status == UCM_NO_SPACE || status == UCM_TIMEOUT ||
+                       status == UCM_UNAVAILABLE));
 }
 
 // Dumps and loads of random shards, removes, prefetches, cancels, drains.

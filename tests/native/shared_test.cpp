@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 //
 // Several stores over one segment, as processes of one engine have it.
-#include <catch2/catch.hpp>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <catch2/catch.hpp>
 #include <thread>
 
 #include "harness.h"
@@ -256,8 +256,7 @@ TEST_CASE("a lookup-only store sees a segment that comes, goes and comes again",
     const auto ids = make_ids(4);
     const auto seen = [&](bool expected) {
         const int64_t until_ns = ucm::monotonic_ns() + 10ll * 1000000000;
-        while (scheduler.lookup(ids)[0] != expected && ucm::monotonic_ns() < until_ns)
-            usleep(1000);
+        while (scheduler.lookup(ids)[0] != expected && ucm::monotonic_ns() < until_ns) usleep(1000);
         return scheduler.lookup(ids) == std::vector<bool>(4, expected);
     };
     REQUIRE(seen(false));

@@ -2,13 +2,14 @@
 //
 // The protocol of the shared memory from the inside: several members over one mapping, so that
 // ThreadSanitizer sees what processes would do to each other.
+#include "../../plugins/cache/table.h"
+
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <random>
 #include <thread>
 
 #include "../../plugins/cache/host_copy.h"
-#include "../../plugins/cache/table.h"
 #include "harness.h"
 
 using namespace ucm_test;
@@ -27,7 +28,8 @@ Shape shape_of(uint32_t frames, uint32_t shards = 4) {
 }
 
 struct Memory_ {
-    explicit Memory_(uint32_t frames) : log(host.c(), "Cache"), segment(shape_of(frames), "", log) {}
+    explicit Memory_(uint32_t frames)
+        : log(host.c(), "Cache"), segment(shape_of(frames), "", log) {}
     Host host;
     ucm::Logger log;
     Segment segment;
@@ -162,8 +164,7 @@ TEST_CASE("members over one memory never read a wrong byte, and lose no frame", 
     for (uint32_t m = 0; m < 4; m++)
         actors.push_back(std::make_unique<Actor>(memory.segment, m, m + 1));
     std::vector<std::thread> threads;
-    for (auto &actor : actors)
-        threads.emplace_back([&] { actor->act(kSanitizer ? 2000 : 20000); });
+    for (auto &actor : actors) threads.emplace_back([&] { actor->act(kSanitizer ? 2000 : 20000); });
     for (auto &thread : threads) thread.join();
     size_t read = 0;
     for (auto &actor : actors) {
