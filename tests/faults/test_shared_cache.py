@@ -217,11 +217,11 @@ def expect_sound(store, config, *saids):
         expect_stored(config, owed(*saids), saids)
     every = sorted(numbers_of(*saids))
     kit.expect_nothing_wrong(store, *map(block_of, every[:500]))
+    expect_all_frames(store, *saids)
     fresh = [block_of(10**9 + number) for number in range(FRAMES)]
     kit.dump(store, *fresh)
     kit.expect_nothing_wrong(store, *fresh)
     store.remove(kit.ids_of(fresh))
-    expect_all_frames(store, *saids)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != FIRST_MUST_DIE])
