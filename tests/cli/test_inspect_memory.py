@@ -100,6 +100,8 @@ def test_the_dead_are_called_dead(config, mine, path):
     code = """
         import json, os, signal, sys, ucm
         store = ucm.open_pipeline(json.loads(sys.argv[1]))
+        # A part of a block, so that no start elsewhere takes the segment away.
+        store.wait(store.dump([bytes(16)], [0], [[bytes(4096)]]))
         os.kill(os.getpid(), signal.SIGKILL)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]

@@ -95,10 +95,9 @@ def let_die(run, *configs, **variables):
     processes = [run(STORES, config, **variables) for config in configs]
     for process in processes:
         assert process.stdout.readline() == "stored\n", process.stderr.read()
-    for process, config in zip(processes, configs, strict=True):
+    for process in processes:
         process.kill()
         process.wait()
-        assert path_of(config["unique_id"]).exists()
 
 
 def expect_works(config, rng):
@@ -113,17 +112,11 @@ def expect_works(config, rng):
 
 
 def test_a_segment_of_other_sizes_makes_way_when_nobody_lives_in_it(config, run, rng, caplog):
-    let_die(run, config)
-    with caplog.at_level(logging.INFO):
-        expect_works({**config, "block_size": 2 * BLOCK}, rng)
-    (line,) = [text for text in caplog.messages if "processes that are dead" in text]
-    assert "differs in shards of a block: 4 there, 8 here; it is removed, with 0 blocks" in line
-
-
-def test_what_is_lost_with_it_is_counted(config, run, rng, caplog):
     let_die(run, config, UNFINISHED="1")
-    expect_works({**config, "model": "other"}, rng)
-    assert any("with 1 blocks that were stored nowhere else" in text for text in caplog.messages)
+    assert path_of(config["unique_id"]).exists()
+    expect_works({**config, "block_size": 2 * BLOCK}, rng)
+    (line,) = [text for text in caplog.messages if "processes that are dead" in text]
+    assert "differs in shards of a block: 4 there, 8 here; it is removed, with 1 blocks" in line
 
 
 @pytest.mark.parametrize(
@@ -140,12 +133,15 @@ def test_what_is_lost_with_it_is_counted(config, run, rng, caplog):
     ],
 )
 def test_a_spoiled_segment_is_removed_by_the_next_start(config, run, rng, caplog, spoil):
-    let_die(run, config)
+    let_die(run, config, UNFINISHED="1")
     path = path_of(config["unique_id"])
     path.write_bytes(spoil(path.read_bytes()))
     with caplog.at_level(logging.INFO):
         expect_works(config, rng)
-    assert any(f"{path} was left by processes that are dead" in t for t in caplog.messages)
+    lines = [text for text in caplog.messages if str(path) in text]
+    # Whoever starts in another test meanwhile may have taken it away.
+    assert not lines[:-1] or "was left by processes that are dead" in lines[0]
+    assert f"{path}: made" in lines[-1]
 
 
 def test_an_empty_file_becomes_a_segment(config, rng):
@@ -154,19 +150,17 @@ def test_an_empty_file_becomes_a_segment(config, rng):
     expect_works(config, rng)
 
 
-def test_segments_of_other_dead_engines_are_swept(config, run, rng, new_id, caplog):
+def test_segments_of_other_dead_engines_are_swept(config, run, rng, new_id):
     others = [{**config, "unique_id": new_id()} for _ in range(3)]
     unfinished = run(STORES, others[2], UNFINISHED="1")
     assert unfinished.stdout.readline() == "stored\n"
     let_die(run, *others[:2])
     unfinished.kill()
     unfinished.wait()
-    path_of(others[1]["unique_id"]).write_bytes(b"garbage!" * 10000)
-    with caplog.at_level(logging.INFO):
-        expect_works(config, rng)
+    path_of(others[1]["unique_id"]).write_bytes(b"garbage!" * 10000)  # there or not
+    expect_works(config, rng)
     left = [path_of(other["unique_id"]).exists() for other in others]
     assert left == [False, False, True], "what waits to be stored is kept for a while"
-    assert sum("processes that are dead" in text for text in caplog.messages) == 2
     with ucm.open_pipeline(others[2]) as store:
         assert store.stats()["Cache"]["members"] == 1
 

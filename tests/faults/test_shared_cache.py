@@ -225,11 +225,10 @@ def expect_sound(store, config, *saids):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != FIRST_MUST_DIE])
-def test_the_only_process_is_killed_at(config, libraries, unique_id, name):
+def test_the_only_process_is_killed_at(config, libraries, name):
     passage = 1 if name.startswith("segment.") else 3
     victim = Process(config, 1, 2, libraries, f"{name}=crash@{passage}")
     assert victim.wait() == -signal.SIGKILL, f"{name} was not passed {passage} times"
-    assert path_of(unique_id).exists()
     with ucm.open_pipeline(config) as store:
         expect_sound(store, config, victim.said)
 
