@@ -82,7 +82,7 @@ def test_a_living_segment_says_what_is_in_it(config, mine, path):
         assert found["blocks"] == blocks
         members = [(one["pid"], one["alive"]) for one in found["members"]]
         assert members == [(os.getpid(), True)] * 2
-        assert found["alive"] and found["problem"] is None
+        assert (found["alive"], found["problem"]) == (True, None)
         assert BLOCKS * 16384 < found["allocated_bytes"] <= found["bytes"]
         assert found["huge_bytes"] is not None
         assert found["idle_s"] < 60

@@ -179,7 +179,7 @@ def test_a_living_segment_is_not_swept(config, rng, new_id):
 
 def in_small_memory(run, size, code, config, **variables):
     """Run it where /dev/shm is a file system of its own; return what it printed and logged."""
-    script = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec \"$0\" \"$@\""
+    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$0" "$@"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
     try:
         probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
@@ -238,7 +238,7 @@ def test_no_room_for_two_blocks_is_told(config, run, blocks):
             print(error)
         print(os.listdir("/dev/shm"))
     """
-    out, errors = in_small_memory(run, "400k", code, {**config, **capacity(blocks)})
+    out, _ = in_small_memory(run, "400k", code, {**config, **capacity(blocks)})
     error, left = out.splitlines()
     assert "/dev/shm" in error
     assert "share_buffer_enable: false" in error

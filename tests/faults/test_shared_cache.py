@@ -113,7 +113,7 @@ class Process:
         )
         self.living.add(self)
         self.errors = ""
-        self.readers = [threading.Thread(target=self._listen), threading.Thread(target=self._errors)]
+        self.readers = [threading.Thread(target=it) for it in (self._listen, self._read_errors)]
         for reader in self.readers:
             reader.start()
 
@@ -123,7 +123,7 @@ class Process:
             if number:
                 self.said.append((what, int(number)))
 
-    def _errors(self):
+    def _read_errors(self):
         self.errors = self.process.stderr.read()
 
     def kill(self):

@@ -240,7 +240,8 @@ def test_share_buffer_enable_false_is_private_memory(open_members, unique_id, rn
 
 def test_two_caches_of_one_pipeline_share_nothing_with_each_other(open_members, unique_id, stored):
     one, other = open_members(2, "Cache|Cache|Posix")
-    assert segment(unique_id).exists() and segment(f"{unique_id}%232").exists()
+    assert segment(unique_id).exists()
+    assert segment(f"{unique_id}%232").exists()
     for store in (one, other):
         assert [store.stats()[name]["members"] for name in ("Cache", "Cache#2")] == [2, 2]
         kit.expect_published(store, *stored)
