@@ -114,10 +114,9 @@ ENGINE_WITHOUT_EFFECT = {
 # Knobs of older deployments that mean nothing here: accepted, and reported with the reason.
 WITHOUT_EFFECT = {
     "local_rank_size": "ranks are found by their unique_id",
-    "share_buffer_enable": "Cache is private to one process in this version",
     "cache_stream_number": "copy streams are made as threads need them",
     "cache_io_aggregation": "Cache always writes and reads whole blocks where it can",
-    "cache_load_exclusive_buffer_number": "loads keep a small reserve of slots by themselves",
+    "cache_load_exclusive_buffer_number": "dumps leave half of the memory to loads",
     "posix_lookup_concurrency": "a lookup runs on its caller's thread",
     "posix_open_concurrency": "files are opened by the threads that move their bytes",
     "posix_commit_concurrency": "blocks are published by the threads that wrote them",
@@ -126,7 +125,6 @@ WITHOUT_EFFECT = {
     "data_type": "dtype says what the numbers are",
     "layer_size": "the layout says it (shard_size, tensor_size)",
     "stream_number": "thread counts are set per layer (compress_concurrency)",
-    "cpu_affinity_cores": "threads run where the scheduler puts them; taskset and numactl work",
     "cache_sdma_direct": "host memory needs no copy engine",
     "cache_load_backend_only": "Cache looks into itself first",
     "gpu_kv_buffer_addrs": "memory is given with each load and dump",
@@ -134,7 +132,7 @@ WITHOUT_EFFECT = {
     "ior_entries": "there is no layer for 3FS in this version",
     "ior_depth": "there is no layer for 3FS in this version",
     "numa_id": "there is no layer for 3FS in this version",
-    "store_health": "there is no circuit breaker in this version",
+    "store_health": "Cache finds out by itself when the store below it is down",
     "posix_gc_concurrency": "one thread of one process collects",
     "posix_gc_check_interval_sec": "the ledger says at once when there is something to collect",
     "posix_gc_max_recycle_count_per_shard": "posix_gc_recycle_percent alone says how much goes",

@@ -351,7 +351,15 @@ class NativeStack:
         try:
             for i in reversed(range(len(words))):
                 lower_layout = layouts[i + 1] if i + 1 < len(words) else ffi.NULL
-                self._open(words[i], libraries[i], values[i], layouts[i], lower_layout, checked)
+                self._open(
+                    words[i],
+                    libraries[i],
+                    values[i],
+                    layouts[i],
+                    lower_layout,
+                    checked,
+                    self.layers[i].partition("#")[2],
+                )
         except BaseException:
             self.close(-1)
             raise
@@ -366,8 +374,12 @@ class NativeStack:
         layout: Any,
         lower_layout: Any,
         checked: options.Resolved,
+        which: str,
     ) -> None:
-        unique_id = ffi.new("char[]", checked.get("unique_id").encode())
+        name = checked.get("unique_id")
+        if name and which:  # two layers of a kind share nothing with each other
+            name += f"#{which}"
+        unique_id = ffi.new("char[]", name.encode())
         args = ffi.new("ucm_open_args *")
         args.struct_size = ffi.sizeof("ucm_open_args")
         args.flags = lib.UCM_OPEN_LOOKUP_ONLY if checked.get("device_id") == -1 else 0

@@ -255,8 +255,8 @@ void LoadPath::look_again() {
         const size_t row = each.waiter.row;
         if (job.rows[row] != Row::kWaiting) continue;  // its time was over
         const uint32_t shard = job.task->shard(row);
-        const bool loading =
-            table_.same(each.block) &&
+        const bool loading =  // a zombie was given up already
+            table_.state(each.block) == State::kClean &&
             state_of(table_.word(each.block.record, shard)) == ShardState::kLoading &&
             member_of(table_.word(each.block.record, shard)) != table_.member();
         if (loading && now_ns - each.since_ns < kSlowNs) {

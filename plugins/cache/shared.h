@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 #include "task.h"
@@ -137,6 +138,13 @@ struct Header {
     // What was given up lately: generation << 32 | record.
     uint64_t lost[kLostRing];
 };
+
+// `ucm inspect --memory` reads these; other places are another version.
+static_assert(offsetof(Header, encoding) == 48 && offsetof(Header, label) == 128 &&
+              offsetof(Header, members_at) == 280 && offsetof(Header, bytes) == 336 &&
+              offsetof(Header, used_ns) == 352 && offsetof(Header, frames_ready) == 424 &&
+              offsetof(Header, frame_list) == 432 && offsetof(Record, state) == 20 &&
+              offsetof(Member, pid) == 16 && sizeof(Member) == 64);
 
 // 16 bits of a hash, 1 of the queue that it left (1: main), 47 of its number there; 0: none.
 using Ghost = uint64_t;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "watch.h"
 
+#include <cerrno>
 #include <cstring>
 
 #include "failpoint.h"
@@ -107,7 +108,9 @@ void Watch::grow(Lock &lock, Outcome &outcome, uint32_t ahead) {
         }
         if (growth.count == 0) return;
         lock.unlock();
-        const int error = core_.segment.allocate(growth.first, growth.count);
+        int error = core_.segment.allocate(growth.first, growth.count);
+        while (error == ENOSPC && growth.count > 1)  // a part, rather than nothing
+            error = core_.segment.allocate(growth.first, growth.count /= 2);
         lock.lock();
         {
             const Table::Hold hold(table_);

@@ -59,13 +59,25 @@ constexpr std::string_view kNames[] = {
     "compress.before_decode",   // of a frame that was read
     "cache.reserved",           // a slot for a dump
     "cache.filled",             // that slot
+    "cache.started",            // a record is in the index, with nothing in it
     "cache.published",          // a block is whole and visible
     "cache.before_write_back",  //
     "cache.handed_down",        // the store below has accepted it
     "cache.stored",             // the store below has it
+    "cache.settled",            // clean, in no queue yet
     "cache.before_fill",        // slots are reserved for a load
     "cache.arrived",            // a shard from below
-    "cache.released",           // a slot
+    "cache.kept",               // that shard
+    "cache.detached",           // a record is a zombie
+    "cache.released",           // a record is free, in no list yet
+    "cache.spilled",            // an unfinished block is there twice
+    "cache.unspilled",          // so it is here
+    "cache.adopted",            // a block of the dead
+    "segment.made",             // an empty file
+    "segment.before_ready",     // all but that it says so
+    "segment.grown",            // memory for frames that nobody knows of
+    "segment.left",             // a member has gone, its lock has not
+    "segment.before_unlink",    // it says that it is removed
 };
 
 constexpr bool known(std::string_view name) {

@@ -93,7 +93,7 @@ def test_two_layers_of_a_kind_have_options_of_their_own(wired, tmp_path):
     assert store.layers == ("Cache", "Cache#2", "Posix")
     assert store.layout.segment_sizes == (4096,)
     upper, lower = (store.stats()[name] for name in ("Cache", "Cache#2"))
-    assert lower["slots"] > upper["slots"]
+    assert lower["frames"] > upper["frames"]
 
 
 def test_a_layer_may_be_given_the_keys_of_the_others(wired, tmp_path):
@@ -103,6 +103,7 @@ def test_a_layer_may_be_given_the_keys_of_the_others(wired, tmp_path):
         "Posix.timeout_ms": 5000,
         "share_buffer_enable": True,
         "compress_codec": "raw",
+        "cache_stream_number": 4,
     }
 
     def stack(pipeline):
@@ -111,8 +112,8 @@ def test_a_layer_may_be_given_the_keys_of_the_others(wired, tmp_path):
 
     notes = wired(stack).store.notes
     assert sorted(note.partition(":")[0] for note in notes) == [
+        "cache_stream_number",
         "compress_codec",
-        "share_buffer_enable",
     ]
 
 

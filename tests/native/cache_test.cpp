@@ -406,6 +406,25 @@ TEST_CASE("loads are served while every slot that dumps may hold is held", "[cac
     for (auto &move : dumps) REQUIRE(move->wait() == UCM_OK);
 }
 
+TEST_CASE("an urgent load overtakes those that wait for room", "[cache]") {
+    const auto memory = std::make_shared<Memory>();
+    const auto ids = make_ids(9);
+    store_below(memory, ids);
+    Stack stack({"Cache", "Memory"}, with_room(16), kFour, memory);
+    memory->hold();
+    Move patient(stack, shards_of({ids.begin(), ids.end() - 1}, 4));
+    REQUIRE(patient.load() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(16));
+    Move urgent(stack, shards_of({ids.back()}, 4));
+    urgent.transfer.priority = 1;
+    REQUIRE(urgent.load() == UCM_OK);
+    memory->release(16 + 8);  // those that had room, and at most one block more than the urgent one
+    REQUIRE(urgent.wait() == UCM_OK);
+    REQUIRE_FALSE(patient.finished());
+    memory->release();
+    REQUIRE(patient.wait() == UCM_OK);
+}
+
 TEST_CASE("a caller does not wait longer than its deadline, and what comes late is kept",
           "[cache]") {
     auto memory = std::make_shared<Memory>();

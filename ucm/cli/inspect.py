@@ -13,10 +13,17 @@ from ucm.cli import _common
 if TYPE_CHECKING:
     from ucm.directory import Directory, Space
     from ucm.directory.ledger import Ledger
+    from ucm.segments import Segment
 
 
-@click.command("inspect", short_help="Show what storage directories hold.")
-@click.argument("directories", nargs=-1, required=True, metavar="DIR...")
+@click.command("inspect", short_help="Show what storage directories, or shared memory, hold.")
+@click.argument("directories", nargs=-1, metavar="[DIR...]")
+@click.option(
+    "--memory",
+    "memory",
+    is_flag=True,
+    help="Instead of DIR: the segments of shared memory that stores of this user have.",
+)
 @click.option("--namespace", help="Only what belongs to this namespace.")
 @click.option(
     "--headers",
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 @_common.json_flag
 def command(
     directories: tuple[str, ...],
+    memory: bool,
     namespace: str | None,
     all_headers: bool,
     with_blocks: bool,
@@ -37,14 +45,21 @@ def command(
 
     Opens no store and writes nothing; engines may go on meanwhile. A block's file says when it was
     last used, its header when it was published.
+
+    With --memory, shows the segments in /dev/shm that stores of one unique_id share: their room,
+    their blocks, and which of their processes live. It joins none of them.
     """
+    if memory == bool(directories):
+        raise click.UsageError("name storage directories, or --memory for shared memory")
+    if memory:
+        return _inspect_memory(as_json)
     from ucm import directory
 
     headers = None if all_headers else directory.SAMPLED_HEADERS
     found = [directory.inspect(path, namespace, headers) for path in directories]
     if as_json:
         _common.print_json([_as_json(one, with_blocks) for one in found])
-        return
+        return None
     for one in found:
         _show(one)
         if with_blocks:
@@ -52,6 +67,43 @@ def command(
                 for block in directory.blocks(space):
                     problem = f"  ({block.problem})" if block.problem else ""
                     click.echo(f"{block.path}  {block.shards} shards, {block.bytes} B{problem}")
+    return None
+
+
+def _inspect_memory(as_json: bool) -> None:
+    from ucm import segments
+
+    found = segments.inspect()
+    if as_json:
+        return _common.print_json([{**dataclasses.asdict(s), "alive": s.alive} for s in found])
+    if not found:
+        click.echo(f"no segments of this user in {segments.FOLDER}")
+        return None
+    size, rows = _common.human_bytes, []
+    for one in found:
+        blocks = one.blocks
+        rows.append(
+            (
+                one.unique_id,
+                one.problem or one.phase or "",
+                f"{one.shards_per_block} x {size(one.shard_bytes)}" if one.frames else "",
+                f"{one.frames_free}/{one.frames_ready}/{one.frames}" if one.frames else "",
+                "/".join(str(blocks[s]) for s in ("clean", "gathering", "dirty")) if blocks else "",
+                size(one.allocated_bytes),
+                "" if one.huge_bytes is None else size(one.huge_bytes),
+                _common.human_seconds(one.idle_s) if one.idle_s is not None else "",
+            )
+        )
+    columns = ("unique_id", "phase", "block", "free/ready/all", "clean/gathering/dirty")
+    _common.print_table((*columns, "memory", "huge", "idle"), rows)
+    for one in found:
+        click.echo(f"  {one.unique_id}: {_members_text(one)}{f'; {one.label}' * bool(one.label)}")
+    return None
+
+
+def _members_text(one: Segment) -> str:
+    texts = [f"{m.pid or '?'}{'' if m.alive else ' (dead)'}" for m in one.members]
+    return f"pid {', '.join(texts)}" if texts else "no members"
 
 
 def _as_json(one: Directory, with_blocks: bool) -> dict[str, Any]:

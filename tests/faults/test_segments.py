@@ -1,0 +1,325 @@
+"""What may be wrong with the shared memory of a cache, and with the processes that share it."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from support import build_plugins
+
+import ucm
+from ucm import Status
+from ucm.conformance import kit
+
+MIB = 1 << 20
+BLOCK = MIB // 4
+SIZES = {"block_size": BLOCK, "shard_size": BLOCK // 4}
+
+
+def capacity(blocks):
+    return {"cache_buffer_capacity_gb": blocks * BLOCK / 2**30}
+
+
+def path_of(unique_id):
+    return Path(f"/dev/shm/ucm-cache-{os.geteuid()}-{unique_id}")
+
+
+@pytest.fixture
+def new_id():
+    """Make names whose segments must be gone at the end."""
+    names = []
+
+    def make():
+        names.append(f"segments-{os.getpid()}-{random.getrandbits(32):08x}")
+        return names[-1]
+
+    yield make
+    left = [name for name in names if path_of(name).exists()]
+    for name in left:
+        path_of(name).unlink()
+    assert left == []
+
+
+@pytest.fixture
+def config(storage, new_id):
+    options = {"store_pipeline": "Cache|Posix", "storage_backends": str(storage.folder)}
+    return {**options, "unique_id": new_id(), **capacity(16), **SIZES}
+
+
+@pytest.fixture
+def run():
+    """Run a program with the configuration as `config`; what runs at the end is killed."""
+    running = []
+
+    def start(code, config, *command, **variables):
+        head = "import json, os, signal, sys, time, ucm\nconfig = json.loads(sys.argv[1])\n"
+        code = head + textwrap.dedent(code)
+        process = subprocess.Popen(
+            [*command, sys.executable, "-c", code, json.dumps(config)],
+            cwd="/",
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        with process:  # its pipes are closed
+            process.kill()
+
+
+STORES = """
+    from ucm.conformance import kit
+    store = ucm.open_pipeline(config)
+    block = kit.Block(bytes(16), (bytes(store.layout.shard_size),) * 4)
+    kit.dump_pieces(store, block.pieces()[1:] if "UNFINISHED" in os.environ else block.pieces())
+    "UNFINISHED" in os.environ or store.drain(10000)
+    print("stored", flush=True)
+    time.sleep(60)
+"""
+
+
+def let_die(run, *configs, **variables):
+    """Kill processes that have stored a block, or, with UNFINISHED, a part of one."""
+    processes = [run(STORES, config, **variables) for config in configs]
+    for process in processes:
+        assert process.stdout.readline() == "stored\n", process.stderr.read()
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def expect_works(config, rng):
+    with ucm.open_pipeline(config) as store:
+        blocks = kit.new_blocks(store, rng, 8)
+        kit.dump(store, *blocks)
+        kit.expect_published(store, *blocks)
+        assert store.drain(kit.WAIT_MS).lost == 0
+
+
+# Left behind.
+
+
+def test_a_segment_of_other_sizes_makes_way_when_nobody_lives_in_it(config, run, rng, caplog):
+    let_die(run, config, UNFINISHED="1")
+    assert path_of(config["unique_id"]).exists()
+    expect_works({**config, "block_size": 2 * BLOCK}, rng)
+    (line,) = [text for text in caplog.messages if "processes that are dead" in text]
+    assert "differs in shards of a block: 4 there, 8 here; it is removed, with 1 blocks" in line
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"garbage!" * 10000,
+        lambda data: b"\1\0\0\0" * 20000,
+        lambda data: data[:100],
+        lambda data: data[:8192],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-4096],
+        lambda data: data + bytes(4096),
+        lambda data: data[:8] + b"\7" + data[9:],
+    ],
+)
+def test_a_spoiled_segment_is_removed_by_the_next_start(config, run, rng, caplog, spoil):
+    let_die(run, config, UNFINISHED="1")
+    path = path_of(config["unique_id"])
+    path.write_bytes(spoil(path.read_bytes()))
+    with caplog.at_level(logging.INFO):
+        expect_works(config, rng)
+    lines = [text for text in caplog.messages if str(path) in text]
+    # Whoever starts in another test meanwhile may have taken it away.
+    assert not lines[:-1] or "was left by processes that are dead" in lines[0]
+    assert f"{path}: made" in lines[-1]
+
+
+def test_an_empty_file_becomes_a_segment(config, rng):
+    path = path_of(config["unique_id"])
+    path.touch(0o600)
+    expect_works(config, rng)
+
+
+def test_segments_of_other_dead_engines_are_swept(config, run, rng, new_id):
+    others = [{**config, "unique_id": new_id()} for _ in range(3)]
+    unfinished = run(STORES, others[2], UNFINISHED="1")
+    assert unfinished.stdout.readline() == "stored\n"
+    let_die(run, *others[:2])
+    unfinished.kill()
+    unfinished.wait()
+    path_of(others[1]["unique_id"]).write_bytes(b"garbage!" * 10000)  # there or not
+    expect_works(config, rng)
+    left = [path_of(other["unique_id"]).exists() for other in others]
+    assert left == [False, False, True], "what waits to be stored is kept for a while"
+    with ucm.open_pipeline(others[2]) as store:
+        assert store.stats()["Cache"]["members"] == 1
+
+
+def test_a_living_segment_is_not_swept(config, rng, new_id):
+    with ucm.open_pipeline(config) as store:
+        block = kit.new_block(store, rng)
+        kit.dump(store, block)
+        expect_works({**config, "unique_id": new_id()}, rng)
+        assert path_of(config["unique_id"]).exists()
+        kit.expect_published(store, block)
+
+
+# Room.
+
+
+def in_small_memory(run, size, code, config, **variables):
+    """Run it where /dev/shm is a file system of its own; return what it printed and logged."""
+    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$0" "$@"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    try:
+        probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"there is no unshare: {error}")
+    if probe.returncode:
+        pytest.skip(f"/dev/shm of its own needs root: {probe.stderr.strip()}")
+    code = "import logging; logging.basicConfig()\n" + textwrap.dedent(code)
+    return run(code, config, *command, **variables).communicate(timeout=120)
+
+
+WORKS = """
+    import random
+    from ucm.conformance import kit
+    with ucm.open_pipeline(config) as store:
+        if "FILL" in os.environ:  # somebody else takes the rest
+            with open("/dev/shm/else", "wb", buffering=0) as file:
+                try:
+                    while file.write(bytes(4096)):
+                        pass
+                except OSError:
+                    pass
+        blocks = kit.new_blocks(store, random.Random(1), 60)
+        kit.dump(store, *blocks)
+        kit.expect_published(store, *blocks)
+        assert store.drain(20000).lost == 0
+        kit.expect_published(store, *blocks)
+        print(store.stats()["Cache"]["frames_ready"])
+    print(os.listdir("/dev/shm"))
+"""
+
+
+def test_in_a_small_shared_memory_the_cache_is_smaller(config, run):
+    out, errors = in_small_memory(run, "8m", WORKS, {**config, **capacity(64)})
+    frames, left = out.splitlines()
+    assert 16 <= int(frames) < 32, errors
+    assert left == "[]"
+    assert "cannot grow beyond" in errors
+    assert "make /dev/shm larger" in errors
+
+
+def test_where_others_fill_the_shared_memory_nobody_dies(config, run):
+    out, errors = in_small_memory(run, "8m", WORKS, {**config, **capacity(64)}, FILL="1")
+    assert out, errors
+    frames, left = out.splitlines()
+    assert 2 <= int(frames) < 32, errors
+    assert left == "['else']"
+
+
+@pytest.mark.parametrize("blocks", [8, 0])
+def test_no_room_for_two_blocks_is_told(config, run, blocks):
+    code = """
+        try:
+            ucm.open_pipeline(config)
+        except ucm.StoreError as error:
+            print(error)
+        print(os.listdir("/dev/shm"))
+    """
+    out, _ = in_small_memory(run, "400k", code, {**config, **capacity(blocks)})
+    error, left = out.splitlines()
+    assert "/dev/shm" in error
+    assert "share_buffer_enable: false" in error
+    assert left == "[]"
+
+
+# Who lives.
+
+
+def test_a_forked_child_keeps_no_dead_parent_alive(config, run, rng):
+    code = """
+        from ucm.conformance import kit
+        store = ucm.open_pipeline(config)
+        shards = (bytes([7]) * store.layout.shard_size,) * 4
+        kit.dump_pieces(store, kit.Block(b"of-a-dead-parent", shards).pieces()[1:])
+        if os.fork() == 0:
+            print("child", os.getpid(), flush=True)
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(60)
+    """
+    with ucm.open_pipeline(config) as store:
+        parent = run(code, config)
+        child = int(parent.stdout.readline().split()[1])
+        assert store.stats()["Cache"]["members"] == 2
+        parent.kill()
+        parent.wait()
+        try:
+            until = time.monotonic() + 10
+            while store.stats()["Cache"]["members"] == 2:
+                assert time.monotonic() < until, "the child keeps its parent alive"
+                time.sleep(0.02)
+            os.kill(child, 0)
+            shards = (bytes([7]) * (BLOCK // 4),) * 4
+            block = kit.Block(b"of-a-dead-parent", shards)
+            kit.dump_pieces(store, block.pieces()[:1])
+            kit.expect_published(store, block)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def libraries():
+    """Build the layers with failpoints."""
+    return build_plugins("failpoints", ["posix", "compress", "cache"], "-Dfailpoints=true")
+
+
+def test_a_stopped_reader_stops_nobody(config, run, rng, libraries):
+    with ucm.open_pipeline({**config, "unique_id": ""}) as store:
+        blocks = kit.new_blocks(store, rng, 2)
+        kit.dump(store, *blocks)
+    config = {**config, **capacity(32)}  # two frames of the slow can be spared
+    code = """
+        from ucm.conformance import kit
+        store = ucm.open_pipeline(config)
+        ids = [bytes.fromhex(each) for each in os.environ["IDS"].split()]
+        blocks = [kit.Block(each, (b"",) * 4) for each in ids]
+        transfer = kit.start_load(store, kit.pieces_of(blocks))
+        print("loading", flush=True)
+        kit.finish(store, transfer)
+        print([result.status.name for result in transfer.task.results], flush=True)
+        sys.stdin.read()
+        store.close()
+    """
+    variables = {
+        "UCM_PLUGINS": ":".join(map(str, libraries)),
+        "UCM_FAILPOINTS": "cache.before_fill=delay:2000@1",
+        "IDS": " ".join(name.hex() for name in kit.ids_of(blocks)),
+    }
+    of_failpoints = {**config, "store_pipeline": "UCM_PLUGINS:Cache|UCM_PLUGINS:Posix"}
+    with ucm.open_pipeline(config) as store:
+        reader = run(code, of_failpoints, **variables)
+        assert reader.stdout.readline() == "loading\n", reader.stderr.read()
+        time.sleep(0.5)
+        os.kill(reader.pid, signal.SIGSTOP)
+        kit.expect_published(store, *blocks)
+        os.kill(reader.pid, signal.SIGCONT)
+        assert set(json.loads(reader.stdout.readline().replace("'", '"'))) == {Status.OK.name}
+        kit.expect_published(store, *blocks)
+        reader.stdin.close()
+        assert reader.wait(60) == 0, reader.stderr.read()
+        store.remove(kit.ids_of(blocks))
+        stats = store.stats()["Cache"]
+        assert stats["frames_free"] == stats["frames_ready"]
