@@ -104,6 +104,7 @@ byte part[M * IDS];
 bit must[IDS];   // accepted whole, and not removed or lost since
 bit gone[IDS];   // removed, and not dumped since
 bit newer[IDS];  // dumped since the last remove began
+bit excused[IDS];  // who removed it died over that
 
 byte kills, dumps = DUMPS, loads = LOADS, removes = REMOVES, flushes = FLUSHES, slow = SLOW,
             leaves = LEAVES, reads = READS;
@@ -329,6 +330,13 @@ inline merge(r) {
     b = 0; c = 0;
 }
 
+// Whoever removes it may have died between the two.
+#ifdef BUG_REMOVAL_HALF_SAID
+#define REMOVED(r) removed[r]
+#else
+#define REMOVED(r) (removed[r] && st[r] == ZOMBIE)
+#endif
+
 // What this member knows to be dead: others, and at first who had its place.
 #define DEAD(x) (x == m -> !begun[m] : joined[x] && !alive[x])
 
@@ -357,13 +365,13 @@ inline adopt() {
             };
             s = 0;
             if
-            :: writing[r] && DEAD(owner[r]) && removed[r] ->
+            :: writing[r] && DEAD(owner[r]) && REMOVED(r) ->
 #ifdef BUG_REMOVAL_IN_MEMORY
                 again[m] = again[m] | (1 << id[r]); writing[r] = 0; K
 #else
                 writer[r] = 0; owner[r] = m; K
 #endif
-            :: writing[r] && DEAD(owner[r]) && !removed[r] -> writing[r] = 0; K
+            :: writing[r] && DEAD(owner[r]) && !REMOVED(r) -> writing[r] = 0; K
             :: else
             fi;
             if
@@ -614,6 +622,7 @@ inline leave() {
 // With the kill: what only the process knew is gone; its reads may still land.
 inline die() {
     d_step {
+        if :: asked[m] -> excused[removing[m] - 1] = 1 :: else fi;
         alive[m] = 0; begun[m] = 0; closing[m] = 0;
         want[m] = 0; removing[m] = 0; asked[m] = 0; again[m] = 0;
         for (k : 0 .. IDS - 1) { part[m * IDS + k] = 0 };
@@ -646,7 +655,7 @@ inline die() {
 #define ANOTHER_WRITES(x) ((x != 0 && ONE_WRITES(x, 0)) || (x != 1 && ONE_WRITES(x, 1)))
 #endif
 
-#define NOTHING_LEFT (!(dumps || loads || removes || flushes || removing[0] || removing[1]))
+#define NOTHING_LEFT (!(dumps || loads || removes || removing[0] || removing[1]))
 
 #if F > 1
 #define ANY_SLOT(P) (P(0, 0) || P(0, 1) || P(1, 0) || P(1, 1))
@@ -782,6 +791,10 @@ over:
 }
 
 #if KILLS && LOADS
+inline landed(x) {
+    assert(st[x / S] == FREE || word[x] != HERE || content[x] == CODE(id[x / S], x % S))
+}
+
 // I/O of the dead lands in its slot at any time, until the rest of that frame is over.
 proctype Late() {
     byte k, j;
@@ -794,9 +807,6 @@ end_late:
     :: atomic { late[3] -> content[3] = late[3]; late[3] = 0; landed(3) }
 #endif
     od
-}
-inline landed(x) {
-    assert(st[x / S] == FREE || word[x] != HERE || content[x] == CODE(id[x / S], x % S))
 }
 #endif
 
@@ -866,11 +876,11 @@ proctype Quiet() {
             assert(st[k] == FREE || st[k] == CLEAN);
             assert(!USERS(k) && !resting[k] && !writing[k]);
             assert(st[k] == FREE || word[AT(k, 0)] == HERE || word[AT(k, 1)] == HERE);
-            assert(st[k] == FREE || stored[id[k]]);
+            assert(st[k] == FREE || stored[id[k]] || excused[id[k]]);
             assert(st[k] == FREE || !gone[id[k]])
         };
         for (k : 0 .. IDS - 1) {
-            assert(!must[k] || stored[k]);
+            assert(!must[k] || stored[k] || excused[k]);
             assert(!gone[k] || !stored[k])
         }
     }
