@@ -608,7 +608,8 @@ inline leave() {
     };
     r = 0;
 }
-#define OWES(x) ((owner[x] == m && (st[x] == GATHERING || st[x] == DIRTY || writing[x])) || \
+#define OWES(x) ((owner[x] == m && ((st[x] == GATHERING && COMPLETE(x)) || st[x] == DIRTY || \
+                                    writing[x])) || \
                  writer[x] == 1 + m || MINE(x, 0, COPYING) || MINE(x, 1, COPYING) || \
                  MINE(x, 0, LOADING) || MINE(x, 1, LOADING))
 #if R == 1
@@ -692,7 +693,8 @@ inline die() {
 #define REMOVED_AGAIN(x) (OF_REMOVED(x) && write_is[x] == REMOVED_BELOW)
 #define RESTS(x) (resting[x] && st[x] != FREE)
 #define ABANDONED(x) \
-    (NOTHING_LEFT && st[x] == GATHERING && owner[x] == m && !COMPLETE(x) && !USERS(x))
+    (NOTHING_LEFT && !closing[m] && st[x] == GATHERING && owner[x] == m && !COMPLETE(x) && \
+     !USERS(x))
 #define TO_SPILL(x) \
     (st[x] == GATHERING && !USERS(x) && !UNSAVED(x, 0) && !UNSAVED(x, 1) && !COMPLETE(x) && \
      (below[AT(x, 0)] || below[AT(x, 1)]) && listed[F])
