@@ -91,6 +91,8 @@ struct ShardInfo {
     uint32_t reserved;
 };
 
+constexpr uint32_t kJoined = 1, kLeaving = 2;  // 0: nobody has the place
+
 struct alignas(64) Member {
     std::atomic<uint32_t> joined;  // set last by join, cleared last by leave or by who cleans up
     std::atomic<uint32_t> bell;    // a futex

@@ -79,7 +79,8 @@ byte sequence;
 
 // Members, and what only they know.
 bit alive[M], joined[M], leaving[M];
-bit begun[M], closing[M];
+bit begun[M];
+byte closing[M];  // 1: it finishes what is its own; 2: and takes nothing over any more
 byte want[M];      // 1 + AT(id, shard) that a load waits for
 byte removing[M];  // 1 + id, while a call of remove goes on
 bit asked[M];      // it has asked the store below
@@ -161,7 +162,9 @@ inline free(r) {
 #ifndef BUG_GENERATION_STAYS
     gen[r] = (gen[r] + 1) % 4; K;
 #endif
-    sequence++; linked[r] = 0; sequence++; K;
+    j = sequence & 1;  // one change inside another is part of that
+    sequence = sequence + 1 - j; linked[r] = 0; sequence = sequence + 1 - j;
+    j = 0; K;
     st[r] = FREE; K;
     listed[r] = 1;
 }
@@ -391,7 +394,8 @@ inline adopt() {
         if :: DEAD(s) && s != m -> joined[s] = 0; leaving[s] = 0; K :: else fi
     };
     s = 0;
-    joined[m] = 1; leaving[m] = 0; begun[m] = 1;
+    if :: !begun[m] -> joined[m] = 1; leaving[m] = 0 :: else fi;
+    begun[m] = 1;
 }
 
 // What is true whenever nobody holds the mutex, and nobody died with it.
@@ -549,6 +553,11 @@ inline end_write(x) {
 }
 
 inline end_removal(x) {
+#ifndef BUG_FILLED_MEANWHILE
+    search(id[x], v, VISIBLE);
+    if :: v != NONE && st[v] == CLEAN -> detach(v); K :: else fi;
+    v = 0;
+#endif
     writer[x] = 0; writing[x] = 0; K;
     unused(x);
 }
@@ -589,8 +598,8 @@ inline second_pass() {
     i = 0; v = 0;
 }
 
+// To a living member what it may finish.
 inline leave() {
-    leaves--; closing[m] = 1;
 #ifndef BUG_HEIR_LEAVES
     leaving[m] = 1; K;
 #endif
@@ -699,6 +708,14 @@ inline die() {
     (st[x] == GATHERING && !USERS(x) && !UNSAVED(x, 0) && !UNSAVED(x, 1) && !COMPLETE(x) && \
      (below[AT(x, 0)] || below[AT(x, 1)]) && listed[F])
 
+#ifdef BUG_ADOPTS_AS_IT_LEAVES
+#define LAST 1
+#define LAST_LOOK 0
+#else
+#define LAST 2
+#define LAST_LOOK (closing[m] == 1 && !BUSY)
+#endif
+
 proctype Member(byte m) {
     byte r, s, i, v, f, b, c, j, k;
 
@@ -706,7 +723,7 @@ join:
     alive[m] = 1;
 end_loop:
     do
-    :: BEGIN JOINING(!begun[m] || (joined[1 - m] && !alive[1 - m] && !leaving[m])) adopt(); END }
+    :: BEGIN JOINING(!begun[m] || (joined[1 - m] && !alive[1 - m] && closing[m] < 2)) adopt(); END }
     :: BEGIN CRITICAL(ANY_SLOT(LANDS)) PICK_SLOT(LANDS); land(r, s); END }
     :: BEGIN CRITICAL(ANY(TO_WRITE)) PICK(TO_WRITE); begin_write(r); END }
     :: atomic { ANY(IS_WRITTEN) -> PICK(IS_WRITTEN); write_below(r); r = 0 }
@@ -778,8 +795,11 @@ end_loop:
     :: BEGIN RECOVER rebuild(); END }
 #endif
 #if LEAVES
-    :: BEGIN CRITICAL(leaves && !closing[m] && !want[m] && !removing[m]) leave(); END }
-    :: BEGIN CRITICAL(closing[m] && !BUSY)
+    :: BEGIN CRITICAL((leaves && !closing[m] && !want[m] && !removing[m]) || LAST_LOOK)
+           if :: !closing[m] -> leaves-- :: else fi;
+           closing[m]++;
+           leave(); END }
+    :: BEGIN CRITICAL(closing[m] == LAST && !BUSY)
            joined[m] = 0; leaving[m] = 0; alive[m] = 0; END; goto over }
 #endif
     od;
