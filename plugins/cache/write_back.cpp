@@ -375,6 +375,8 @@ void WriteBack::finish(Batch &batch, Outcome &outcome) {
         }
         table_.end_writing(block.record);
     }
+    // Nobody else can end what a member writes, so a block has no new owner before that.
+    for (auto &each : std::exchange(to_leave_, {})) leave_to(each.first, each.second);
     try_held_back();
     core_.wakeups.dumps.notify_all();
     core_.wakeups.idle.notify_all();
@@ -417,7 +419,7 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
             if (passing(status) && again(block, Breaker::down(status))) return;
             const uint32_t heir = core_.closing ? table_.another_member() : kNone;
             if (Breaker::down(status) && heir != kNone && table_.whole(r))
-                return leave_to(block, heir);
+                return void(to_leave_.emplace_back(block, heir));
             char why[64];
             snprintf(why, sizeof why, "the store below failed: status %d, errno %d", status,
                      results[k].os_errno);

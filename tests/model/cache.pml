@@ -552,6 +552,17 @@ inline end_write(x) {
     unused(x);
 }
 
+inline give_up(x) {
+    writer[x] = 0;
+#ifdef BUG_OWNER_BEFORE_END
+    owner[x] = 1 - m; K;
+    writing[x] = 0; K
+#else
+    writing[x] = 0; K;
+    owner[x] = 1 - m; K
+#endif
+}
+
 inline end_removal(x) {
 #ifndef BUG_FILLED_MEANWHILE
     search(id[x], v, VISIBLE);
@@ -700,6 +711,10 @@ inline die() {
 #define OF_REMOVED(x) (writing[x] && owner[x] == m && removed[x] && st[x] == ZOMBIE)
 #define TO_REMOVE(x) (OF_REMOVED(x) && (writer[x] == 0 || WROTE(x)) && write_is[x] != REMOVED_BELOW)
 #define REMOVED_AGAIN(x) (OF_REMOVED(x) && write_is[x] == REMOVED_BELOW)
+// The store below fails as its member leaves.
+#define GIVES_UP(x) \
+    (IS_WRITTEN(x) && closing[m] && st[x] == DIRTY && joined[1 - m] && alive[1 - m] && \
+     !leaving[1 - m])
 #define RESTS(x) (resting[x] && st[x] != FREE)
 #define ABANDONED(x) \
     (NOTHING_LEFT && !closing[m] && st[x] == GATHERING && owner[x] == m && !COMPLETE(x) && \
@@ -795,6 +810,7 @@ end_loop:
     :: BEGIN RECOVER rebuild(); END }
 #endif
 #if LEAVES
+    :: BEGIN CRITICAL(ANY(GIVES_UP)) PICK(GIVES_UP); give_up(r); END }
     :: BEGIN CRITICAL((leaves && !closing[m] && !want[m] && !removing[m]) || LAST_LOOK)
            if :: !closing[m] -> leaves-- :: else fi;
            closing[m]++;
