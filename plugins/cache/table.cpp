@@ -701,8 +701,8 @@ Table::Inheritance Table::adopt() {
         bool rests = false;
         for (uint32_t shard = 0; shard < shards_ && record.users; shard++) {
             const uint32_t w = word(r, shard);
-            rests = rests || (left_by_dead(w) && (state_of(w) == ShardState::kLoading ||
-                                                  bell(member_of(w)).device));
+            rests = rests || (left_by_dead(w) &&
+                              (state_of(w) == ShardState::kLoading || bell(member_of(w)).device));
         }
         if (rests) {  // noted before the words that say why are gone
             record.rest_until_ns = now_ns + kRestNs;
