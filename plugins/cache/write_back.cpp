@@ -678,10 +678,15 @@ void WriteBack::leave_to(const BlockRef &block, uint32_t member) {
     end_accounts(block, End::kStored);
     for (uint32_t shard = 0; shard < table_.shards(); shard++)
         table_.below(block.record, shard, false);
+    const Record &record = table_.record(block.record);
+    if (record.have == 0 && record.users == 0)
+        return table_.detach(block.record, UCM_CANCELLED, kLost);
     table_.hand_over(block.record, member);
 }
 
-void WriteBack::leave(Outcome &outcome) {
+bool WriteBack::leave(Outcome &outcome) {
+    bool more = false;
+    table_.retire();
     const uint32_t heir = core_.lower_keeps ? table_.another_member() : kNone;
     std::vector<BlockRef> mine;
     table_.each([&](uint32_t r) {
@@ -691,8 +696,11 @@ void WriteBack::leave(Outcome &outcome) {
     });
     size_t named = 0;
     for (auto &block : mine) {
-        if (heir != kNone && !table_.partly_below(block.record)) {
-            leave_to(block, heir);
+        if (heir != kNone) {
+            // What is below of it is given up there; what is here is all that is needed.
+            const bool writes = table_.flagged(block.record, kWriting);
+            if (!writes) leave_to(block, heir);
+            more = more || writes;
             continue;
         }
         Outcome quiet;
@@ -708,6 +716,7 @@ void WriteBack::leave(Outcome &outcome) {
         if (table_.record(r).state.load() == State::kSpilled && table_.mine(r))
             table_.forget_spilled(table_.id(r));
     });
+    return more;
 }
 
 }  // namespace ucm::cache

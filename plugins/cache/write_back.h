@@ -53,8 +53,8 @@ class WriteBack {
     // Blocks that others wrote, gave up or removed: settles their accounts.
     void settle_foreign(Outcome &outcome);
     void abandon_idle(Outcome &outcome);
-    // Closing: to a living member what it may finish.
-    void leave(Outcome &outcome);
+    // Closing: to a living member what it may finish. True: come again when less is being written.
+    bool leave(Outcome &outcome);
 
     // With Core::mutex alone.
     bool idle() const {

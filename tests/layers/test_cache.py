@@ -215,6 +215,18 @@ def test_unfinished_blocks_of_a_store_that_closes_are_finished_by_others(open_me
     kit.expect_published(other, block)
 
 
+def test_so_are_those_of_which_a_part_was_stored_already(open_members, open_store, rng):
+    one, other = open_members(2)
+    blocks = kit.new_blocks(one, rng, 8)
+    kit.dump_pieces(one, [piece for block in blocks for piece in block.pieces()[1:]])
+    assert one.drain(kit.WAIT_MS).unfinished == 24
+    one.close()
+    kit.dump_pieces(other, [block.pieces()[0] for block in blocks])
+    kit.expect_published(other, *blocks)
+    assert other.drain(kit.WAIT_MS).lost == 0
+    kit.expect_published(open_store("Posix"), *blocks)
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
