@@ -94,9 +94,9 @@ struct ShardInfo {
 struct alignas(64) Member {
     std::atomic<uint32_t> joined;  // set last by join, cleared last by leave or by who cleans up
     std::atomic<uint32_t> bell;    // a futex
-    uint32_t reserved;
-    uint32_t device;  // its copies are made by a device
-    int64_t pid;      // for people only
+    uint32_t leaving;              // it takes over nothing any more
+    uint32_t device;               // its copies are made by a device
+    int64_t pid;                   // for people only
 };
 
 struct Queue {

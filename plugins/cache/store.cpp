@@ -345,14 +345,17 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
         engine_->loads.forget_prefetches();
         core.wakeups.writes.notify_all();  // it may wait for a store that is down
         engine_->watch.adopt(outcome);
-        {
-            const Table::Hold hold(core.table);
-            engine_->writer.leave(outcome);
+        for (;;) {
+            bool more;
+            {
+                const Table::Hold hold(core.table);
+                more = engine_->writer.leave(outcome);
+            }
+            outcome.give(lock, core.log);
+            idle = !more && engine_->idle();
+            if (idle || monotonic_ns() >= until_ns) break;
+            if (!engine_->idle()) wait_until(core.wakeups.idle, lock, until_ns);
         }
-        outcome.give(lock, core.log);
-        while (!engine_->idle() && monotonic_ns() < until_ns)
-            wait_until(core.wakeups.idle, lock, until_ns);
-        idle = engine_->idle();
     }
     core.ledger.drain(0, report);
     report.stored = 0;

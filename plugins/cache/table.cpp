@@ -668,6 +668,7 @@ bool Table::remembered(const BlockId &id) {
 
 Table::Inheritance Table::adopt() {
     Inheritance all;
+    if (begun_ && bell(member_).leaving) return all;
     const int64_t now_ns = monotonic_ns();
     std::vector<uint32_t> dead;
     for (uint32_t m = 0; m < kMembers; m++)
@@ -732,6 +733,7 @@ Table::Inheritance Table::adopt() {
         bell(m).joined.store(0, kRelease);
     }
     bell(member_).pid = getpid();
+    bell(member_).leaving = 0;
     bell(member_).device = device_;
     bell(member_).joined.store(1, kRelease);
     changed();
@@ -765,7 +767,8 @@ uint32_t Table::members() const {
 
 uint32_t Table::another_member() const {
     for (uint32_t m = 0; m < kMembers; m++)
-        if (m != member_ && bell(m).joined.load(kAcquire) && !segment_.dead(m)) return m;
+        if (m != member_ && bell(m).joined.load(kAcquire) && !bell(m).leaving && !segment_.dead(m))
+            return m;
     return kNone;
 }
 

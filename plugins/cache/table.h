@@ -205,8 +205,10 @@ class Table {
         return std::exchange(changes_seen_, now) != now;
     }
     uint32_t members() const;
-    // A living member other than this one, or kNone.
+    // A living member other than this one that takes things over, or kNone.
     uint32_t another_member() const;
+    // This member takes over nothing any more, neither of the dead nor of those who leave.
+    void retire() { bell(member_).leaving = 1; }
     void hand_over(uint32_t record, uint32_t member);
     // Zombies and frames that rest may take as many frames as loads are left.
     bool many_zombies() const;

@@ -261,8 +261,8 @@ TEST_CASE("it evicts as ucm replay says", "[table]") {
         uint32_t frames;
         size_t hits, prefix_hits;
     };
-    const auto expected = GENERATE(Expected{50, 278, 270}, Expected{200, 726, 686},
-                                   Expected{400, 1273, 1144});
+    const auto expected =
+        GENERATE(Expected{50, 278, 270}, Expected{200, 726, 686}, Expected{400, 1273, 1144});
     std::ifstream trace(std::string(UCM_TEST_FILES) + "/data/trace-200.jsonl");
     REQUIRE(trace);
     Memory_ memory(expected.frames);
