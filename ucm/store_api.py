@@ -112,7 +112,8 @@ class Store:
         ids, n = memory.ids(block_ids)
         with self._gate:
             _, tiers = self._stack.lookup(_ALL, n, ids)
-        return memoryview(bytes(tiers).translate(_TRUTH)).cast("?").tolist()
+        found: list[Any] = memoryview(bytes(tiers).translate(_TRUTH)).cast("?").tolist()
+        return found
 
     def tiers(self, block_ids: Any) -> list[int]:
         """Tell for each block how deep it lies: 0 absent, 1 in the top layer, 2 in the next..."""

@@ -96,9 +96,9 @@ constexpr uint32_t kJoined = 1, kLeaving = 2;  // 0: nobody has the place
 struct alignas(64) Member {
     std::atomic<uint32_t> joined;  // set last by join, cleared last by leave or by who cleans up
     std::atomic<uint32_t> bell;    // a futex
+    uint32_t device;               // its copies are made by a device
     uint32_t reserved;
-    uint32_t device;  // its copies are made by a device
-    int64_t pid;      // for people only
+    int64_t pid;  // for people only
 };
 
 struct Queue {

@@ -340,14 +340,17 @@ bool CacheStore::leave(int64_t until_ns) {
     engine_->loads.forget_prefetches();
     core.wakeups.writes.notify_all();  // it may wait for a store that is down
     engine_->watch.adopt(outcome);
-    {
-        const Table::Hold hold(core.table);
-        engine_->writer.leave(outcome);
+    for (;;) {
+        bool more;
+        {
+            const Table::Hold hold(core.table);
+            more = engine_->writer.leave(outcome);
+        }
+        outcome.give(lock, core.log);
+        const bool idle = !more && engine_->idle();
+        if (idle || monotonic_ns() >= until_ns) return idle;
+        if (!engine_->idle()) wait_until(core.wakeups.idle, lock, until_ns);
     }
-    outcome.give(lock, core.log);
-    while (!engine_->idle() && monotonic_ns() < until_ns)
-        wait_until(core.wakeups.idle, lock, until_ns);
-    return engine_->idle();
 }
 
 ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
@@ -359,14 +362,10 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
     const int64_t until_ns = deadline_after_ms(args.timeout_ms);
     bool idle = engine_->tasks.close(until_ns);
     if (idle) idle = leave(until_ns);
-    if (idle) {
-        // It may have taken over from the dead until now.
-        engine_->watch.stop();
-        idle = leave(until_ns);
-    }
     core.ledger.drain(0, report);
     report.stored = 0;
     if (!idle) return UCM_PENDING;
+    engine_->watch.stop();
     engine_->dumps.stop();
     engine_->writer.stop();
     engine_->loads.stop();

@@ -674,6 +674,7 @@ bool Table::remembered(const BlockId &id) {
 
 Table::Inheritance Table::adopt() {
     Inheritance all;
+    if (begun_ && bell(member_).joined.load(kRelaxed) == kLeaving) return all;
     const int64_t now_ns = monotonic_ns();
     std::vector<uint32_t> dead;
     for (uint32_t m = 0; m < kMembers; m++)
@@ -752,8 +753,7 @@ Table::Inheritance Table::adopt() {
     }
     bell(member_).pid = getpid();
     bell(member_).device = device_;
-    if (bell(member_).joined.load(kRelaxed) != kLeaving)
-        bell(member_).joined.store(kJoined, kRelease);
+    bell(member_).joined.store(kJoined, kRelease);
     changed();
     return all;
 }

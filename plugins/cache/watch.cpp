@@ -50,7 +50,7 @@ void Watch::run() {
         if (now_ns >= next_tidy_ns_) tidy(lock, outcome);
         loads_.look_again();
         core_.changed();
-        grow(lock, outcome, 2 * core_.segment.step_frames());
+        grow(lock, outcome, core_.segment.step_frames());
         table_.want(waiting());
         outcome.give(lock, core_.log);
         const int64_t pause_ns = waiting() ? kWaitingCheckNs : kCheckNs;
@@ -74,7 +74,6 @@ void Watch::check(Lock &, Outcome &outcome) {
     writer_.adopt(all, outcome);
     if (table_.changed_hands()) writer_.find_own();
     writer_.settle_foreign(outcome);
-    writer_.flush_others();
     table_.wake_resting(monotonic_ns());
     if (table_.header().pressure.exchange(0)) {
         writer_.spill();

@@ -447,7 +447,7 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
         saved(block);
         // Published already, with shards of an earlier dump: the rest are duplicates.
         if (published) table_.flag(r, kReplace, false);
-        if (!more || work.unsaved) return;
+        if (!more || (work.unsaved && !table_.flagged(r, kFlush))) return;
     } else if (!more) {
         if (!table_.whole(r) || !again(block, false)) doubtful_.push_back(block);
         return;
@@ -633,18 +633,11 @@ void WriteBack::find_own() {
         const State state = table_.record(r).state.load();
         if (!table_.mine(r) || (state != State::kDirty && state != State::kGathering)) return;
         const BlockRef block = table_.ref(r);
-        if (state == State::kDirty || table_.complete(r))
+        if (state == State::kDirty || table_.complete(r) || table_.flagged(r, kFlush))
             request(block);
         else if (!works_.count(block))
             touched(block);
     });
-}
-
-void WriteBack::flush_others() {
-    for (auto &entry : works_)
-        if (entry.second.unsaved && table_.same(entry.first) &&
-            table_.flagged(entry.first.record, kFlush))
-            return request_unsaved(SIZE_MAX);
 }
 
 void WriteBack::ask_owners() {
@@ -654,8 +647,20 @@ void WriteBack::ask_owners() {
         const uint32_t r = entry.first.record;
         if (table_.state(entry.first) != State::kGathering || table_.mine(r)) continue;
         table_.flag(r, kFlush);
-        table_.ring(table_.owner(r));
+        table_.hand_over(r, table_.owner(r));  // which is told so
     }
+}
+
+// Shards of an unfinished block that its owner has stored.
+void WriteBack::settle_stored(const BlockRef &block, Work &work) {
+    const auto is_below = [&](const Account &each) {
+        return below_of(table_.word(block.record, each.shard));
+    };
+    if (table_.mine(block.record)) return;
+    for (auto &each : work.accounts)
+        if (is_below(each)) core_.ledger.end(each.epoch, 1, 0, 0);
+    work.accounts.erase(std::remove_if(work.accounts.begin(), work.accounts.end(), is_below),
+                        work.accounts.end());
 }
 
 void WriteBack::settle_foreign(Outcome &outcome) {
@@ -664,6 +669,7 @@ void WriteBack::settle_foreign(Outcome &outcome) {
     std::vector<BlockRef> over;
     for (auto &entry : works_) {
         const State state = table_.state(entry.first);
+        if (state == State::kGathering) settle_stored(entry.first, entry.second);
         if (state == State::kGathering || state == State::kDirty) continue;
         over.push_back(entry.first);
     }
@@ -684,10 +690,14 @@ void WriteBack::leave_to(const BlockRef &block, uint32_t member) {
     end_accounts(block, End::kStored);
     for (uint32_t shard = 0; shard < table_.shards(); shard++)
         table_.below(block.record, shard, false);
+    const Record &record = table_.record(block.record);
+    if (record.have == 0 && record.users == 0)
+        return table_.detach(block.record, UCM_CANCELLED, kLost);
     table_.hand_over(block.record, member);
 }
 
-void WriteBack::leave(Outcome &outcome) {
+bool WriteBack::leave(Outcome &outcome) {
+    bool more = false;
     table_.begin_leaving();
     const uint32_t heir = core_.lower_keeps ? table_.another_member() : kNone;
     std::vector<BlockRef> mine;
@@ -698,8 +708,11 @@ void WriteBack::leave(Outcome &outcome) {
     });
     size_t named = 0;
     for (auto &block : mine) {
-        if (heir != kNone && !table_.partly_below(block.record)) {
-            leave_to(block, heir);
+        if (heir != kNone) {
+            // What is below of it is given up there; what is here is all that is needed.
+            const bool writes = table_.flagged(block.record, kWriting);
+            if (!writes) leave_to(block, heir);
+            more = more || writes;
             continue;
         }
         Outcome quiet;
@@ -715,6 +728,7 @@ void WriteBack::leave(Outcome &outcome) {
         if (table_.record(r).state.load() == State::kSpilled && table_.mine(r))
             table_.forget_spilled(table_.id(r));
     });
+    return more;
 }
 
 }  // namespace ucm::cache

@@ -46,15 +46,14 @@ class WriteBack {
     // What dead members left, and what changed hands.
     void adopt(const Table::Inheritance &all, Outcome &outcome);
     void find_own();
-    // Somebody drains who brought shards of unfinished blocks that this member owns.
-    void flush_others();
-    // The same, the other way round. Takes both locks itself.
+    // For a drain: owners are to store what they have of unfinished blocks of which shards came
+    // through this member. Takes both locks itself.
     void ask_owners();
     // Blocks that others wrote, gave up or removed: settles their accounts.
     void settle_foreign(Outcome &outcome);
     void abandon_idle(Outcome &outcome);
-    // Closing: to a living member what it may finish.
-    void leave(Outcome &outcome);
+    // Closing: to a living member what it may finish. True: come again when less is being written.
+    bool leave(Outcome &outcome);
 
     // With Core::mutex alone.
     bool idle() const {
@@ -97,6 +96,7 @@ class WriteBack {
     void remove_again(Lock &lock);
     bool again(const BlockRef &block, bool down);
     void leave_to(const BlockRef &block, uint32_t member);
+    void settle_stored(const BlockRef &block, Work &work);
     void try_held_back();
     void not_unsaved(Work &work);
     uint64_t end_accounts(const BlockRef &block, End end);

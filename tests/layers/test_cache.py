@@ -215,6 +215,28 @@ def test_unfinished_blocks_of_a_store_that_closes_are_finished_by_others(open_me
     kit.expect_published(other, block)
 
 
+def test_a_drain_takes_below_what_belongs_to_another_store(open_members, rng):
+    one, other = open_members(2)
+    block = kit.new_block(one, rng)
+    for store, piece in zip((one, other, one, other), block.pieces(), strict=True):
+        kit.dump_pieces(store, [piece])
+        assert store.drain(10000).pending == 0
+    kit.expect_published(other, block)
+    assert below(one, "published_blocks_total") == 1
+
+
+def test_so_are_those_of_which_a_part_was_stored_already(open_members, open_store, rng):
+    one, other = open_members(2)
+    blocks = kit.new_blocks(one, rng, 8)
+    kit.dump_pieces(one, [piece for block in blocks for piece in block.pieces()[1:]])
+    assert one.drain(kit.WAIT_MS).unfinished == 24
+    one.close()
+    kit.dump_pieces(other, [block.pieces()[0] for block in blocks])
+    kit.expect_published(other, *blocks)
+    assert other.drain(kit.WAIT_MS).lost == 0
+    kit.expect_published(open_store("Posix"), *blocks)
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
