@@ -303,8 +303,9 @@ ucm_status CacheStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_
         engine_->draining = true;
     }
     engine_->dumps.flush(true);
-    engine_->writer.ask_owners();
+    engine_->writer.drain(true);
     ucm_status status = core.ledger.drain(until_ns, report);
+    engine_->writer.drain(false);
     engine_->dumps.flush(false);
     report.stored = 0;  // the bottom's to count
     const ucm_status below = drain_below(until_ns, report, err);

@@ -74,6 +74,7 @@ void Watch::check(Lock &, Outcome &outcome) {
     writer_.adopt(all, outcome);
     if (table_.changed_hands()) writer_.find_own();
     writer_.settle_foreign(outcome);
+    writer_.flush_for_drains();
     table_.wake_resting(monotonic_ns());
     if (table_.header().pressure.exchange(0)) {
         writer_.spill();

@@ -633,19 +633,30 @@ void WriteBack::find_own() {
         const State state = table_.record(r).state.load();
         if (!table_.mine(r) || (state != State::kDirty && state != State::kGathering)) return;
         const BlockRef block = table_.ref(r);
+        bool unsaved = false;
+        for (uint32_t shard = 0; shard < table_.shards(); shard++)
+            unsaved = unsaved || unsaved_word(table_.word(r, shard));
         if (state == State::kDirty || table_.complete(r) || table_.flagged(r, kFlush))
             request(block);
-        else if (!works_.count(block))
+        else if (unsaved && !works_[block].unsaved && !works_[block].queued)
             touched(block);
     });
 }
 
-void WriteBack::ask_owners() {
+void WriteBack::drain(bool begins) {
     const Lock lock(core_.mutex);
     const Table::Hold hold(table_);
+    drains_ += begins ? 1 : -1u;
+    if (begins) flush_for_drains();
+}
+
+void WriteBack::flush_for_drains() {
+    if (drains_ == 0) return;
+    request_unsaved(SIZE_MAX);
     for (auto &entry : works_) {
         const uint32_t r = entry.first.record;
         if (table_.state(entry.first) != State::kGathering || table_.mine(r)) continue;
+        if (entry.second.accounts.empty()) continue;
         table_.flag(r, kFlush);
         table_.hand_over(r, table_.owner(r));  // which is told so
     }

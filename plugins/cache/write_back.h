@@ -46,9 +46,11 @@ class WriteBack {
     // What dead members left, and what changed hands.
     void adopt(const Table::Inheritance &all, Outcome &outcome);
     void find_own();
-    // For a drain: owners are to store what they have of unfinished blocks of which shards came
-    // through this member. Takes both locks itself.
-    void ask_owners();
+    // Takes both locks itself. While a drain runs, unfinished blocks of which shards came through
+    // this member are stored as far as they are here, also by other owners.
+    void drain(bool begins);
+    // Again and again, for owners change. With both locks.
+    void flush_for_drains();
     // Blocks that others wrote, gave up or removed: settles their accounts.
     void settle_foreign(Outcome &outcome);
     void abandon_idle(Outcome &outcome);
@@ -124,6 +126,7 @@ class WriteBack {
     uint64_t calls_begun_ = 0, calls_ended_ = 0;
     int64_t busy_until_ns_ = 0;  // the store below was BUSY
     uint64_t lost_seen_ = 0;
+    uint32_t drains_ = 0;  // that run
     bool stopping_ = false;
     Threads threads_;
 };
