@@ -78,7 +78,8 @@ class Outcome:
 def call(command, folder):
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if ran.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{ran.stdout}{ran.stderr}")
+        name = " ".join(map(str, command))
+        raise RuntimeError(f"{name}: status {ran.returncode}\n{ran.stdout}{ran.stderr}")
     return ran.stdout
 
 
