@@ -424,7 +424,7 @@ TEST_CASE("an urgent load overtakes those that wait for room", "[cache]") {
     urgent.transfer.priority = 1;
     REQUIRE(urgent.load() == UCM_OK);
     memory->release(64 - 4);
-    for (int k = 0; k < 3 && urgent.wait(1000) == UCM_TIMEOUT; k++) memory->release(4);
+    for (int k = 0; k < 3 && urgent.wait(1000) == UCM_PENDING; k++) memory->release(4);
     REQUIRE(urgent.finished());
     REQUIRE_FALSE(patient.finished());
     memory->release();
