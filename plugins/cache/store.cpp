@@ -262,9 +262,10 @@ ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
             const BlockRef visible = core.table.visible(id), gathering = core.table.gathering(id);
             if (visible && core.table.state(visible) == State::kClean)
                 core.table.detach(visible.record, UCM_NOT_FOUND);
-            for (const BlockRef &block : {visible, gathering})
-                if (block && core.table.partly_below(block.record))
-                    engine_->writer.drop(block, outcome, kRemoved);
+            else if (visible && core.table.partly_below(visible.record))
+                engine_->writer.drop(visible, outcome, kRemoved);
+            if (gathering && core.table.partly_below(gathering.record))
+                engine_->writer.drop(gathering, outcome, kRemoved);
         }
     }
     outcome.give(lock, core.log);

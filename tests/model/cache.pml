@@ -80,7 +80,7 @@ byte sequence;
 // Members, and what only they know.
 bit alive[M], joined[M], leaving[M];
 bit begun[M];
-byte closing[M];  // 1: it finishes what is its own; 2: and takes nothing over any more
+byte closing[M];  // 1: it finishes what is its own; 2: nothing is left
 byte want[M];      // 1 + AT(id, shard) that a load waits for
 byte removing[M];  // 1 + id, while a call of remove goes on
 bit asked[M];      // it has asked the store below
@@ -609,24 +609,25 @@ inline second_pass() {
     i = 0; v = 0;
 }
 
-// To a living member what it may finish.
+#define HAS_HEIR (joined[1 - m] && alive[1 - m] && !leaving[1 - m])
+// To a living member what it may finish, but for what is being written; that, when it has been.
 inline leave() {
 #ifndef BUG_HEIR_LEAVES
     leaving[m] = 1; K;
 #endif
-    for (r : 0 .. R - 1) {
+    for (r : 0 .. F - 1) {
         if
-        :: st[r] == GATHERING && owner[r] == m && !COMPLETE(r) ->
-            if
-            :: joined[1 - m] && alive[1 - m] && !leaving[1 - m] && !PARTLY_BELOW(r) ->
-                owner[r] = 1 - m; K
-            :: else -> detach(r); K
-            fi
-        :: st[r] == SPILLED && owner[r] == m -> free(r); K
+        :: st[r] == GATHERING && owner[r] == m && !COMPLETE(r) && !writing[r] && HAS_HEIR ->
+            below[AT(r, 0)] = 0; K; below[AT(r, 1)] = 0; K;
+            owner[r] = 1 - m; K
+        :: st[r] == GATHERING && owner[r] == m && !COMPLETE(r) && !HAS_HEIR -> detach(r); K
         :: else
         fi
     };
     r = 0;
+#if P
+    if :: st[F] == SPILLED && owner[F] == m -> free(F); K :: else fi;
+#endif
 }
 #define OWES(x) ((owner[x] == m && ((st[x] == GATHERING && COMPLETE(x)) || st[x] == DIRTY || \
                                     writing[x])) || \
@@ -712,23 +713,20 @@ inline die() {
 #define TO_REMOVE(x) (OF_REMOVED(x) && (writer[x] == 0 || WROTE(x)) && write_is[x] != REMOVED_BELOW)
 #define REMOVED_AGAIN(x) (OF_REMOVED(x) && write_is[x] == REMOVED_BELOW)
 // The store below fails as its member leaves.
-#define GIVES_UP(x) \
-    (IS_WRITTEN(x) && closing[m] && st[x] == DIRTY && joined[1 - m] && alive[1 - m] && \
-     !leaving[1 - m])
+#define GIVES_UP(x) (IS_WRITTEN(x) && closing[m] && st[x] == DIRTY && HAS_HEIR)
 #define RESTS(x) (resting[x] && st[x] != FREE)
 #define ABANDONED(x) \
     (NOTHING_LEFT && !closing[m] && st[x] == GATHERING && owner[x] == m && !COMPLETE(x) && \
      !USERS(x))
+#define STAYS(x) (st[x] == GATHERING && owner[x] == m && !COMPLETE(x))
 #define TO_SPILL(x) \
     (st[x] == GATHERING && !USERS(x) && !UNSAVED(x, 0) && !UNSAVED(x, 1) && !COMPLETE(x) && \
      (below[AT(x, 0)] || below[AT(x, 1)]) && listed[F])
 
 #ifdef BUG_ADOPTS_AS_IT_LEAVES
-#define LAST 1
-#define LAST_LOOK 0
+#define TAKES_OVER 1
 #else
-#define LAST 2
-#define LAST_LOOK (closing[m] == 1 && !BUSY)
+#define TAKES_OVER (!leaving[m])
 #endif
 
 proctype Member(byte m) {
@@ -738,7 +736,7 @@ join:
     alive[m] = 1;
 end_loop:
     do
-    :: BEGIN JOINING(!begun[m] || (joined[1 - m] && !alive[1 - m] && closing[m] < 2)) adopt(); END }
+    :: BEGIN JOINING(!begun[m] || (joined[1 - m] && !alive[1 - m] && TAKES_OVER)) adopt(); END }
     :: BEGIN CRITICAL(ANY_SLOT(LANDS)) PICK_SLOT(LANDS); land(r, s); END }
     :: BEGIN CRITICAL(ANY(TO_WRITE)) PICK(TO_WRITE); begin_write(r); END }
     :: atomic { ANY(IS_WRITTEN) -> PICK(IS_WRITTEN); write_below(r); r = 0 }
@@ -811,11 +809,14 @@ end_loop:
 #endif
 #if LEAVES
     :: BEGIN CRITICAL(ANY(GIVES_UP)) PICK(GIVES_UP); give_up(r); END }
-    :: BEGIN CRITICAL((leaves && !closing[m] && !want[m] && !removing[m]) || LAST_LOOK)
+    :: BEGIN CRITICAL((leaves && !closing[m] && !want[m] && !removing[m]) || \
+                      (closing[m] == 1 && !BUSY))
            if :: !closing[m] -> leaves-- :: else fi;
-           closing[m]++;
-           leave(); END }
-    :: BEGIN CRITICAL(closing[m] == LAST && !BUSY)
+           closing[m] = 1;
+           leave();
+           if :: !BUSY && !ANY(STAYS) -> closing[m] = 2 :: else fi;
+           END }
+    :: BEGIN CRITICAL(closing[m] == 2)
            joined[m] = 0; leaving[m] = 0; alive[m] = 0; END; goto over }
 #endif
     od;

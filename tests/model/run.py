@@ -20,7 +20,7 @@ SOUND = {
     "spill": "F=1 P=1 DUMPS=3 FLUSHES=2 KILLS=2",
     "remove": "DUMPS=2 REMOVES=1 KILLS=2",
     "remove-and-load": "STORED=1 LOADS=1 DUMPS=2 REMOVES=1",
-    "leave": "DUMPS=3 LEAVES=2 KILLS=1",
+    "leave": "DUMPS=3 FLUSHES=1 LEAVES=2 KILLS=1",
 }
 # So it is within these, which take minutes.
 LARGE = {
