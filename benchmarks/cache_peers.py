@@ -216,8 +216,8 @@ class Runner:
     def shared_by(self, kind, shape):
         folder, rounds = self.folder / f"shared-{kind}", []
         common = {"folder": folder, "unique_id": f"{self.name}-{kind}"}
-        # Little more than what is loaded: what is touched ahead would count as memory.
-        common["capacity_gib"] = 1.25 * shape[0] * shape[2] / GIB
+        # The set of a round beside that of the one before: new blocks may have half of a cache.
+        common["capacity_gib"] = 2.25 * shape[0] * shape[2] / GIB
         with contextlib.ExitStack() as stack:
             memory = stack.enter_context(shared_memory(shape))
             writer = self.side(kind, "Posix", shape, folder, f"{self.name}-{kind}-writer")

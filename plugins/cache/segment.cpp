@@ -23,7 +23,7 @@ namespace {
 const char kFolder[] = "/dev/shm/";
 constexpr int64_t kJoinNs = 20ll * 1000000000;
 constexpr int64_t kUnsavedKeptNs = 600ll * 1000000000;
-constexpr uint64_t kStepBytes = 64u << 20;
+constexpr uint64_t kMostStepBytes = 64u << 20, kSteps = 64;
 constexpr uint64_t kJoinByte = 0, kMemberByte = 1;
 constexpr uint64_t kMostSpillBytes = 16u << 20, kMostSpills = 4096;
 
@@ -226,9 +226,11 @@ std::string segment_path(const std::string &unique_id) {
 Segment::Segment(const Shape &shape, const std::string &unique_id, const Logger &log)
     : log_(log), path_(segment_path(unique_id)) {
     frame_bytes_ = shape.frame_bytes();
-    step_frames_ = uint32_t(std::max<uint64_t>(1, kStepBytes / frame_bytes_));
     try {
         path_.empty() ? make_private(shape) : join(shape);
+        // So much ahead of use, and so fine, that a small cache is not larger than what is in it.
+        const uint64_t step = std::min(kMostStepBytes, data_bytes_ / kSteps);
+        step_frames_ = uint32_t(std::max<uint64_t>(1, step / frame_bytes_));
     } catch (...) {
         unmap();
         file_.close();

@@ -91,12 +91,14 @@ struct ShardInfo {
     uint32_t reserved;
 };
 
+constexpr uint32_t kJoined = 1, kLeaving = 2;  // 0: nobody has the place
+
 struct alignas(64) Member {
     std::atomic<uint32_t> joined;  // set last by join, cleared last by leave or by who cleans up
     std::atomic<uint32_t> bell;    // a futex
-    uint32_t leaving;              // it takes over nothing any more
     uint32_t device;               // its copies are made by a device
-    int64_t pid;                   // for people only
+    uint32_t reserved;
+    int64_t pid;  // for people only
 };
 
 struct Queue {

@@ -254,7 +254,7 @@ ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
     const ucm_status status = ucm_remove(lower_, &args, err);
     Lock lock(core.mutex);
     // Fills that began meanwhile may hold what is gone now. Dumps that did are newer than this
-    // call, but if the store below had a part of one, that is gone too.
+    // call, but if the store below had a part of one, or has it now, that may be gone too.
     {
         const Table::Hold hold(core.table);
         for (auto &id : ids) {
@@ -262,8 +262,10 @@ ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
             const BlockRef visible = core.table.visible(id), gathering = core.table.gathering(id);
             if (visible && core.table.state(visible) == State::kClean)
                 core.table.detach(visible.record, UCM_NOT_FOUND);
+            else if (visible && core.table.partly_below(visible.record))
+                engine_->writer.drop(visible, outcome, kRemoved);
             if (gathering && core.table.partly_below(gathering.record))
-                engine_->writer.drop(gathering, outcome);
+                engine_->writer.drop(gathering, outcome, kRemoved);
         }
     }
     outcome.give(lock, core.log);
@@ -332,6 +334,27 @@ ucm_status CacheStore::metrics(const ucm_metrics_args &args, ucm_error *) {
     return core.metrics.copy(args);
 }
 
+// False: there was not enough time to store what this member owns.
+bool CacheStore::leave(int64_t until_ns) {
+    Core &core = engine_->core;
+    Outcome outcome;
+    Lock lock(core.mutex);
+    engine_->loads.forget_prefetches();
+    core.wakeups.writes.notify_all();  // it may wait for a store that is down
+    engine_->watch.adopt(outcome);
+    for (;;) {
+        bool more;
+        {
+            const Table::Hold hold(core.table);
+            more = engine_->writer.leave(outcome);
+        }
+        outcome.give(lock, core.log);
+        const bool idle = !more && engine_->idle();
+        if (idle || monotonic_ns() >= until_ns) return idle;
+        if (!engine_->idle()) wait_until(core.wakeups.idle, lock, until_ns);
+    }
+}
+
 ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
     closing_.store(true);
     if (engine_) engine_->core.closing.store(true);
@@ -340,24 +363,7 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
     Core &core = engine_->core;
     const int64_t until_ns = deadline_after_ms(args.timeout_ms);
     bool idle = engine_->tasks.close(until_ns);
-    if (idle) {
-        Outcome outcome;
-        Lock lock(core.mutex);
-        engine_->loads.forget_prefetches();
-        core.wakeups.writes.notify_all();  // it may wait for a store that is down
-        engine_->watch.adopt(outcome);
-        for (;;) {
-            bool more;
-            {
-                const Table::Hold hold(core.table);
-                more = engine_->writer.leave(outcome);
-            }
-            outcome.give(lock, core.log);
-            idle = !more && engine_->idle();
-            if (idle || monotonic_ns() >= until_ns) break;
-            if (!engine_->idle()) wait_until(core.wakeups.idle, lock, until_ns);
-        }
-    }
+    if (idle) idle = leave(until_ns);
     core.ledger.drain(0, report);
     report.stored = 0;
     if (!idle) return UCM_PENDING;

@@ -54,6 +54,7 @@ class CacheStore final : public Store {
     ucm_status lookup_below(const ucm_lookup_args &args, ucm_error *err);
     ucm_status drain_below(int64_t until_ns, ucm_report &report, ucm_error *err);
     void drop(const IdSet &ids, Outcome &outcome);
+    bool leave(int64_t until_ns);
 
     ucm_store *const lower_;
     const uint64_t lower_caps_;

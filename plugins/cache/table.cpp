@@ -50,16 +50,20 @@ bool has_id(const Record &record, const BlockId &id) {
     return record.id[0].load(kAcquire) == half(id, 0) && record.id[1].load(kAcquire) == half(id, 1);
 }
 
-// Readers of this stripe look again.
+// Readers of this stripe look again. One inside another is part of that.
 class StripeChange {
   public:
-    explicit StripeChange(std::atomic<uint32_t> &sequence) : sequence_(sequence) {
-        sequence_.fetch_add(1, std::memory_order_acq_rel);
+    explicit StripeChange(std::atomic<uint32_t> &sequence)
+        : sequence_(sequence), outer_((sequence.load(kRelaxed) & 1) == 0) {
+        if (outer_) sequence_.fetch_add(1, std::memory_order_acq_rel);
     }
-    ~StripeChange() { sequence_.fetch_add(1, kRelease); }
+    ~StripeChange() {
+        if (outer_) sequence_.fetch_add(1, kRelease);
+    }
 
   private:
     std::atomic<uint32_t> &sequence_;
+    const bool outer_;
 };
 
 }  // namespace
@@ -81,8 +85,10 @@ BlockRef Index::find(const BlockId &id, bool *sure) const {
         uint32_t steps = 0, r = buckets_[b].load(kAcquire);
         while (r < header_.records && steps++ < header_.records) {
             const Record &each = records_[r];
+            // First: of a record that becomes free now, the old one.
+            const uint32_t generation = each.generation.load(kAcquire);
             if (has_id(each, id) && seen(each.state.load(kAcquire))) {
-                found = {r, each.generation.load(kAcquire)};
+                found = {r, generation};
                 break;
             }
             r = each.next.load(kAcquire);
@@ -668,7 +674,7 @@ bool Table::remembered(const BlockId &id) {
 
 Table::Inheritance Table::adopt() {
     Inheritance all;
-    if (begun_ && bell(member_).leaving) return all;
+    if (begun_ && bell(member_).joined.load(kRelaxed) == kLeaving) return all;
     const int64_t now_ns = monotonic_ns();
     std::vector<uint32_t> dead;
     for (uint32_t m = 0; m < kMembers; m++)
@@ -689,25 +695,38 @@ Table::Inheritance Table::adopt() {
             all.lost_shards += record.have;
             return free(r);
         }
+        const auto left_by_dead = [&](uint32_t w) {
+            const ShardState is = state_of(w);
+            return (is == ShardState::kCopying || is == ShardState::kLoading) && gone(member_of(w));
+        };
         bool rests = false;
         for (uint32_t shard = 0; shard < shards_ && record.users; shard++) {
             const uint32_t w = word(r, shard);
-            const ShardState is = state_of(w);
-            if ((is != ShardState::kCopying && is != ShardState::kLoading) || !gone(member_of(w)))
-                continue;
-            rests = rests || is == ShardState::kLoading || bell(member_of(w)).device;
+            rests = rests || (left_by_dead(w) &&
+                              (state_of(w) == ShardState::kLoading || bell(member_of(w)).device));
+        }
+        if (rests) {  // noted before the words that say why are gone
+            record.rest_until_ns = now_ns + kRestNs;
+            header_.resting++;
+        }
+        for (uint32_t shard = 0; shard < shards_ && record.users; shard++) {
+            const uint32_t w = word(r, shard);
+            if (!left_by_dead(w)) continue;
             info(r, shard).word.store(shard_word(ShardState::kAbsent, 0, below_of(w)), kRelease);
             record.users--;
         }
         if (orphan && flagged(r, kWriting)) {
-            if (flagged(r, kRemoved)) all.removed.push_back(id(r));
-            flag(r, kWriting, false);
-            record.users--;
+            if (state == State::kZombie && flagged(r, kRemoved)) {
+                // Nobody writes this id before it has been removed below.
+                record.owner.store(member_, kRelease);
+                all.removed.push_back(ref(r));
+            } else {
+                flag(r, kWriting, false);
+                record.users--;
+            }
         }
         if (rests) {
-            record.rest_until_ns = now_ns + kRestNs;
-            header_.resting++;
-            detach(r, UCM_NOT_FOUND);
+            detach(r, UCM_NOT_FOUND, state == State::kGathering ? uint32_t(kLost) : 0u);
         } else if (orphan && (state == State::kGathering || state == State::kDirty)) {
             for (uint32_t shard = 0; shard < shards_; shard++) {
                 const uint32_t w = word(r, shard);
@@ -728,14 +747,13 @@ Table::Inheritance Table::adopt() {
     header_.changes.fetch_add(1, kRelease);
     for (uint32_t m : dead) {
         if (header_.grower == m) header_.grower = kNone;
-        all.members += bell(m).joined.load(kRelaxed);
+        all.members += bell(m).joined.load(kRelaxed) != 0;
         header_.wanting.fetch_and(~(uint64_t(1) << m));
         bell(m).joined.store(0, kRelease);
     }
     bell(member_).pid = getpid();
-    bell(member_).leaving = 0;
     bell(member_).device = device_;
-    bell(member_).joined.store(1, kRelease);
+    bell(member_).joined.store(kJoined, kRelease);
     changed();
     return all;
 }
@@ -761,15 +779,18 @@ int64_t Table::wake_resting(int64_t now_ns) {
 
 uint32_t Table::members() const {
     uint32_t count = 0;
-    for (uint32_t m = 0; m < kMembers; m++) count += bell(m).joined.load(kRelaxed);
+    for (uint32_t m = 0; m < kMembers; m++) count += bell(m).joined.load(kRelaxed) != 0;
     return count;
 }
 
 uint32_t Table::another_member() const {
     for (uint32_t m = 0; m < kMembers; m++)
-        if (m != member_ && bell(m).joined.load(kAcquire) && !bell(m).leaving && !segment_.dead(m))
-            return m;
+        if (m != member_ && bell(m).joined.load(kAcquire) == kJoined && !segment_.dead(m)) return m;
     return kNone;
+}
+
+void Table::begin_leaving() {
+    bell(member_).joined.store(kLeaving, kRelease);
 }
 
 void Table::hand_over(uint32_t record, uint32_t member) {
@@ -819,6 +840,7 @@ void Table::merge_duplicate(uint32_t r) {
     if (records_[loser].state.load(kRelaxed) == State::kSpilled) {
         for (uint32_t shard = 0; shard < shards_; shard++)
             if (below_of(word(loser, shard))) below(winner, shard, true);
+        if (flagged(loser, kReplace)) flag(winner, kReplace);
         records_[winner].owner.store(owner(loser), kRelease);
     }
     records_[loser].state.store(State::kZombie, kRelease);
@@ -841,6 +863,9 @@ void Table::rebuild() {
             continue;
         }
         recount(r);
+        // Whoever brought the last shard may have died before it said so.
+        if (record.state.load(kRelaxed) == State::kGathering && whole(r))
+            record.state.store(header_.keeps ? State::kDirty : State::kClean, kRelease);
         merge_duplicate(r);
         const size_t b = bucket(id(r));
         record.next.store(buckets_[b].load(kRelaxed), kRelease);
@@ -849,9 +874,6 @@ void Table::rebuild() {
     uint32_t held = 0, gatherings = 0;
     for (uint32_t r = 0; r < header_.records; r++) {
         Record &record = records_[r];
-        // Whoever brought the last shard may have died before it said so.
-        if (record.state.load(kRelaxed) == State::kGathering && whole(r) && header_.keeps)
-            record.state.store(State::kDirty, kRelease);
         const State state = record.state.load(kRelaxed);
         held += r < header_.frames && (state == State::kGathering || state == State::kDirty);
         gatherings += state == State::kGathering;

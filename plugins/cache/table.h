@@ -190,7 +190,7 @@ class Table {
 
     struct Inheritance {
         std::vector<BlockRef> records;  // gathering and dirty ones that are this member's now
-        std::vector<BlockId> removed;   // to be removed below again
+        std::vector<BlockRef> removed;  // to be removed below again, as if this member wrote them
         uint64_t lost_shards = 0;       // that only the dead member's store below had
         uint32_t members = 0;
     };
@@ -205,10 +205,10 @@ class Table {
         return std::exchange(changes_seen_, now) != now;
     }
     uint32_t members() const;
-    // A living member other than this one that takes things over, or kNone.
+    // A living member other than this one that does not leave, or kNone.
     uint32_t another_member() const;
-    // This member takes over nothing any more, neither of the dead nor of those who leave.
-    void retire() { bell(member_).leaving = 1; }
+    // From here on nobody hands anything over to this member.
+    void begin_leaving();
     void hand_over(uint32_t record, uint32_t member);
     // Zombies and frames that rest may take as many frames as loads are left.
     bool many_zombies() const;

@@ -50,7 +50,7 @@ void Watch::run() {
         if (now_ns >= next_tidy_ns_) tidy(lock, outcome);
         loads_.look_again();
         core_.changed();
-        grow(lock, outcome, 2 * core_.segment.step_frames());
+        grow(lock, outcome, core_.segment.step_frames());
         table_.want(waiting());
         outcome.give(lock, core_.log);
         const int64_t pause_ns = waiting() ? kWaitingCheckNs : kCheckNs;

@@ -214,7 +214,7 @@ void WriteBack::run() {
                 finish(*batch, outcome);
             }
             while (!doubtful_.empty()) ask_below(lock, outcome);
-        } else if (!to_remove_.empty() || !to_remove_ids_.empty()) {
+        } else if (!to_remove_.empty()) {
             remove_again(lock);
         } else if (!queue_.empty() && in_flight_ < core_.config.running_shards &&
                    now_ns >= busy_until_ns_ &&
@@ -375,6 +375,8 @@ void WriteBack::finish(Batch &batch, Outcome &outcome) {
         }
         table_.end_writing(block.record);
     }
+    // Nobody else can end what a member writes, so a block has no new owner before that.
+    for (auto &each : std::exchange(to_leave_, {})) leave_to(each.first, each.second);
     try_held_back();
     core_.wakeups.dumps.notify_all();
     core_.wakeups.idle.notify_all();
@@ -383,22 +385,26 @@ void WriteBack::finish(Batch &batch, Outcome &outcome) {
 // What a dump of ours may have published after its block was removed.
 void WriteBack::remove_again(Lock &lock) {
     std::vector<uint8_t> ids;
-    const auto put = [&](const BlockId &id) {
-        ids.insert(ids.end(), id.bytes, id.bytes + UCM_BLOCK_ID_BYTES);
-    };
     const size_t n = to_remove_.size();
-    for (auto &block : to_remove_) put(table_.id(block.record));
-    for (auto &id : to_remove_ids_) put(id);
-    to_remove_ids_.clear();
+    for (auto &block : to_remove_) {
+        const BlockId id = table_.id(block.record);
+        ids.insert(ids.end(), id.bytes, id.bytes + UCM_BLOCK_ID_BYTES);
+    }
     ucm_ids_args args{};
     args.struct_size = sizeof args;
-    args.n = ids.size() / UCM_BLOCK_ID_BYTES;
+    args.n = n;
     args.block_ids = ids.data();
     lock.unlock();
     ucm_remove(core_.lower, &args, nullptr);
     lock.lock();
     const Table::Hold hold(table_);
-    for (size_t k = 0; k < n; k++) table_.end_writing(to_remove_[k].record);
+    for (size_t k = 0; k < n; k++) {
+        // What was read from there meanwhile goes as well; a newer dump waits and is not clean.
+        const BlockRef visible = table_.visible(table_.id(to_remove_[k].record));
+        if (visible && table_.state(visible) == State::kClean)
+            table_.detach(visible.record, UCM_NOT_FOUND);
+        table_.end_writing(to_remove_[k].record);
+    }
     to_remove_.erase(to_remove_.begin(), to_remove_.begin() + std::ptrdiff_t(n));
     try_held_back();
 }
@@ -413,7 +419,7 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
             if (passing(status) && again(block, Breaker::down(status))) return;
             const uint32_t heir = core_.closing ? table_.another_member() : kNone;
             if (Breaker::down(status) && heir != kNone && table_.whole(r))
-                return leave_to(block, heir);
+                return void(to_leave_.emplace_back(block, heir));
             char why[64];
             snprintf(why, sizeof why, "the store below failed: status %d, errno %d", status,
                      results[k].os_errno);
@@ -609,7 +615,7 @@ void WriteBack::adopt(const Table::Inheritance &all, Outcome &outcome) {
         for (uint32_t shard = 0; shard < table_.shards(); shard++) account(block, shard, epoch);
         request(block);
     }
-    to_remove_ids_.insert(to_remove_ids_.end(), all.removed.begin(), all.removed.end());
+    to_remove_.insert(to_remove_.end(), all.removed.begin(), all.removed.end());
     core_.wakeups.writes.notify_one();
     core_.metrics.add(kAdoptedBlocks, dirty.size());
     core_.metrics.add(kLostShards, all.lost_shards);
@@ -703,7 +709,7 @@ void WriteBack::leave_to(const BlockRef &block, uint32_t member) {
 
 bool WriteBack::leave(Outcome &outcome) {
     bool more = false;
-    table_.retire();
+    table_.begin_leaving();
     const uint32_t heir = core_.lower_keeps ? table_.another_member() : kNone;
     std::vector<BlockRef> mine;
     table_.each([&](uint32_t r) {

@@ -121,8 +121,8 @@ class WriteBack {
     std::vector<BlockRef> doubtful_;
     // Written, and removed meanwhile: they are removed below before anybody writes them anew.
     std::vector<BlockRef> to_remove_;
-    std::vector<BlockId> to_remove_ids_;
-    uint64_t in_flight_ = 0;  // shards
+    std::vector<std::pair<BlockRef, uint32_t>> to_leave_;  // to this member; filled by judge
+    uint64_t in_flight_ = 0;                               // shards
     uint64_t calls_begun_ = 0, calls_ended_ = 0;
     int64_t busy_until_ns_ = 0;  // the store below was BUSY
     uint64_t lost_seen_ = 0;

@@ -250,7 +250,6 @@ TEST_CASE("a process that died between two records of one block leaves one of th
     // Killed when its last shard was there, before it said that the block is whole.
     table.rebuild();
     REQUIRE(table.record(fresh).state.load() == State::kDirty);
-    table.rebuild();
     REQUIRE(table.visible(id).record == fresh);
     REQUIRE(table.record(old).state.load() == State::kFree);
 }
@@ -292,4 +291,100 @@ TEST_CASE("it evicts as ucm replay says", "[table]") {
     // Here the one that goes is chosen before it is known who comes.
     CHECK(double(hits) == Approx(double(expected.hits)).epsilon(0.03));
     CHECK(double(prefix_hits) == Approx(double(expected.prefix_hits)).epsilon(0.03));
+}
+
+TEST_CASE("a replacement that a process died over is one still", "[table]") {
+    Memory_ memory(4);
+    Table table(memory.segment, false, 0);
+    const Table::Hold hold(table);
+    const BlockId id = make_id(1);
+    const uint32_t first = table.take(Taking::kDump, id);
+    table.start(first, id, State::kGathering);
+    table.flag(first, kReplace);
+    table.put(first, 0, ShardState::kCopying);
+    table.arrived(first, 0, 600, 600);
+    table.below(first, 0, true);
+    REQUIRE(table.spill(first));
+    // Killed when the block had a frame again, and nothing of what is below was said there.
+    const uint32_t again = table.take(Taking::kDump, id);
+    table.start(again, id, State::kGathering);
+    table.rebuild();
+    REQUIRE(table.gathering(id).record == again);
+    REQUIRE_FALSE(table.is_spilled(id));
+    REQUIRE(below_of(table.word(again, 0)));
+    REQUIRE(table.flagged(again, kReplace));
+}
+
+TEST_CASE("a frame into which the dead may still read rests", "[table]") {
+    Memory_ memory(4);
+    Table dead(memory.segment, false, 1);
+    BlockRef block;
+    {
+        const Table::Hold hold(dead);
+        block = dead.start(dead.take(Taking::kLoad, make_id(1)), make_id(1), State::kClean);
+        dead.put(block.record, 0, ShardState::kLoading);
+    }
+    Table next(memory.segment, false, 1);  // in the same place
+    const Table::Hold hold(next);
+    next.adopt();
+    REQUIRE_FALSE(next.visible(make_id(1)));
+    REQUIRE(next.state(block) == State::kZombie);
+    const int64_t wake_ns = next.wake_resting(ucm::monotonic_ns());
+    REQUIRE(wake_ns < INT64_MAX);
+    next.rebuild();
+    REQUIRE(next.state(block) == State::kZombie);
+    REQUIRE(next.wake_resting(wake_ns) == INT64_MAX);
+    REQUIRE(next.state(block) == State::kFree);
+    REQUIRE(next.free_frames() == 4);
+}
+
+TEST_CASE("what the dead wrote of a removed block is removed before anybody writes it anew",
+          "[table]") {
+    Memory_ memory(4);
+    const BlockId id = make_id(1);
+    const auto dump = [&](Table &table) {
+        const uint32_t r = table.take(Taking::kDump, id);
+        table.start(r, id, State::kGathering);
+        for (uint32_t shard = 0; shard < 4; shard++) {
+            table.put(r, shard, ShardState::kCopying);
+            table.arrived(r, shard, 600, 600);
+        }
+        table.publish(r);
+        return r;
+    };
+    Table dead(memory.segment, false, 1);
+    BlockRef block;
+    {
+        const Table::Hold hold(dead);
+        block = dead.ref(dump(dead));
+        dead.begin_writing(block.record);
+        dead.detach(block.record, UCM_CANCELLED, kRemoved);
+    }
+    // However often who is to remove it dies over that.
+    for (int k = 0; k < 2; k++) {
+        Table next(memory.segment, false, 1);
+        const Table::Hold hold(next);
+        const Table::Inheritance all = next.adopt();
+        REQUIRE(all.removed == std::vector<BlockRef>{block});
+    }
+    Table other(memory.segment, false, 2);
+    const Table::Hold hold(other);
+    const uint32_t fresh = dump(other);
+    REQUIRE(other.older_is_on_its_way(fresh));
+    other.end_writing(block.record);
+    REQUIRE_FALSE(other.older_is_on_its_way(fresh));
+    REQUIRE(other.state(block) == State::kFree);
+}
+
+TEST_CASE("nobody hands anything over to a member that leaves", "[table]") {
+    Memory_ memory(4);
+    Table a(memory.segment, false, 0), b(memory.segment, false, 1);
+    const Table::Hold hold(a);
+    a.adopt();
+    b.adopt();
+    REQUIRE(a.another_member() == 1);
+    b.begin_leaving();
+    REQUIRE(a.another_member() == kNone);
+    REQUIRE(b.another_member() == 0);
+    REQUIRE(a.members() == 2);
 }
