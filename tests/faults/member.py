@@ -57,6 +57,8 @@ class Member:
 
     def new(self, n):
         self.next += n
+        self.say("begins", self.next - n)
+        self.say("begins", self.next - 1)
         return [(number, block_of(number)) for number in range(self.next - n, self.next)]
 
     def dump(self, pieces):
@@ -87,8 +89,8 @@ class Member:
 
     def dump_half(self):
         self.common += 1
+        self.say("begins", self.common)
         self.dump(block_of(self.common).pieces()[self.half :: 2])
-        self.say("half", self.common)
 
     def accepted(self, blocks):
         for number, _ in blocks:

@@ -163,14 +163,13 @@ def owed(*saids):
 
 
 def numbers_of(*saids):
-    """Return all that may be somewhere: of what was begun last, nobody said anything."""
+    """Return all that may be somewhere."""
     numbers = set(STORED)
     for said in saids:
-        mine = [number for what, number in said if what in ("accepted", "removing")]
-        if mine:
-            numbers |= set(range(min(mine), max(mine) + member.MANY + 8))
-        common = [number for what, number in said if what == "half"]
-        numbers |= set(range(COMMON, max(common, default=COMMON) + 3))
+        begun = [number for what, number in said if what == "begins"]
+        for some in ([n for n in begun if n < COMMON], [n for n in begun if n >= COMMON]):
+            if some:
+                numbers |= set(range(min(some), max(some) + 1))
     return numbers
 
 
