@@ -58,8 +58,11 @@ struct Core {
     const bool lower_keeps, lower_loads;
     Metrics<kMetrics> metrics;
     Ledger ledger;
-    Breaker breaker;                   // of the store below
-    std::atomic<bool> closing{false};  // nothing waits for a store that is down any more
+    // Of the store below: one may be able to read what it cannot write.
+    Breaker dump_breaker, load_breaker;
+    // Somebody drains, or closes: nothing waits any more until a store that is down works again.
+    std::atomic<uint32_t> impatient{0};
+    std::atomic<bool> closing{false};
 
     std::mutex mutex;  // guards Wakeups, version, and the queues of the paths
     Wakeups wakeups;

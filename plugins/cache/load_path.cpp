@@ -378,8 +378,8 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         return Planned::kYes;
     }
     if (!core_.lower_loads) return answer(UCM_NOT_FOUND);
-    const bool probe = core_.breaker.open();
-    if (probe && core_.breaker.ask() != Breaker::Says::kProbe) return answer(UCM_UNAVAILABLE);
+    const bool probe = core_.load_breaker.open();
+    if (probe && core_.load_breaker.ask() != Breaker::Says::kProbe) return answer(UCM_UNAVAILABLE);
     fill.probe = fill.probe || probe;
     if (!block) {
         const uint32_t record = table_.take(Taking::kLoad, id);
@@ -440,7 +440,7 @@ void LoadPath::plan(Lock &lock) {
 }
 
 void LoadPath::plan_prefetch(const BlockId &id, Lock &lock) {
-    if (core_.breaker.open()) return;
+    if (core_.load_breaker.open()) return;
     const auto fill = std::make_shared<Fill>(*this);
     {
         const Table::Hold hold(table_);
@@ -513,14 +513,14 @@ void LoadPath::fill_ended(Fill &fill, Outcome &outcome) {
     // What the caller's own time did says nothing about the store below.
     const bool late = fill.deadline_ns && monotonic_ns() > fill.deadline_ns;
     if (personal(fill.best) && (late || fill.best == UCM_CANCELLED)) return;
-    const Breaker::Turn turn = core_.breaker.report(fill.best);
+    const Breaker::Turn turn = core_.load_breaker.report(fill.best);
     if (turn == Breaker::Turn::kOpened) {
         core_.metrics.add(kBreakerOpened, 1);
-        outcome.warnings.push_back("the store below fails: dumps stay in memory, misses fail");
+        outcome.warnings.push_back(
+            "the store below answers no loads: misses fail at once until it does");
     }
     if (turn != Breaker::Turn::kClosed) return;
-    outcome.warnings.push_back("the store below works again");
-    core_.wakeups.writes.notify_all();
+    outcome.warnings.push_back("the store below answers loads again");
 }
 
 // A shard that came from below, and who waited for it.

@@ -144,7 +144,7 @@ void CacheStore::find_here(const ucm_lookup_args &args, std::vector<uint8_t> &he
 // While the store below is known to be down, what is here is the answer.
 ucm_status CacheStore::lookup_below(const ucm_lookup_args &args, ucm_error *err) {
     if (!engine_) return ucm_lookup(lower_, &args, err);
-    Breaker &breaker = engine_->core.breaker;
+    Breaker &breaker = engine_->core.load_breaker;
     if (breaker.ask() == Breaker::Says::kNo) return UCM_UNAVAILABLE;
     const ucm_status status = ucm_lookup(lower_, &args, nullptr);
     if (breaker.open()) breaker.report(status);
@@ -301,12 +301,15 @@ ucm_status CacheStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_
             wait_until(core.wakeups.idle, lock, until_ns);
         if (engine_->draining) return UCM_PENDING;
         engine_->draining = true;
+        core.impatient.fetch_add(1);
+        core.wakeups.writes.notify_all();  // it may wait for a store that is down
     }
     engine_->dumps.flush(true);
     engine_->writer.drain(true);
     ucm_status status = core.ledger.drain(until_ns, report);
     engine_->writer.drain(false);
     engine_->dumps.flush(false);
+    core.impatient.fetch_sub(1);
     report.stored = 0;  // the bottom's to count
     const ucm_status below = drain_below(until_ns, report, err);
     if (below != UCM_OK) status = below;
@@ -330,7 +333,7 @@ ucm_status CacheStore::metrics(const ucm_metrics_args &args, ucm_error *) {
     set(kFramesDirty, header.held.load());
     set(kFramesFree, header.frame_list.size.load());
     set(kMembers_, core.table.members());
-    set(kBreakerOpen, core.breaker.open());
+    set(kBreakerOpen, core.dump_breaker.open() || core.load_breaker.open());
     return core.metrics.copy(args);
 }
 
@@ -356,8 +359,10 @@ bool CacheStore::leave(int64_t until_ns) {
 }
 
 ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
-    closing_.store(true);
-    if (engine_) engine_->core.closing.store(true);
+    if (!closing_.exchange(true) && engine_) {
+        engine_->core.closing.store(true);
+        engine_->core.impatient.fetch_add(1);
+    }
     report.stored = report.lost = report.pending = report.unfinished = 0;
     if (!engine_) return UCM_OK;
     Core &core = engine_->core;

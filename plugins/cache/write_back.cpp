@@ -218,7 +218,7 @@ void WriteBack::run() {
             remove_again(lock);
         } else if (!queue_.empty() && in_flight_ < core_.config.running_shards &&
                    now_ns >= busy_until_ns_ &&
-                   (core_.closing || core_.breaker.ask() != Breaker::Says::kNo)) {
+                   (core_.impatient || core_.dump_breaker.ask() != Breaker::Says::kNo)) {
             std::shared_ptr<Batch> batch;
             {
                 const Table::Hold hold(table_);
@@ -244,8 +244,8 @@ int64_t WriteBack::next_wake() const {
     if (!delayed_.empty()) at_ns = delayed_.begin()->first;
     if (!held_back_.empty()) at_ns = std::min(at_ns, monotonic_ns() + 100 * 1000000);
     if (!queue_.empty() && in_flight_ < core_.config.running_shards)
-        at_ns =
-            std::min(at_ns, std::max(busy_until_ns_, core_.closing ? 0 : core_.breaker.until_ns()));
+        at_ns = std::min(
+            at_ns, std::max(busy_until_ns_, core_.impatient ? 0 : core_.dump_breaker.until_ns()));
     return at_ns;
 }
 
@@ -357,12 +357,13 @@ void WriteBack::ended(Batch &batch) {
 
 void WriteBack::finish(Batch &batch, Outcome &outcome) {
     in_flight_ -= batch.n();
-    const Breaker::Turn turn = core_.breaker.report(batch.best());
+    const Breaker::Turn turn = core_.dump_breaker.report(batch.best());
     if (turn == Breaker::Turn::kOpened) {
         core_.metrics.add(kBreakerOpened, 1);
-        outcome.warnings.push_back("the store below fails: dumps stay in memory, misses fail");
+        outcome.warnings.push_back(
+            "the store below takes no dumps: they stay in memory until it does");
     } else if (turn == Breaker::Turn::kClosed) {
-        outcome.warnings.push_back("the store below works again");
+        outcome.warnings.push_back("the store below takes dumps again");
     }
     for (auto &part : batch.parts) {
         const BlockRef &block = part.block;
@@ -533,7 +534,8 @@ void WriteBack::ask_below(Lock &lock, Outcome &outcome) {
 // False: it was tried often enough. While the store below is known to be down, nothing counts.
 bool WriteBack::again(const BlockRef &block, bool down) {
     Work &work = works_[block];
-    if (!(down && core_.breaker.open() && !core_.closing) && work.tries == kRetries) return false;
+    if (!(down && core_.dump_breaker.open() && !core_.impatient) && work.tries == kRetries)
+        return false;
     int64_t delay_ns = kFirstDelayNs;
     for (uint32_t k = 0; k < work.tries; k++) delay_ns *= 10;
     if (work.tries < kRetries) work.tries++;
