@@ -23,7 +23,7 @@ from pathlib import Path
 import cache_tables
 import peer_install
 import peer_tables
-from peer_side import Failed, Side, file_system, pair_of, shared_memory
+from peer_side import Failed, Side, file_system, installed, pair_of, say, shared_memory
 
 from ucm.cli._measure import machine
 
@@ -42,16 +42,7 @@ class Runner:
             self.library = peer_install.copy_pieces(args.folder)
         except peer_install.Missing as reason:
             sys.exit(f"cache_peers: nothing to compare with, memcpy was not compiled: {reason}")
-        self.peers, self.missing = {}, {}
-        for name in filter(None, args.peers.split(",")):
-            try:
-                self.peers[name] = peer_install.CACHE_PEERS[name](args.folder)
-            except peer_install.Missing as reason:
-                self.missing[name] = str(reason)
-                self.say(f"{name} is left out: {reason}")
-
-    def say(self, text):
-        print(text, file=sys.stderr, flush=True)
+        self.peers, self.missing = installed(peer_install.CACHE_PEERS, args.peers, args.folder)
 
     def shape(self, block, shard):
         return [block, shard, max(1, self.args.total_mib * MIB // block)]
@@ -129,7 +120,7 @@ class Runner:
                     self.touch(sides, shape, lower)
                     for operation in ("load", "dump") if lower == "Posix" else ("dump",):
                         for mib in self.args.batch_mib:
-                            self.say(f"transfers: {case} over {lower}, {operation}, {mib} MiB")
+                            say(f"transfers: {case} over {lower}, {operation}, {mib} MiB")
                             key = f"{mib} MiB" if lower == "Posix" else f"{mib} MiB, over Empty"
                             rounds = self.batches(sides, shape, operation, mib)
                             figures[operation][key] = rounds
@@ -260,7 +251,7 @@ class Runner:
         """Loads at a slow pace beside dumps as fast as they go, of a thread or a process."""
         shape, result = self.shape(MIB, MIB), {}
         for lower, where in itertools.product(("Posix", "Empty"), ("thread", "process")):
-            self.say(f"paced: beside a {where} that dumps over {lower}")
+            say(f"paced: beside a {where} that dumps over {lower}")
             unique_id, folder = f"{self.name}-{lower}-{where}", self.folder / f"{lower}-{where}"
             with contextlib.ExitStack() as stack:
                 sides = self.opened(shape, lower, ["ours"], folder=folder, unique_id=unique_id)
@@ -318,7 +309,7 @@ class Runner:
         """Remove segments that a side left behind."""
         left = sorted(Path("/dev/shm").glob(f"*{self.name}-*"))
         for path in left:
-            self.say(f"{path} was left behind; it is removed")
+            say(f"{path} was left behind; it is removed")
             path.unlink()
 
 
@@ -368,7 +359,7 @@ def measure(args, runner, result):
     }
     command = " ".join(["python benchmarks/cache_peers.py", *map(shlex.quote, sys.argv[1:])])
     for part in args.only or PARTS:
-        runner.say(part)
+        say(part)
         load = os.getloadavg()[0]
         got = getattr(runner, part)()
         # A case of transfers may be measured again, and the other stays.

@@ -8,11 +8,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peer_install
 import peer_meter
 
 
 class Failed(Exception):
     """A side said that it could not do a round."""
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def installed(kinds, names, folder):
+    """Return the peers of these names that can be had, and why the others cannot."""
+    peers, missing = {}, {}
+    for name in filter(None, names.split(",")):
+        try:
+            peers[name] = kinds[name](folder)
+        except peer_install.Missing as reason:
+            missing[name] = str(reason)
+            say(f"{name} is left out: {reason}")
+    return peers, missing
 
 
 class Side:

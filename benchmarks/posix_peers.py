@@ -23,7 +23,7 @@ import peer_fio
 import peer_install
 import peer_meter
 import peer_tables
-from peer_side import Failed, Side, file_system, pair_of, shared_memory
+from peer_side import Failed, Side, file_system, installed, pair_of, say, shared_memory
 
 from ucm.cli._measure import machine
 
@@ -44,17 +44,8 @@ class Runner:
         self.args, self.folder, self.number = args, folder, itertools.count()
         self.perf = peer_meter.perf_counts()
         if not self.perf:
-            self.say("perf cannot count here: as root, apt-get install linux-perf")
-        self.peers, self.missing = {}, {}
-        for name in filter(None, args.peers.split(",")):
-            try:
-                self.peers[name] = peer_install.PEERS[name](args.folder)
-            except peer_install.Missing as reason:
-                self.missing[name] = str(reason)
-                self.say(f"{name} is left out: {reason}")
-
-    def say(self, text):
-        print(text, file=sys.stderr, flush=True)
+            say("perf cannot count here: as root, apt-get install linux-perf")
+        self.peers, self.missing = installed(peer_install.PEERS, args.peers, args.folder)
 
     def fresh(self):
         return self.folder / str(next(self.number))
@@ -183,7 +174,7 @@ class Runner:
         shape, n, spans, opened = [4096, 4096, 1], min(1000, stored), {}, {}
         for name, side in sides.items():
             side.open(shape)
-            self.say(f"lookup: {name}, {stored:,} blocks are made")
+            say(f"lookup: {name}, {stored:,} blocks are made")
             side.ask("plant", blocks=stored)
             opened[name] = []
             for _ in range(self.args.opens):
@@ -293,7 +284,7 @@ def measure(args, runner, engine, result):
         run = {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": load}
         cases = (args.case or CASES) if part == "transfers" else [None]
         for case in cases:
-            runner.say(f"{engine}: {part}{f', blocks of {case}' if case else ''}")
+            say(f"{engine}: {part}{f', blocks of {case}' if case else ''}")
             if case:
                 result.setdefault(part, {})[case] = runner.transfers(engine, case)
             else:

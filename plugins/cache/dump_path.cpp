@@ -191,7 +191,7 @@ bool DumpPath::make_room(const BlockId &id, Outcome &outcome) {
         table_.ring(table_.member());  // whoever watches lets it grow
         return true;
     }
-    if (writer_.spill()) return true;
+    if (writer_.spill(outcome)) return true;
     if (core_.lower_keeps) {
         writer_.make_room();
         return true;

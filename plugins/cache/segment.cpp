@@ -31,17 +31,6 @@ std::string prefix() {
     return "ucm-cache-" + std::to_string(geteuid()) + "-";
 }
 
-// An open-file-description lock on bytes of a segment: 0 or an errno, EAGAIN if another has it.
-int lock_bytes(int fd, uint64_t first, uint64_t count, short type = F_WRLCK) {
-    struct flock lock{};
-    lock.l_type = type;
-    lock.l_whence = SEEK_SET;
-    lock.l_start = off_t(first);
-    lock.l_len = off_t(count);
-    if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
-    return errno == EACCES ? EAGAIN : errno;
-}
-
 // Does somebody else hold one of these bytes? Where that cannot be told: yes.
 bool held_by_another(int fd, uint64_t first, uint64_t count) {
     struct flock lock{};
@@ -56,7 +45,7 @@ struct JoinLock {
     explicit JoinLock(int descriptor, const std::string &path) : fd(descriptor) {
         const int64_t until_ns = monotonic_ns() + kJoinNs;
         for (;;) {
-            const int error = lock_bytes(fd, kJoinByte, 1);
+            const int error = lock_file(fd, kJoinByte, 1);
             if (error == 0) return;
             if (error != EAGAIN || monotonic_ns() > until_ns)
                 throw Error(UCM_UNAVAILABLE,
@@ -66,7 +55,7 @@ struct JoinLock {
             usleep(2000);
         }
     }
-    ~JoinLock() { lock_bytes(fd, kJoinByte, 1, F_UNLCK); }
+    ~JoinLock() { unlock_file(fd, kJoinByte, 1); }
     JoinLock(const JoinLock &) = delete;
     const int fd;
 };
@@ -425,7 +414,7 @@ bool Segment::take_member() {
         for (uint32_t m = 0; m < kMembers; m++) {
             Member &member = at<Member>(header().members_at)[m];
             if (clean && member.joined.load(std::memory_order_acquire)) continue;
-            if (lock_bytes(file_.get(), kMemberByte + m, 1) != 0) continue;
+            if (lock_file(file_.get(), kMemberByte + m, 1) != 0) continue;
             member_ = m;
             return true;
         }
@@ -490,7 +479,7 @@ void Segment::sweep_others() const {
         file.set(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
         struct stat st{};
         if (file.get() < 0 || fstat(file.get(), &st) != 0 || st.st_uid != geteuid()) continue;
-        if (lock_bytes(file.get(), kJoinByte, 1) != 0 ||
+        if (lock_file(file.get(), kJoinByte, 1) != 0 ||
             held_by_another(file.get(), kMemberByte, kMembers) || !leads_to(path, file.get()))
             continue;
         uint64_t unsaved = 0;

@@ -129,10 +129,9 @@ struct Header {
     Queue frame_list, spill_list;        // free records, longest free first
     Queue small, main;                   // clean ones, next to go first
     std::atomic<uint32_t> held;          // frames of what gathers or is dirty
-    std::atomic<uint32_t> gatherings;
-    std::atomic<uint32_t> pressure;  // dumps of somebody find no frame
-    uint32_t resting;                // zombies into which I/O of the dead may still land
-    std::atomic<uint64_t> changes;   // of owners, by others than the owner
+    std::atomic<uint32_t> pressure;      // dumps of somebody find no frame
+    uint32_t resting;                    // zombies into which I/O of the dead may still land
+    std::atomic<uint64_t> changes;       // of owners, by others than the owner
     uint64_t next_number;
     uint64_t small_left, main_left;  // evictions from each queue
     uint32_t small_target;           // blocks; 0: not chosen yet

@@ -275,8 +275,6 @@ void Table::set_state(uint32_t record, State state) {
         return record < header_.frames && (s == State::kGathering || s == State::kDirty);
     };
     if (held(state) != held(before)) header_.held.fetch_add(held(state) ? 1 : -1u, kRelaxed);
-    if ((state == State::kGathering) != (before == State::kGathering))
-        header_.gatherings.fetch_add(state == State::kGathering ? 1 : -1u, kRelaxed);
     each.state.store(state, kRelease);
 }
 
@@ -300,12 +298,14 @@ void Table::clear(uint32_t record) {
     for (uint32_t shard = 0; shard < shards_; shard++) info(record, shard).word.store(0, kRelaxed);
 }
 
+void Table::name(uint32_t record, const BlockId &id) {
+    const StripeChange change(stripe(bucket(id)));
+    for (int k = 0; k < 2; k++) records_[record].id[k].store(half(id, k), kRelease);
+}
+
 BlockRef Table::start(uint32_t record, const BlockId &id, State state) {
     clear(record);
-    {
-        const StripeChange change(stripe(bucket(id)));
-        for (int k = 0; k < 2; k++) records_[record].id[k].store(half(id, k), kRelease);
-    }
+    name(record, id);
     set_state(record, state);
     link(record);
     UCM_FAILPOINT("cache.started");
@@ -327,11 +327,11 @@ void Table::free(uint32_t record) {
 // Nobody moves anything of it now, perhaps.
 void Table::unused(uint32_t record) {
     Record &each = records_[record];
+    changed();
     if (each.users || each.rest_until_ns) return;
     const State state = each.state.load(kRelaxed);
     if (state == State::kZombie) return free(record);
     if (state == State::kClean && each.here.load(kRelaxed) == 0) detach(record, UCM_NOT_FOUND);
-    changed();
 }
 
 void Table::put(uint32_t record, uint32_t shard, ShardState state) {
@@ -350,7 +350,6 @@ void Table::arrived(uint32_t record, uint32_t shard, uint64_t length, uint64_t r
     each.here.fetch_add(1, kRelease);
     if (!below) each.have++;
     each.users--;
-    changed();
     unused(record);
 }
 
@@ -359,7 +358,6 @@ void Table::vacate(uint32_t record, uint32_t shard) {
     each.word.store(shard_word(ShardState::kAbsent, 0, below_of(each.word.load(kRelaxed))),
                     kRelease);
     records_[record].users--;
-    changed();
     unused(record);
 }
 
@@ -416,7 +414,6 @@ void Table::detach(uint32_t record, ucm_status end, uint32_t flags) {
     set_state(record, State::kZombie);
     UCM_FAILPOINT("cache.detached");
     unused(record);
-    changed();
 }
 
 bool Table::lost_since(uint64_t &seen, std::vector<BlockRef> &lost) const {
@@ -432,6 +429,21 @@ bool Table::lost_since(uint64_t &seen, std::vector<BlockRef> &lost) const {
 
 // Spilled blocks.
 
+// An unfinished block goes on in another record: what it is, and what of it lies below.
+void Table::continue_as(uint32_t to, uint32_t from) {
+    Record &target = records_[to];
+    const Record &source = records_[from];
+    for (uint32_t shard = 0; shard < shards_; shard++)
+        if (below_of(word(from, shard)))
+            info(to, shard).word.store(shard_word(ShardState::kAbsent, 0, true), kRelaxed);
+    target.have = source.have;
+    target.owner.store(source.owner.load(kRelaxed), kRelaxed);
+    target.flags.store(source.flags.load(kRelaxed) & kReplace, kRelaxed);
+    target.depth = source.depth;
+    target.tag = source.tag;
+    target.number = source.number;
+}
+
 bool Table::spill(uint32_t record) {
     Record &each = records_[record];
     if (each.state.load(kRelaxed) != State::kGathering || each.users || complete(record))
@@ -444,23 +456,10 @@ bool Table::spill(uint32_t record) {
     if (header_.spill_list.size == 0) return false;
     header_.spill_list.first = records_[to].next.load(kRelaxed);
     header_.spill_list.size--;
-    Record &target = records_[to];
     clear(to);
-    for (uint32_t shard = 0; shard < shards_; shard++)
-        if (below_of(word(record, shard)))
-            info(to, shard).word.store(shard_word(ShardState::kAbsent, 0, true), kRelaxed);
-    target.have = each.have;
-    target.owner.store(each.owner.load(kRelaxed), kRelaxed);
-    target.flags.store(each.flags.load(kRelaxed) & kReplace, kRelaxed);
-    target.depth = each.depth;
-    target.tag = each.tag;
-    target.number = each.number;
-    target.touched_ns = each.touched_ns;
-    const BlockId block = id(record);
-    {
-        const StripeChange change(stripe(bucket(block)));
-        for (int k = 0; k < 2; k++) target.id[k].store(half(block, k), kRelease);
-    }
+    continue_as(to, record);
+    records_[to].touched_ns = each.touched_ns;
+    name(to, id(record));
     set_state(to, State::kSpilled);
     link(to);
     UCM_FAILPOINT("cache.spilled");
@@ -471,17 +470,7 @@ bool Table::spill(uint32_t record) {
 BlockRef Table::unspill(uint32_t taken, const BlockId &id) {
     const BlockRef from = search(id, kSpills);
     start(taken, id, State::kGathering);
-    Record &target = records_[taken];
-    const Record &source = records_[from.record];
-    for (uint32_t shard = 0; shard < shards_; shard++)
-        if (below_of(word(from.record, shard)))
-            info(taken, shard).word.store(shard_word(ShardState::kAbsent, 0, true), kRelaxed);
-    target.have = source.have;
-    target.owner.store(source.owner.load(kRelaxed), kRelaxed);
-    target.flags.store(source.flags.load(kRelaxed), kRelaxed);
-    target.depth = source.depth;
-    target.tag = source.tag;
-    target.number = source.number;
+    continue_as(taken, from.record);
     UCM_FAILPOINT("cache.unspilled");
     free(from.record);
     return ref(taken);
@@ -871,17 +860,15 @@ void Table::rebuild() {
         record.next.store(buckets_[b].load(kRelaxed), kRelease);
         buckets_[b].store(r, kRelease);
     }
-    uint32_t held = 0, gatherings = 0;
+    uint32_t held = 0;
     for (uint32_t r = 0; r < header_.records; r++) {
         Record &record = records_[r];
         const State state = record.state.load(kRelaxed);
         held += r < header_.frames && (state == State::kGathering || state == State::kDirty);
-        gatherings += state == State::kGathering;
         header_.resting += state != State::kFree && record.rest_until_ns;
         if (state == State::kClean) clean.push_back(r);
     }
     header_.held.store(held, kRelaxed);
-    header_.gatherings.store(gatherings, kRelaxed);
     std::sort(clean.begin(), clean.end(),
               [&](uint32_t a, uint32_t b) { return records_[a].number < records_[b].number; });
     for (uint32_t r : clean) {

@@ -250,6 +250,8 @@ class Table {
     void give(uint32_t record);
     void set_state(uint32_t record, State state);
     void clear(uint32_t record);
+    void name(uint32_t record, const BlockId &id);
+    void continue_as(uint32_t to, uint32_t from);
     void free(uint32_t record);
     void unused(uint32_t record);
     void changed();

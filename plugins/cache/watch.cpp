@@ -77,7 +77,7 @@ void Watch::check(Lock &, Outcome &outcome) {
     writer_.flush_for_drains();
     table_.wake_resting(monotonic_ns());
     if (table_.header().pressure.exchange(0)) {
-        writer_.spill();
+        writer_.spill(outcome);
         writer_.make_room();
     }
 }

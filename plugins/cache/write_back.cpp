@@ -157,12 +157,12 @@ void WriteBack::saved(const BlockRef &block) {
     saved_.push_back(block);
 }
 
-bool WriteBack::spill() {
+bool WriteBack::spill(Outcome &outcome) {
     for (size_t left = saved_.size(); left-- > 0;) {
         const BlockRef block = saved_.front();
         saved_.pop_front();
         if (table_.state(block) != State::kGathering) continue;
-        if (table_.header().spill_list.size == 0) lose_oldest_spilled(nullptr);
+        if (table_.header().spill_list.size == 0) lose_oldest_spilled(outcome);
         if (!table_.spill(block.record)) {
             if (table_.record(block.record).users) saved_.push_back(block);
             continue;
@@ -177,19 +177,21 @@ bool WriteBack::spill() {
     return false;
 }
 
-void WriteBack::lose_oldest_spilled(Outcome *outcome) {
+void WriteBack::lose_oldest_spilled(Outcome &outcome) {
     uint32_t oldest = kNone;
     table_.each([&](uint32_t r) {
         const Record &record = table_.record(r);
         if (record.state.load() != State::kSpilled || !table_.mine(r)) return;
         if (oldest == kNone || record.touched_ns < table_.record(oldest).touched_ns) oldest = r;
     });
-    if (oldest == kNone) return;
+    if (oldest != kNone) lose_spilled(oldest, outcome);
+}
+
+void WriteBack::lose_spilled(uint32_t record, Outcome &outcome) {
+    const BlockId id = table_.id(record);
     core_.metrics.add(kAbandonedBlocks, 1);
-    if (outcome)
-        outcome->warnings.push_back("block " + table_.id(oldest).hex() +
-                                    " is given up: its other shards did not come");
-    table_.forget_spilled(table_.id(oldest));
+    outcome.warnings.push_back("block " + id.hex() + " is given up: its other shards did not come");
+    table_.forget_spilled(id);
 }
 
 void WriteBack::wait_submitted(Lock &lock) {
@@ -560,11 +562,7 @@ void WriteBack::abandon_idle(Outcome &outcome) {
         const State state = record.state.load();
         if (!table_.mine(r) || record.touched_ns > before_ns || table_.flagged(r, kWriting)) return;
         if (state == State::kGathering && !table_.complete(r)) old.push_back(table_.ref(r));
-        if (state != State::kSpilled) return;
-        core_.metrics.add(kAbandonedBlocks, 1);
-        outcome.warnings.push_back("block " + table_.id(r).hex() +
-                                   " is given up: its other shards did not come");
-        table_.forget_spilled(table_.id(r));
+        if (state == State::kSpilled) lose_spilled(r, outcome);
     });
     for (auto &block : old) lose(block, UCM_TIMEOUT, "its other shards did not come", outcome);
 }

@@ -38,7 +38,7 @@ class WriteBack {
     // Unfinished, and all that it has lies below, perhaps: its frame may be given away.
     void saved(const BlockRef &block);
     // Gives frames of blocks that lie below away; true: one came free.
-    bool spill();
+    bool spill(Outcome &outcome);
     // The block is given up: its shards are lost, and counted.
     void lose(const BlockRef &block, ucm_status status, const char *why, Outcome &outcome);
     // The block is not wanted any more: removed, or replaced by a newer copy.
@@ -62,7 +62,6 @@ class WriteBack {
         return queue_.empty() && delayed_.empty() && doubtful_.empty() && held_back_.empty() &&
                in_flight_ == 0 && to_remove_.empty();
     }
-    bool has_works() const { return !works_.empty(); }
     // Until every lower dump whose call runs now has been accepted, or refused.
     void wait_submitted(Lock &lock);
 
@@ -103,7 +102,8 @@ class WriteBack {
     void not_unsaved(Work &work);
     uint64_t end_accounts(const BlockRef &block, End end);
     void answer_last(Work &work, ucm_status status, uint32_t flags, Outcome &outcome);
-    void lose_oldest_spilled(Outcome *outcome);
+    void lose_oldest_spilled(Outcome &outcome);
+    void lose_spilled(uint32_t record, Outcome &outcome);
     int64_t next_wake() const;
 
     Core &core_;

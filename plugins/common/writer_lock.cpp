@@ -41,18 +41,22 @@ const std::string &machine_prefix() {
     return prefix;
 }
 
-int lock_file(int fd) {
+int lock_file(int fd, uint64_t first, uint64_t count) {
     struct flock lock{};
     lock.l_type = F_WRLCK;
     lock.l_whence = SEEK_SET;
+    lock.l_start = off_t(first);
+    lock.l_len = off_t(count);  // 0: to the end
     if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
     return errno == EACCES ? EAGAIN : errno;
 }
 
-void unlock_file(int fd) {
+void unlock_file(int fd, uint64_t first, uint64_t count) {
     struct flock lock{};
     lock.l_type = F_UNLCK;
     lock.l_whence = SEEK_SET;
+    lock.l_start = off_t(first);
+    lock.l_len = off_t(count);
     fcntl(fd, F_OFD_SETLK, &lock);
 }
 

@@ -66,10 +66,10 @@ bool writer_lives(const std::string &directory, const std::string &name);
 const std::string &machine_prefix();
 std::string host_prefix();  // "<host>-"
 
-// Takes an open-file-description lock of the whole file: 0, EAGAIN where another has it, or why
-// locks do not work here.
-int lock_file(int fd);
-void unlock_file(int fd);
+// Takes an open-file-description lock of the whole file, or of `count` bytes of it: 0, EAGAIN where
+// another has it, or why locks do not work here.
+int lock_file(int fd, uint64_t first = 0, uint64_t count = 0);
+void unlock_file(int fd, uint64_t first = 0, uint64_t count = 0);
 bool leads_to(const std::string &path, int fd);
 std::vector<std::string> names_in(const std::string &path);
 

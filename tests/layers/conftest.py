@@ -25,3 +25,18 @@ def open_store(folder):
     yield open_one
     for store in opened:
         store.close(kit.WAIT_MS)
+
+
+@pytest.fixture
+def control(tmp_path):
+    """Put rules of Fault in force in an open store."""
+    path = tmp_path / "rules"
+
+    def put(rules):
+        new = tmp_path / "rules.new"
+        new.write_text(rules)
+        new.rename(path)
+
+    put.path = str(path)
+    put.remove = path.unlink
+    return put

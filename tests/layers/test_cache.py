@@ -315,20 +315,6 @@ def test_a_core_that_is_not_there_is_refused(open_store):
 # The store below is down.
 
 
-@pytest.fixture
-def control(tmp_path):
-    """Put rules of Fault in force in an open store."""
-    path = tmp_path / "rules"
-
-    def put(rules):
-        new = tmp_path / "rules.new"
-        new.write_text(rules)
-        new.rename(path)
-
-    put.path = str(path)
-    return put
-
-
 def fail_until_open(store, blocks):
     """Load what cannot be read until the breaker is open."""
     until = time.monotonic() + 20

@@ -10,21 +10,6 @@ SIZE = 8192
 
 
 @pytest.fixture
-def control(tmp_path):
-    """Put rules in force in an open store."""
-    path = tmp_path / "rules"
-
-    def put(rules):
-        new = tmp_path / "rules.new"
-        new.write_text(rules)
-        new.rename(path)
-
-    put.path = str(path)
-    put.remove = path.unlink
-    return put
-
-
-@pytest.fixture
 def fault(open_store):
     def open_one(rules="", pipeline="Fault|Posix", **options):
         return open_store(pipeline, fault_rules=rules, **options)
