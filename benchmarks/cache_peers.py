@@ -331,7 +331,7 @@ def parse():
     add("--asked", type=int, default=1000, help="blocks of a lookup")
     add("--processes", type=int, default=4, help="that share a cache")
     add("--rate", type=float, default=200, help="paced loads a second")
-    add("--window-seconds", type=float, default=2, help="of paced loads")
+    add("--window-seconds", type=float, default=1, help="of paced loads")
     add("--quick", action="store_true", help="few pairs of little data: a test of this script")
     add("--results", type=Path, help="keeps the figures of all parts; FOLDER/cache.json")
     add("--show", action="store_true", help="measure nothing, show what is kept")

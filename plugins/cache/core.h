@@ -64,9 +64,12 @@ struct Core {
     std::atomic<uint32_t> impatient{0};
     std::atomic<bool> closing{false};
 
-    std::mutex mutex;  // guards Wakeups, version, and the queues of the paths
+    std::mutex mutex;  // guards Wakeups, version, dumping, and the queues of the paths
     Wakeups wakeups;
     uint64_t version = 0;
+    // Dumps that are copied just now, and when the last ended: nothing is written below meanwhile.
+    uint32_t dumping = 0;
+    int64_t dumped_ns = 0;
     Segment segment;
     const std::unique_ptr<Device> device;  // ends before the memory that it has pinned
     Table table;

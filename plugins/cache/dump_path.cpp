@@ -122,11 +122,14 @@ size_t DumpPath::pass(const JobRef &job, size_t first, uint64_t most_bytes, Lock
         }
     }
     if (!copies.empty()) {
+        core_.dumping++;
         lock.unlock();
         UCM_FAILPOINT("cache.reserved");
         const ucm_status copied = copy(job, copies);
         UCM_FAILPOINT("cache.filled");
         lock.lock();
+        core_.dumping--;
+        core_.dumped_ns = monotonic_ns();
         const Table::Hold hold(table_);
         for (auto &each : copies) land(job, each, copied, outcome);
     }

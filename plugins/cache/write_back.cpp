@@ -14,6 +14,9 @@ constexpr int64_t kFirstDelayNs = 10 * 1000000;  // then ten times as long each 
 constexpr int64_t kBusyNs = 5 * 1000000;
 constexpr int64_t kIdleNs = 600ll * 1000000000;
 constexpr size_t kMostNamed = 10;
+// A burst of dumps has ended when none was copied for so long; writing waits for it at most.
+constexpr int64_t kQuietNs = 1000000;
+constexpr int64_t kMostQuietNs = 50 * 1000000;
 
 bool passing(ucm_status status) {
     switch (status) {
@@ -111,6 +114,7 @@ void WriteBack::answer_later(const BlockRef &block, const JobRef &job, size_t ro
     work.last_job = job;
     work.last_row = row;
     request(block);
+    queued_since_ns_ = 0;  // somebody waits for it
 }
 
 void WriteBack::not_unsaved(Work &work) {
@@ -132,6 +136,7 @@ void WriteBack::request(const BlockRef &block) {
     not_unsaved(work);
     if (work.queued || table_.flagged(block.record, kWriting)) return;  // its end looks again
     work.queued = true;
+    if (queue_.empty()) queued_since_ns_ = monotonic_ns();
     queue_.push_back(block);
     core_.wakeups.writes.notify_one();
 }
@@ -219,7 +224,7 @@ void WriteBack::run() {
         } else if (!to_remove_.empty()) {
             remove_again(lock);
         } else if (!queue_.empty() && in_flight_ < core_.config.running_shards &&
-                   now_ns >= busy_until_ns_ &&
+                   now_ns >= busy_until_ns_ && now_ns >= quiet_until() &&
                    (core_.impatient || core_.dump_breaker.ask() != Breaker::Says::kNo)) {
             std::shared_ptr<Batch> batch;
             {
@@ -246,9 +251,18 @@ int64_t WriteBack::next_wake() const {
     if (!delayed_.empty()) at_ns = delayed_.begin()->first;
     if (!held_back_.empty()) at_ns = std::min(at_ns, monotonic_ns() + 100 * 1000000);
     if (!queue_.empty() && in_flight_ < core_.config.running_shards)
-        at_ns = std::min(
-            at_ns, std::max(busy_until_ns_, core_.impatient ? 0 : core_.dump_breaker.until_ns()));
+        at_ns = std::min(at_ns, std::max({busy_until_ns_, quiet_until(),
+                                          core_.impatient ? 0 : core_.dump_breaker.until_ns()}));
     return at_ns;
+}
+
+// Writing takes the cores and the memory's speed that a burst of dumps wants: it goes first, unless
+// much is waiting already, or somebody is.
+int64_t WriteBack::quiet_until() const {
+    if (core_.impatient || drains_ || queue_.size() > table_.header().frames_ready.load() / 4)
+        return 0;
+    const int64_t most_ns = queued_since_ns_ + kMostQuietNs;
+    return core_.dumping ? most_ns : std::min(most_ns, core_.dumped_ns + kQuietNs);
 }
 
 void WriteBack::try_held_back() {

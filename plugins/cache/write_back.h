@@ -104,6 +104,7 @@ class WriteBack {
     void answer_last(Work &work, ucm_status status, uint32_t flags, Outcome &outcome);
     void lose_oldest_spilled(Outcome &outcome);
     void lose_spilled(uint32_t record, Outcome &outcome);
+    int64_t quiet_until() const;
     int64_t next_wake() const;
 
     Core &core_;
@@ -124,7 +125,8 @@ class WriteBack {
     std::vector<std::pair<BlockRef, uint32_t>> to_leave_;  // to this member; filled by judge
     uint64_t in_flight_ = 0;                               // shards
     uint64_t calls_begun_ = 0, calls_ended_ = 0;
-    int64_t busy_until_ns_ = 0;  // the store below was BUSY
+    int64_t busy_until_ns_ = 0;    // the store below was BUSY
+    int64_t queued_since_ns_ = 0;  // when queue_ was last empty
     uint64_t lost_seen_ = 0;
     uint32_t drains_ = 0;  // that run
     bool stopping_ = false;

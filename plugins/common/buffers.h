@@ -21,10 +21,11 @@ constexpr uint64_t kHugePageBytes = 2u << 20;
 enum class Pages { kSmall, kHuge };
 
 // One page-aligned anonymous mapping. Pages take memory when first touched; a forked child does not
-// get them. Huge ones are asked for only: the kernel gives those it has.
+// get them. Huge ones are asked for only: the kernel gives those it has. The first `small` bytes,
+// whole small pages, have none: who touches these alone takes no more.
 class Mapping {
   public:
-    explicit Mapping(uint64_t bytes, Pages pages = Pages::kSmall)
+    explicit Mapping(uint64_t bytes, Pages pages = Pages::kSmall, uint64_t small = 0)
         : bytes_(round_up(bytes ? bytes : 1)) {
         const uint64_t spare = pages == Pages::kHuge ? kHugePageBytes : 0;
         void *base = mmap(nullptr, bytes_ + spare, PROT_READ | PROT_WRITE,
@@ -33,7 +34,7 @@ class Mapping {
             throw Error(UCM_UNAVAILABLE,
                         "cannot map " + std::to_string(bytes_) + " bytes of memory", errno);
         base_ = static_cast<uint8_t *>(base);
-        if (pages == Pages::kHuge) align();
+        if (pages == Pages::kHuge) align(small);
         madvise(base_, bytes_, MADV_DONTFORK);
     }
     ~Mapping() { munmap(base_, bytes_); }
@@ -45,13 +46,13 @@ class Mapping {
 
   private:
     // To huge pages; what is mapped beyond bytes_ goes.
-    void align() {
-        const uint64_t before = round_up(reinterpret_cast<uint64_t>(base_), kHugePageBytes) -
-                                reinterpret_cast<uint64_t>(base_);
+    void align(uint64_t small) {
+        const uint64_t first = reinterpret_cast<uint64_t>(base_) + small;
+        const uint64_t before = round_up(first, kHugePageBytes) - first;
         if (before > 0) munmap(base_, before);
         base_ += before;
         if (before < kHugePageBytes) munmap(base_ + bytes_, kHugePageBytes - before);
-        madvise(base_, bytes_, MADV_HUGEPAGE);
+        madvise(base_ + small, bytes_ - small, MADV_HUGEPAGE);
     }
 
     uint64_t bytes_;

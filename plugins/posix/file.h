@@ -47,7 +47,7 @@ struct Scratch {
           direct_memory(direct_memory),
           header_bytes(header_bytes),
           mapping(header_bytes + (direct ? kRunBytes : kMaxHeaderBytes),
-                  direct ? Pages::kHuge : Pages::kSmall),
+                  direct ? Pages::kHuge : Pages::kSmall, header_bytes),
           pages(kRunShards * UCM_ALIGNMENT) {}
 
     // A header that turns out to be longer goes on where the buffer is.
