@@ -203,7 +203,7 @@ typedef struct ucm_layout {
     uint64_t capacity;             /* the sum of segment_bytes: the longest shard */
     uint64_t raw_capacity; /* capacity of the top layer: what a shard is before any encoding */
     /* How the bytes are encoded: "" is as the caller gave them, else [a-z0-9.+-], NUL-padded. A
-     * layer that encodes appends its own name and version after a "+" ("acme.1-9f3c+ucmz.1"), and
+     * layer that encodes appends its own name and version after a "+" ("acme.1-9f3c+ucmz.2"), and
      * with it whatever makes the bytes unreadable to another configuration, such as a key's
      * fingerprint. No room: UCM_UNSUPPORTED, never cut. Stores that persist keep it with the block.
      */

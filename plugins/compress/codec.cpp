@@ -6,9 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "guess.h"
 #include "ucm/store_v1.hpp"
 
-// ZSTD_compressSequences and ZSTD_initStaticCCtx are exported, but declared only with this.
+// ZSTD_compressSequences and static contexts are exported, but declared only with this.
 #define ZSTD_STATIC_LINKING_ONLY
 #include <zstd.h>
 
@@ -16,113 +17,27 @@ namespace ucm::compress {
 
 namespace {
 
-// Loops of a fixed count are vectorised at -O2 already.
-constexpr size_t kLane = 64;
 constexpr uint32_t kSmallestTile = 64;
-constexpr int kWindowLog = 16;
+constexpr uint32_t kPattern = 4;  // bytes of a constant: one, two or four elements
+constexpr uint32_t kSmallPlane = 16384;
+constexpr float kDrift = 1.015f;
+constexpr int kMostFailures = 8;  // then 2^8 - 1 tiles pass between two attempts
 
 ZSTD_compressionParameters parameters() {
-    // No match is ever searched for, so that the tables may be as small as they get.
-    return {kWindowLog, ZSTD_CHAINLOG_MIN, ZSTD_HASHLOG_MIN, ZSTD_SEARCHLOG_MIN, 4, 0, ZSTD_fast};
+    return {16, ZSTD_CHAINLOG_MIN, 14, 1, 5, 0, ZSTD_fast};
 }
 
-template <typename Word, int Rotate>
-Word rotate_left(Word word) {
-    if constexpr (Rotate == 0) return word;
-    return Word(word << Rotate | word >> (sizeof(Word) * 8 - Rotate));
+bool pays(size_t stored, uint32_t bytes, uint32_t share) {
+    return stored != 0 && stored <= bytes - bytes / share;
 }
 
-template <typename Word, int Rotate>
-inline void split_lane(const uint8_t *__restrict in, size_t count, size_t plane,
-                       uint8_t *__restrict rest, uint8_t *__restrict top) {
-    for (size_t i = 0; i < count; i++) {
-        Word word;
-        std::memcpy(&word, in + i * sizeof(Word), sizeof word);
-        word = rotate_left<Word, Rotate>(word);
-        for (size_t k = 0; k + 1 < sizeof(Word); k++) rest[k * plane + i] = uint8_t(word >> k * 8);
-        top[i] = uint8_t(word >> (sizeof(Word) - 1) * 8);
-    }
+size_t rest_bytes(int dtype, size_t n) {
+    return n * (element_bytes(dtype) - 1);
 }
 
-// n elements -> their top bytes, and the other bytes plane by plane.
-template <typename Word, int Rotate>
-void split(const uint8_t *in, size_t n, uint8_t *rest, uint8_t *top) {
-    size_t i = 0;
-    for (; i + kLane <= n; i += kLane)
-        split_lane<Word, Rotate>(in + i * sizeof(Word), kLane, n, rest + i, top + i);
-    split_lane<Word, Rotate>(in + i * sizeof(Word), n - i, n, rest + i, top + i);
-}
-
-template <typename Word, int Rotate>
-inline void merge_lane(const uint8_t *__restrict rest, const uint8_t *__restrict top, size_t count,
-                       size_t plane, uint8_t *__restrict out) {
-    for (size_t i = 0; i < count; i++) {
-        Word word = Word(Word(top[i]) << (sizeof(Word) - 1) * 8);
-        for (size_t k = 0; k + 1 < sizeof(Word); k++)
-            word = Word(word | Word(Word(rest[k * plane + i]) << k * 8));
-        word = rotate_left<Word, Rotate ? int(sizeof(Word)) * 8 - Rotate : 0>(word);
-        std::memcpy(out + i * sizeof(Word), &word, sizeof word);
-    }
-}
-
-template <typename Word, int Rotate>
-void merge(const uint8_t *rest, const uint8_t *top, size_t n, uint8_t *out) {
-    size_t i = 0;
-    for (; i + kLane <= n; i += kLane)
-        merge_lane<Word, Rotate>(rest + i, top + i, kLane, n, out + i * sizeof(Word));
-    merge_lane<Word, Rotate>(rest + i, top + i, n - i, n, out + i * sizeof(Word));
-}
-
-bool pays(uint32_t stored, uint32_t bytes) {
-    return stored < bytes && stored <= bytes - bytes / 32;
-}
-
-// From a sample: the chance that two coded bytes are equal bounds their entropy from below, so that
-// a tile which may pay is (but for the sample's noise) never refused.
-template <typename Word, int Rotate>
-bool hopeless(const uint8_t *raw, size_t n) {
-    constexpr size_t kRun = 64;
-    const size_t runs = std::clamp<size_t>(n / 2048, 8, 32);
-    if (n < (runs + 1) * kRun) return false;
-    uint16_t counts[2][256] = {};
-    const size_t step = (n - kRun) / runs;
-    for (size_t r = 0; r < runs; r++) {
-        // Shifted from run to run, or each would meet the same channels of another row.
-        const uint8_t *run = raw + (r * step + r * 37 % kRun) * sizeof(Word);
-        for (size_t i = 0; i < kRun; i++) {
-            Word word;
-            std::memcpy(&word, run + i * sizeof(Word), sizeof word);
-            word = rotate_left<Word, Rotate>(word);
-            counts[i & 1][uint8_t(word >> (sizeof(Word) - 1) * 8)]++;
-        }
-    }
-    uint64_t pairs = 0;
-    for (size_t s = 0; s < 256; s++) {
-        const uint64_t count = uint64_t(counts[0][s]) + counts[1][s];
-        pairs += count * count - count;
-    }
-    // 2 to the bits that a coded byte may cost if the tile is to lose 1/32: 7.75, 7.5, 7.
-    const uint64_t symbols = sizeof(Word) == 1 ? 215 : sizeof(Word) == 2 ? 181 : 128;
-    const uint64_t sampled = runs * kRun;
-    return pairs * symbols < sampled * (sampled - 1);
-}
-
-bool hopeless(const uint8_t *raw, uint32_t bytes, int32_t dtype) {
-    switch (dtype) {
-        case UCM_DTYPE_BF16:
-            return hopeless<uint16_t, 1>(raw, bytes / 2);
-        case UCM_DTYPE_FP16:
-            return hopeless<uint16_t, 0>(raw, bytes / 2);
-        case UCM_DTYPE_FP32:
-            return hopeless<uint32_t, 1>(raw, bytes / 4);
-        default:
-            return hopeless<uint8_t, 0>(raw, bytes);
-    }
-}
-
-void fill(uint8_t *raw, uint32_t bytes, const uint8_t *element, size_t width) {
-    uint32_t filled = uint32_t(std::min<size_t>(bytes, width));
-    std::memcpy(raw, element, filled);
+void fill(uint8_t *raw, uint32_t bytes, const uint8_t *pattern) {
+    uint32_t filled = std::min(bytes, kPattern);
+    std::memcpy(raw, pattern, filled);
     while (filled < bytes) {
         const uint32_t more = std::min(filled, bytes - filled);
         std::memcpy(raw + filled, raw, more);
@@ -130,11 +45,20 @@ void fill(uint8_t *raw, uint32_t bytes, const uint8_t *element, size_t width) {
     }
 }
 
+// Exactly one frame, of no older format, that gives n bytes.
+bool is_frame(const uint8_t *coded, size_t bytes, size_t n) {
+    uint32_t magic = 0;
+    if (bytes >= 4) std::memcpy(&magic, coded, 4);
+    return magic == ZSTD_MAGICNUMBER && ZSTD_getFrameContentSize(coded, bytes) == n &&
+           ZSTD_getDictID_fromFrame(coded, bytes) == 0 &&
+           ZSTD_findFrameCompressedSize(coded, bytes) == bytes;
+}
+
 }  // namespace
 
 Mode mode_of(const char *codec) {
     const std::string name = codec;
-    return name == "raw" ? Mode::kRaw : name == "split" ? Mode::kSplit : Mode::kAuto;
+    return name == "raw" ? Mode::kRaw : name == "small" ? Mode::kSmall : Mode::kFast;
 }
 
 size_t element_bytes(int32_t dtype) {
@@ -153,13 +77,14 @@ size_t element_bytes(int32_t dtype) {
     }
 }
 
-TileCoder::TileCoder()
-    : workspace_(ZSTD_estimateCStreamSize_usingCParams(parameters())),
-      planes_(kTileBytes),
-      coded_(ZSTD_compressBound(kTileBytes)),
-      coder_(ZSTD_initStaticCCtx(workspace_.base(), workspace_.bytes())),
-      decoder_(ZSTD_createDCtx(), ZSTD_freeDCtx) {
-    if (!coder_ || !decoder_) throw Error(UCM_UNAVAILABLE, "out of memory", ENOMEM);
+TileCoder::TileCoder(const Kernels &kernels)
+    : kernels_(kernels),
+      classes_(kernels),
+      planes_(kTileBytes + kKernelSlack),
+      encoder_memory_(ZSTD_estimateCStreamSize_usingCParams(parameters())),
+      decoder_memory_(ZSTD_estimateDCtxSize()),
+      encoder_(ZSTD_initStaticCCtx(encoder_memory_.base(), encoder_memory_.bytes())),
+      decoder_(ZSTD_initStaticDCtx(decoder_memory_.base(), decoder_memory_.bytes())) {
     const ZSTD_compressionParameters p = parameters();
     const std::pair<ZSTD_cParameter, int> settings[] = {
         {ZSTD_c_windowLog, int(p.windowLog)},
@@ -169,102 +94,163 @@ TileCoder::TileCoder()
         {ZSTD_c_minMatch, int(p.minMatch)},
         {ZSTD_c_strategy, int(p.strategy)},
         {ZSTD_c_blockDelimiters, ZSTD_sf_explicitBlockDelimiters},
+        {ZSTD_c_contentSizeFlag, 1},  // 0 in a static context
     };
-    size_t rc = 0;
+    size_t rc = encoder_ && decoder_ ? 0 : size_t(-1);
     for (const auto &[name, value] : settings)
-        if (!ZSTD_isError(rc)) rc = ZSTD_CCtx_setParameter(coder_, name, value);
+        if (!ZSTD_isError(rc)) rc = ZSTD_CCtx_setParameter(encoder_, name, value);
     // Try the largest tile once: a library that cannot do it should say so at open.
-    const std::vector<uint8_t> zeros(kTileBytes);
-    uint32_t stored = 0;
-    if (!ZSTD_isError(rc) &&
-        encode_split(zeros.data(), kTileBytes, UCM_DTYPE_BYTES, planes_.base(), &stored))
-        return;
-    throw Error(UCM_UNAVAILABLE,
-                std::string("libzstd ") + ZSTD_versionString() +
-                    " cannot code literals; install another version: " + ZSTD_getErrorName(rc));
+    const std::vector<uint8_t> zeros(kTileBytes + kKernelSlack);
+    std::vector<uint8_t> coded(kTileBytes + kKernelSlack);
+    for (int dtype : {UCM_DTYPE_BYTES, UCM_DTYPE_FP8_E4M3})
+        if (!ZSTD_isError(rc) && !zstd(zeros.data(), kTileBytes, dtype, coded.data(), kTileBytes))
+            rc = size_t(-1);
+    if (ZSTD_isError(rc))
+        throw Error(UCM_UNAVAILABLE,
+                    std::string("libzstd ") + ZSTD_versionString() +
+                        " cannot code literals; install another version: " + ZSTD_getErrorName(rc));
 }
 
-TileCoder::~TileCoder() = default;
-
-Tile TileCoder::encode(const uint8_t *raw, uint32_t bytes, int32_t dtype, Mode mode, uint8_t *out) {
-    const size_t width = element_bytes(dtype);
-    Tile tile{kTileRaw, bytes};
-    if (mode != Mode::kRaw && pays(uint32_t(width), bytes) &&
-        std::memcmp(raw, raw + width, bytes - width) == 0) {
-        tile = {kTileConstant, uint32_t(width)};
-    } else if (mode != Mode::kRaw && bytes >= kSmallestTile &&
-               !(mode == Mode::kAuto && hopeless(raw, bytes, dtype)) &&
-               encode_split(raw, bytes, dtype, out, &tile.stored)) {
-        tile.codec = kTileSplit;
-        return tile;
+Tile TileCoder::encode(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out) {
+    Tile tile{kTileRaw, 0, bytes};
+    if (mode != Mode::kRaw && bytes >= kSmallestTile) {
+        if (std::memcmp(raw, raw + kPattern, bytes - kPattern) == 0) {
+            std::memcpy(out, raw, kPattern);
+            return {kTileConstant, 0, kPattern};
+        }
+        if (place.wait == 0) return try_to(raw, bytes, place, mode, out);
+        place.wait--;
     }
-    std::memcpy(out, raw, tile.stored);
+    std::memcpy(out, raw, bytes);
     return tile;
 }
 
-bool TileCoder::encode_split(const uint8_t *raw, uint32_t bytes, int32_t dtype, uint8_t *out,
-                             uint32_t *stored) {
-    const size_t width = element_bytes(dtype), n = bytes / width, rest = bytes - n;
-    uint8_t *planes = planes_.base();
-    const uint8_t *top = planes + n * (width - 1);
-    if (dtype == UCM_DTYPE_BF16)
-        split<uint16_t, 1>(raw, n, planes, planes + n);
-    else if (dtype == UCM_DTYPE_FP16)
-        split<uint16_t, 0>(raw, n, planes, planes + n);
-    else if (dtype == UCM_DTYPE_FP32)
-        split<uint32_t, 1>(raw, n, planes, planes + n * 3);
-    else
-        top = raw;
-    // One sequence without a match is the end of a block: all of the plane is literals.
-    const ZSTD_Sequence block = {0, unsigned(n), 0, 0};
-    const size_t coded =
-        ZSTD_compressSequences(coder_, coded_.base(), coded_.bytes(), &block, 1, top, n);
-    if (ZSTD_isError(coded) || !pays(uint32_t(4 + coded + rest), bytes)) return false;
-    const uint32_t length = uint32_t(coded);
-    std::memcpy(out, &length, 4);
-    std::memcpy(out + 4, coded_.base(), coded);
-    std::memcpy(out + 4 + coded, planes, n * (width - 1));
-    std::memcpy(out + 4 + coded + n * (width - 1), raw + n * width, bytes - n * width);
-    *stored = uint32_t(4 + coded + rest);
-    return true;
-}
-
-bool TileCoder::decode(Tile tile, int32_t dtype, const uint8_t *stored, uint8_t *raw,
-                       uint32_t raw_bytes) {
-    const size_t width = element_bytes(dtype);
-    if (width == 0 || raw_bytes == 0 || raw_bytes > kTileBytes) return false;
-    switch (tile.codec) {
-        case kTileRaw:
-            if (tile.stored != raw_bytes) return false;
-            std::memcpy(raw, stored, raw_bytes);
-            return true;
-        case kTileConstant:
-            if (tile.stored != width) return false;
-            fill(raw, raw_bytes, stored, width);
-            return true;
-        case kTileSplit:
-            return decode_split(stored, tile.stored, dtype, raw, raw_bytes);
+Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out) {
+    Tile tile{kTileRaw, 0, bytes};
+    const int first = place.known ? place.best : place.dtype;
+    uint32_t stored = bytes;
+    if (place.fixed || place.known) stored = code(raw, bytes, first, mode, out, tile);
+    // It is not known, or another than what was: perhaps other numbers.
+    const float change = float(stored) / float(bytes) / place.ratio;
+    if (!place.fixed && (!place.known || change > kDrift || change < 1 / kDrift))
+        stored = explore(raw, bytes, first, mode, out, tile);
+    place.known = tile.codec != kTileRaw;
+    if (place.known) {
+        place.best = tile.dtype;
+        place.ratio = float(stored) / float(bytes);
+        place.failures = 0;
+        return tile;
     }
-    return false;
+    if (place.failures < kMostFailures) place.failures++;
+    place.wait = uint16_t((1 << place.failures) - 1);
+    std::memcpy(out, raw, bytes);
+    return tile;
 }
 
-bool TileCoder::decode_split(const uint8_t *stored, uint32_t stored_bytes, int32_t dtype,
-                             uint8_t *raw, uint32_t raw_bytes) {
-    const size_t width = element_bytes(dtype), n = raw_bytes / width, rest = raw_bytes - n;
-    uint32_t coded = 0;
-    if (n == 0 || stored_bytes < 4) return false;
-    std::memcpy(&coded, stored, 4);
-    if (stored_bytes - 4 < rest || coded != stored_bytes - 4 - rest) return false;
-    uint8_t *top = width == 1 ? raw : planes_.base();
-    if (ZSTD_decompressDCtx(decoder_.get(), top, n, stored + 4, coded) != n) return false;
-    const uint8_t *planes = stored + 4 + coded;
-    if (dtype == UCM_DTYPE_BF16)
-        merge<uint16_t, 1>(planes, top, n, raw);
-    else if (dtype == UCM_DTYPE_FP16)
-        merge<uint16_t, 0>(planes, top, n, raw);
-    else if (dtype == UCM_DTYPE_FP32)
-        merge<uint32_t, 1>(planes, top, n, raw);
-    std::memcpy(raw + n * width, planes + n * (width - 1), raw_bytes - n * width);
+// As the dtype that suits best.
+uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, Mode mode, uint8_t *out,
+                            Tile &tile) {
+    const int dtype = guess_dtype(raw, bytes, first, mode);
+    uint32_t stored = code(raw, bytes, dtype, mode, out, tile);
+    // Text looks like numbers of one byte, and repeats itself, which only zstd sees.
+    if (dtype == first || element_bytes(dtype) > 1 || dtype == UCM_DTYPE_BYTES) return stored;
+    const uint32_t as_bytes = code(raw, bytes, UCM_DTYPE_BYTES, mode, out, tile);
+    return as_bytes < stored ? as_bytes : code(raw, bytes, dtype, mode, out, tile);
+}
+
+// Returns the bytes it takes; as many as there are if nothing pays, and the tile is raw.
+uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Mode mode, uint8_t *out,
+                         Tile &tile) {
+    tile = {kTileRaw, 0, bytes};
+    const size_t width = element_bytes(dtype), n = bytes / width, tail = bytes - n * width;
+    const bool numbers = dtype != UCM_DTYPE_BYTES;
+    // Matches are searched for among unknown bytes only; fast does it where there are many.
+    const uint32_t share = numbers || mode == Mode::kSmall ? 32 : 8;
+    size_t stored = 0;
+    if (numbers && mode == Mode::kFast) {
+        stored = classes_.encode(raw, n, dtype, out, bytes - tail);
+        tile.codec = kTileClasses;
+    } else {
+        stored = zstd(raw, bytes, dtype, out, bytes - tail);
+        tile.codec = kTileZstd;
+        // The head of a zstd frame weighs more than classes in a small plane.
+        if (numbers && bytes < kSmallPlane) {
+            const size_t other = classes_.encode(raw, n, dtype, planes_.base(), bytes - tail);
+            if (other != 0 && (stored == 0 || other < stored)) {
+                std::memcpy(out, planes_.base(), stored = other);
+                tile.codec = kTileClasses;
+            }
+        }
+    }
+    if (!pays(stored == 0 ? 0 : stored + tail, bytes, share)) {
+        tile = {kTileRaw, 0, bytes};
+        return bytes;
+    }
+    std::memcpy(out + stored, raw + n * width, tail);
+    tile.dtype = uint8_t(dtype);
+    return tile.stored = uint32_t(stored + tail);
+}
+
+void TileCoder::split_top(const uint8_t *raw, size_t n, int dtype, uint8_t *top,
+                          uint8_t *rest) const {
+    if (dtype != UCM_DTYPE_FP16) return kernels_.split[dtype](raw, n, top, rest);
+    for (size_t i = 0; i < n; i++) rest[i] = raw[i * 2], top[i] = raw[i * 2 + 1];
+}
+
+void TileCoder::merge_top(const uint8_t *top, const uint8_t *rest, size_t n, int dtype,
+                          uint8_t *raw) const {
+    if (dtype != UCM_DTYPE_FP16) return kernels_.merge[dtype](top, rest, n, raw);
+    for (size_t i = 0; i < n; i++) raw[i * 2] = rest[i], raw[i * 2 + 1] = top[i];
+}
+
+// Planes, and one zstd frame; 0: it does not fit.
+size_t TileCoder::zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *out, size_t most) {
+    const size_t n = bytes / element_bytes(dtype), rest = rest_bytes(dtype, n);
+    if (rest >= most) return 0;
+    size_t coded;
+    if (dtype == UCM_DTYPE_BYTES) {
+        coded = ZSTD_compress2(encoder_, out, most, raw, n);
+    } else {
+        uint8_t *top = planes_.base();
+        if (element_bytes(dtype) > 1) split_top(raw, n, dtype, top, out);
+        // One sequence without a match is the end of a block: all of it is literals.
+        const ZSTD_Sequence block = {0, unsigned(n), 0, 0};
+        coded = ZSTD_compressSequences(encoder_, out + rest, most - rest, &block, 1,
+                                       element_bytes(dtype) > 1 ? top : raw, n);
+    }
+    return ZSTD_isError(coded) ? 0 : rest + coded;
+}
+
+bool TileCoder::decode(Tile tile, const uint8_t *stored, uint8_t *raw, uint32_t raw_bytes) {
+    const size_t width = element_bytes(tile.dtype), n = width ? raw_bytes / width : 0;
+    if (raw_bytes == 0 || raw_bytes > kTileBytes) return false;
+    if (tile.codec == kTileRaw) {
+        if (tile.stored != raw_bytes) return false;
+        std::memcpy(raw, stored, raw_bytes);
+        return true;
+    }
+    if (tile.stored >= raw_bytes) return false;
+    if (tile.codec == kTileConstant) {
+        if (tile.stored != kPattern) return false;
+        fill(raw, raw_bytes, stored);
+        return true;
+    }
+    const size_t tail = raw_bytes - n * width;
+    if (n == 0 || tile.stored < tail) return false;
+    const uint32_t coded = tile.stored - uint32_t(tail);
+    std::memcpy(raw + n * width, stored + coded, tail);
+    if (tile.codec == kTileClasses) return classes_.decode(stored, coded, tile.dtype, n, raw);
+    return tile.codec == kTileZstd && unzstd(stored, coded, tile.dtype, raw, uint32_t(n * width));
+}
+
+bool TileCoder::unzstd(const uint8_t *stored, uint32_t stored_bytes, int dtype, uint8_t *raw,
+                       uint32_t raw_bytes) {
+    const size_t n = raw_bytes / element_bytes(dtype), rest = rest_bytes(dtype, n);
+    if (stored_bytes <= rest || !is_frame(stored + rest, stored_bytes - rest, n)) return false;
+    uint8_t *top = element_bytes(dtype) > 1 ? planes_.base() : raw;
+    if (ZSTD_decompressDCtx(decoder_, top, n, stored + rest, stored_bytes - rest) != n)
+        return false;
+    if (element_bytes(dtype) > 1) merge_top(top, stored, n, dtype, raw);
     return true;
 }
 

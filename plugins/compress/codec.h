@@ -3,55 +3,75 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
-#include "buffers.h"
+#include "classes.h"
 
 struct ZSTD_CCtx_s;
 struct ZSTD_DCtx_s;
 
 namespace ucm::compress {
 
-constexpr uint32_t kTileBytes = 65536;
+enum TileCodec : uint8_t { kTileRaw = 0, kTileConstant = 1, kTileZstd = 2, kTileClasses = 3 };
+constexpr int kTileCodecs = 4;
 
-enum TileCodec : uint8_t { kTileRaw = 0, kTileConstant = 1, kTileSplit = 2 };
-
-// The option compress_codec. Auto estimates first whether coding a tile will pay.
-enum class Mode { kAuto, kSplit, kRaw };
-Mode mode_of(const char *codec);
+// Fast codes numbers in classes, small with zstd.
+enum class Mode { kFast, kSmall, kRaw };
+Mode mode_of(const char *codec);  // of the option compress_codec; auto begins as fast
 
 struct Tile {
     TileCodec codec;
+    uint8_t dtype;
     uint32_t stored;
 };
 
 // Bytes of one element; 0: no such dtype.
 size_t element_bytes(int32_t dtype);
 
+// What is remembered of one place in the shards of a layout, to try nothing twice that did not pay.
+struct Place {
+    uint8_t dtype = 0;     // of the layout, or named; tried first
+    bool fixed = false;    // nothing else is tried
+    bool known = false;    // the fields below are of a tile that paid
+    uint8_t best = 0;      // its dtype
+    float ratio = 1;       // stored bytes of a raw one
+    uint8_t failures = 0;  // in a row
+    uint16_t wait = 0;     // so many tiles are not tried
+};
+
 // Codes tiles of at most kTileBytes. One thread at a time; allocates in the constructor only.
 class TileCoder {
   public:
-    TileCoder();
-    ~TileCoder();
+    explicit TileCoder(const Kernels &kernels);
     TileCoder(const TileCoder &) = delete;
     TileCoder &operator=(const TileCoder &) = delete;
 
-    // Writes at most `bytes` bytes to `out`.
-    Tile encode(const uint8_t *raw, uint32_t bytes, int32_t dtype, Mode mode, uint8_t *out);
+    // Writes at most `bytes` bytes to `out`, or up to kKernelSlack more that mean nothing.
+    Tile encode(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
 
-    // False: `stored` is no tile of `raw_bytes` bytes. Safe on any input.
-    bool decode(Tile tile, int32_t dtype, const uint8_t *stored, uint8_t *raw, uint32_t raw_bytes);
+    // False: `stored` is no tile of `raw_bytes` bytes. Safe on any input; kKernelSlack bytes behind
+    // it can be read, and nothing depends on them.
+    bool decode(Tile tile, const uint8_t *stored, uint8_t *raw, uint32_t raw_bytes);
 
   private:
-    bool encode_split(const uint8_t *raw, uint32_t bytes, int32_t dtype, uint8_t *out,
-                      uint32_t *stored);
-    bool decode_split(const uint8_t *stored, uint32_t stored_bytes, int32_t dtype, uint8_t *raw,
-                      uint32_t raw_bytes);
+    // The top byte of every element, which zstd codes, and the rest.
+    void split_top(const uint8_t *raw, size_t n, int dtype, uint8_t *top, uint8_t *rest) const;
+    void merge_top(const uint8_t *top, const uint8_t *rest, size_t n, int dtype,
+                   uint8_t *raw) const;
+    uint32_t code(const uint8_t *raw, uint32_t bytes, int dtype, Mode mode, uint8_t *out,
+                  Tile &tile);
+    Tile try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
+    uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, Mode mode, uint8_t *out,
+                     Tile &tile);
+    size_t zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *out, size_t most);
+    bool unzstd(const uint8_t *stored, uint32_t stored_bytes, int dtype, uint8_t *raw,
+                uint32_t raw_bytes);
 
-    Mapping workspace_;       // of coder_
-    Mapping planes_, coded_;  // scratch
-    ZSTD_CCtx_s *coder_;      // lives in workspace_
-    std::unique_ptr<ZSTD_DCtx_s, size_t (*)(ZSTD_DCtx_s *)> decoder_;
+    const Kernels &kernels_;
+    ClassCoder classes_;
+    Mapping planes_;
+    Mapping encoder_memory_, decoder_memory_;  // the two below live there
+    ZSTD_CCtx_s *encoder_;
+    ZSTD_DCtx_s *decoder_;
 };
 
 }  // namespace ucm::compress

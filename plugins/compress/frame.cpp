@@ -4,18 +4,16 @@
 #include <algorithm>
 #include <cstring>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames are little-endian");
 
 namespace ucm::compress {
 
 namespace {
 
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
+constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
 
-struct Header {
+struct Trailer {
     char magic[4];
     uint16_t version;
     uint16_t flags;
@@ -24,62 +22,62 @@ struct Header {
     uint32_t tile_count;
     uint32_t zero;
     uint64_t raw_hash;
-    uint64_t payload_hash;
+    uint64_t index_hash;
     uint64_t zero2;
-    uint64_t header_hash;
+    uint64_t trailer_hash;
 };
-static_assert(sizeof(Header) == kFrameHeaderBytes);
+static_assert(sizeof(Trailer) == kTrailerBytes);
 
 struct Entry {
-    uint32_t raw_bytes;
-    uint32_t stored_bytes;
+    uint16_t raw_less_one;
+    uint16_t stored_less_one;
     uint8_t codec;
     uint8_t dtype;
-    uint16_t zero;
+    uint8_t stored_hash[6];  // its low bytes
+
+    uint32_t raw() const { return raw_less_one + 1u; }
+    uint32_t stored() const { return stored_less_one + 1u; }
 };
 static_assert(sizeof(Entry) == 12);
 
-constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
-
-uint64_t hash_of(const void *bytes, size_t n) {
-    return XXH3_64bits(bytes, n);
-}
-
-uint64_t hash_of_header(const Header &header) {
-    return hash_of(&header, offsetof(Header, header_hash));
-}
-
-Entry entry_at(const uint8_t *frame, uint32_t i) {
+Entry entry_at(const uint8_t *index, uint32_t i) {
     Entry entry;
-    std::memcpy(&entry, frame + kFrameHeaderBytes + uint64_t(i) * sizeof entry, sizeof entry);
+    std::memcpy(&entry, index + uint64_t(i) * sizeof entry, sizeof entry);
     return entry;
 }
 
-// What can be said before the payload is touched, in the order of the format.
-Decoded check_header(const Header &header, uint64_t length, uint64_t capacity) {
-    if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0 ||
-        header.header_hash != hash_of_header(header))
-        return {UCM_CORRUPT, 0};
-    if (header.version != kVersion || header.flags != 0) return {UCM_INCOMPATIBLE, 0};
-    if (header.raw_bytes > capacity) return {UCM_INCOMPATIBLE, 0};
-    if (header.frame_bytes != length || header.zero || header.zero2) return {UCM_CORRUPT, 0};
-    const uint64_t payload = length - kFrameHeaderBytes;
-    if (header.tile_count == 0 ? payload != header.raw_bytes
-                               : header.tile_count * uint64_t(sizeof(Entry)) > payload)
-        return {UCM_CORRUPT, 0};
-    return {UCM_OK, header.raw_bytes};
+uint64_t hash_of(const Trailer &trailer, const Kernels &kernels) {
+    return kernels.hash(&trailer, offsetof(Trailer, trailer_hash), 0);
 }
 
-bool check_index(const Header &header, const uint8_t *frame) {
+// What can be said before the index is touched, in the order of the format.
+Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity,
+                      const Kernels &kernels) {
+    if (std::memcmp(trailer.magic, kMagic, sizeof kMagic) != 0 ||
+        trailer.trailer_hash != hash_of(trailer, kernels))
+        return {UCM_CORRUPT, 0};
+    if (trailer.version != kVersion || trailer.flags != 0 || trailer.raw_bytes > capacity)
+        return {UCM_INCOMPATIBLE, 0};
+    const uint64_t payload = length - kTrailerBytes;
+    const uint64_t index = trailer.tile_count * uint64_t(sizeof(Entry));
+    if (trailer.frame_bytes != length || trailer.zero || trailer.zero2 ||
+        payload > trailer.raw_bytes || index > payload ||
+        (index == 0 && (payload != trailer.raw_bytes || trailer.index_hash != 0)))
+        return {UCM_CORRUPT, 0};
+    return {UCM_OK, trailer.raw_bytes};
+}
+
+// After its checksum. The sums are what bounds every access to payload and shard.
+ucm_status check_index(const Trailer &trailer, const uint8_t *index) {
     uint64_t raw = 0, stored = 0;
-    for (uint32_t i = 0; i < header.tile_count; i++) {
-        const Entry entry = entry_at(frame, i);
-        if (entry.raw_bytes == 0 || entry.raw_bytes > kTileBytes || entry.zero) return false;
-        raw += entry.raw_bytes;
-        stored += entry.stored_bytes;
+    for (uint32_t i = 0; i < trailer.tile_count; i++) {
+        const Entry entry = entry_at(index, i);
+        if (entry.codec >= kTileCodecs || element_bytes(entry.dtype) == 0) return UCM_INCOMPATIBLE;
+        raw += entry.raw();
+        stored += entry.stored();
     }
-    return raw == header.raw_bytes && stored == header.frame_bytes - kFrameHeaderBytes -
-                                                    header.tile_count * uint64_t(sizeof(Entry));
+    const uint64_t rest = kTrailerBytes + trailer.tile_count * uint64_t(sizeof(Entry));
+    return raw == trailer.raw_bytes && stored + rest == trailer.frame_bytes ? UCM_OK : UCM_CORRUPT;
 }
 
 }  // namespace
@@ -129,42 +127,66 @@ void Geometry::each(void *const *row, uint64_t offset, uint64_t bytes, F visit) 
     }
 }
 
-FrameCoder::FrameCoder(const Geometry &geometry)
-    : geometry_(geometry), scratch_(kTileBytes), spare_(kTileBytes) {}
+FrameCoder::FrameCoder(const Geometry &geometry, int dtype, const Kernels &kernels)
+    : geometry_(geometry),
+      kernels_(kernels),
+      coder_(kernels),
+      places_(geometry.tiles().size()),
+      index_(geometry.tiles().size() * sizeof(Entry)),
+      scratch_(kTileBytes) {
+    for (size_t i = 0; i < places_.size(); i++) {
+        places_[i].fixed = dtype != UCM_DTYPE_BYTES;
+        places_[i].dtype = uint8_t(places_[i].fixed ? dtype : geometry.tiles()[i].dtype);
+    }
+}
 
 uint64_t FrameCoder::encode(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
                             TileCounts *counts) {
-    uint64_t frame_bytes = 0;
-    if (mode != Mode::kRaw && encode_tiles(row, length, mode, frame, &frame_bytes, counts))
-        return frame_bytes;
-    Header header{};
-    std::memcpy(header.magic, kMagic, sizeof kMagic);
-    header.version = kVersion;
-    header.raw_bytes = length;
-    header.frame_bytes = kFrameHeaderBytes + length;
-    uint8_t *out = frame + kFrameHeaderBytes;
-    geometry_.each(row, 0, length, [&](const uint8_t *part, size_t bytes) {
-        std::memcpy(out, part, bytes);
-        out += bytes;
-    });
-    header.raw_hash = header.payload_hash = hash_of(frame + kFrameHeaderBytes, length);
-    header.header_hash = hash_of_header(header);
-    std::memcpy(frame, &header, sizeof header);
-    return header.frame_bytes;
+    *counts = {};
+    uint64_t bytes = 0;
+    if (mode != Mode::kRaw && !nothing_pays())
+        bytes = encode_tiles(row, length, mode, frame, counts);
+    return bytes ? bytes : encode_raw(row, length, frame);
 }
 
-// False: the frame would not be shorter than one with the raw bytes.
-bool FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                              uint64_t *frame_bytes, TileCounts *counts) {
+// Is it the turn of no tile to be tried?
+bool FrameCoder::nothing_pays() {
+    const auto waits = [](const Place &place) { return place.wait > 0; };
+    if (!std::all_of(places_.begin(), places_.end(), waits)) return false;
+    for (Place &place : places_) place.wait--;
+    return true;
+}
+
+uint64_t FrameCoder::encode_raw(void *const *row, uint64_t length, uint8_t *frame) {
+    Trailer trailer{};
+    std::memcpy(trailer.magic, kMagic, sizeof kMagic);
+    trailer.version = kVersion;
+    trailer.raw_bytes = length;
+    trailer.frame_bytes = length + kTrailerBytes;
+    for (uint64_t at = 0, number = 0; at < length; at += kTileBytes, number++) {
+        const uint64_t bytes = std::min<uint64_t>(kTileBytes, length - at);
+        uint8_t *out = frame + at;
+        geometry_.each(row, at, bytes, [&](const uint8_t *part, size_t n) {
+            std::memcpy(out, part, n);
+            out += n;
+        });
+        trailer.raw_hash += kernels_.hash(frame + at, bytes, number);
+    }
+    trailer.trailer_hash = hash_of(trailer, kernels_);
+    std::memcpy(frame + length, &trailer, sizeof trailer);
+    return trailer.frame_bytes;
+}
+
+// 0: not worth it.
+uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
+                                  TileCounts *counts) {
     const auto &tiles = geometry_.tiles();
-    uint32_t tile_count = 0;
-    while (tile_count < tiles.size() && tiles[tile_count].offset < length) tile_count++;
-    const uint64_t limit = kFrameHeaderBytes + length;
-    uint64_t at = kFrameHeaderBytes + uint64_t(tile_count) * sizeof(Entry);
     TileCounts mine;
-    XXH3_state_t raw_hash;
-    XXH3_64bits_reset(&raw_hash);
-    for (uint32_t i = 0; i < tile_count; i++) {
+    Trailer trailer{};
+    uint64_t at = 0;
+    for (; trailer.tile_count < tiles.size(); trailer.tile_count++) {
+        const uint32_t i = trailer.tile_count;
+        if (tiles[i].offset >= length) break;
         const uint32_t bytes =
             uint32_t(std::min<uint64_t>(tiles[i].bytes, length - tiles[i].offset));
         const uint8_t *raw = geometry_.find(row, tiles[i].offset, bytes);
@@ -176,79 +198,87 @@ bool FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, uint
             });
             raw = scratch_.base();
         }
-        XXH3_64bits_update(&raw_hash, raw, bytes);
-        // Behind raw tiles and the index, a tile may fit only if it is coded.
-        uint8_t *out = at + bytes <= limit ? frame + at : spare_.base();
-        const Tile tile = coder_.encode(raw, bytes, tiles[i].dtype, mode, out);
-        if (at + tile.stored > limit) return false;
-        if (out == spare_.base()) std::memcpy(frame + at, out, tile.stored);
-        const Entry entry{bytes, tile.stored, tile.codec, uint8_t(tiles[i].dtype), 0};
-        std::memcpy(frame + kFrameHeaderBytes + i * sizeof entry, &entry, sizeof entry);
+        const uint64_t raw_hash = kernels_.hash(raw, bytes, i);
+        // No tile is longer than its raw bytes, so that there is room here.
+        const Tile tile = coder_.encode(raw, bytes, places_[i], mode, frame + at);
+        const uint64_t stored_hash =
+            tile.codec == kTileRaw ? raw_hash : kernels_.hash(frame + at, tile.stored, i);
+        Entry entry{uint16_t(bytes - 1), uint16_t(tile.stored - 1), tile.codec, tile.dtype, {}};
+        std::memcpy(entry.stored_hash, &stored_hash, sizeof entry.stored_hash);
+        std::memcpy(index_.base() + i * sizeof entry, &entry, sizeof entry);
+        trailer.raw_hash += raw_hash;
         at += tile.stored;
-        (tile.codec == kTileSplit ? mine.split : tile.codec ? mine.constant : mine.raw)++;
+        mine.of[tile.codec]++;
     }
-    if (at >= limit) return false;
-    Header header{};
-    std::memcpy(header.magic, kMagic, sizeof kMagic);
-    header.version = kVersion;
-    header.raw_bytes = length;
-    header.frame_bytes = at;
-    header.tile_count = tile_count;
-    header.raw_hash = XXH3_64bits_digest(&raw_hash);
-    header.payload_hash = hash_of(frame + kFrameHeaderBytes, at - kFrameHeaderBytes);
-    header.header_hash = hash_of_header(header);
-    std::memcpy(frame, &header, sizeof header);
-    *frame_bytes = at;
+    const uint64_t index = trailer.tile_count * sizeof(Entry);
+    trailer.frame_bytes = at + index + kTrailerBytes;
+    // Stores keep whole pages.
+    const uint64_t unit = length > UCM_ALIGNMENT ? UCM_ALIGNMENT : 1;
+    if (round_up(trailer.frame_bytes, unit) >= round_up(length + kTrailerBytes, unit)) return 0;
+    std::memcpy(trailer.magic, kMagic, sizeof kMagic);
+    trailer.version = kVersion;
+    trailer.raw_bytes = length;
+    trailer.index_hash = kernels_.hash(index_.base(), index, 0);
+    trailer.trailer_hash = hash_of(trailer, kernels_);
+    std::memcpy(frame + at, index_.base(), index);
+    std::memcpy(frame + at + index, &trailer, sizeof trailer);
     *counts = mine;
-    return true;
+    return trailer.frame_bytes;
 }
 
 Decoded FrameCoder::decode(const uint8_t *frame, uint64_t length, void *const *row) {
-    if (length < kFrameHeaderBytes) return {UCM_CORRUPT, 0};
-    Header header;
-    std::memcpy(&header, frame, sizeof header);
-    Decoded decoded = check_header(header, length, geometry_.capacity());
+    if (length < kTrailerBytes) return {UCM_CORRUPT, 0};
+    Trailer trailer;
+    std::memcpy(&trailer, frame + length - kTrailerBytes, sizeof trailer);
+    Decoded decoded = check_trailer(trailer, length, geometry_.capacity(), kernels_);
     if (decoded.status != UCM_OK) return decoded;
-    const uint8_t *payload = frame + kFrameHeaderBytes;
-    if ((header.tile_count && !check_index(header, frame)) ||
-        header.payload_hash != hash_of(payload, length - kFrameHeaderBytes))
-        return {UCM_CORRUPT, 0};
-    if (header.tile_count) {
-        decoded.status = decode_tiles(frame, header.tile_count, header.raw_hash, row);
+    if (trailer.tile_count == 0) {
+        uint64_t sum = 0;
+        for (uint64_t at = 0, number = 0; at < trailer.raw_bytes; at += kTileBytes, number++) {
+            const uint64_t bytes = std::min<uint64_t>(kTileBytes, trailer.raw_bytes - at);
+            const uint8_t *from = frame + at;
+            sum += kernels_.hash(from, bytes, number);
+            geometry_.each(row, at, bytes, [&](uint8_t *part, size_t n) {
+                std::memcpy(part, from, n);
+                from += n;
+            });
+        }
+        if (sum != trailer.raw_hash) decoded = {UCM_CORRUPT, 0};
         return decoded;
     }
-    if (header.raw_hash != header.payload_hash) return {UCM_CORRUPT, 0};
-    geometry_.each(row, 0, header.raw_bytes, [&](uint8_t *part, size_t bytes) {
-        std::memcpy(part, payload, bytes);
-        payload += bytes;
-    });
+    const uint64_t index_bytes = trailer.tile_count * uint64_t(sizeof(Entry));
+    const uint8_t *index = frame + length - kTrailerBytes - index_bytes;
+    if (kernels_.hash(index, index_bytes, 0) != trailer.index_hash) return {UCM_CORRUPT, 0};
+    decoded.status = check_index(trailer, index);
+    if (decoded.status == UCM_OK)
+        decoded.status = decode_tiles(frame, index, trailer.tile_count, trailer.raw_hash, row);
     return decoded;
 }
 
 // The index has been checked.
-ucm_status FrameCoder::decode_tiles(const uint8_t *frame, uint32_t tile_count, uint64_t raw_hash,
-                                    void *const *row) {
-    const uint8_t *stored = frame + kFrameHeaderBytes + uint64_t(tile_count) * sizeof(Entry);
-    uint64_t offset = 0;
-    XXH3_state_t hash;
-    XXH3_64bits_reset(&hash);
+ucm_status FrameCoder::decode_tiles(const uint8_t *stored, const uint8_t *index,
+                                    uint32_t tile_count, uint64_t raw_hash, void *const *row) {
+    uint64_t offset = 0, sum = 0;
     for (uint32_t i = 0; i < tile_count; i++) {
-        const Entry entry = entry_at(frame, i);
-        uint8_t *direct = geometry_.find(row, offset, entry.raw_bytes);
-        uint8_t *raw = direct ? direct : scratch_.base();
-        if (!coder_.decode({TileCodec(entry.codec), entry.stored_bytes}, entry.dtype, stored, raw,
-                           entry.raw_bytes))
+        const Entry entry = entry_at(index, i);
+        const uint64_t stored_hash = kernels_.hash(stored, entry.stored(), i);
+        if (std::memcmp(&stored_hash, entry.stored_hash, sizeof entry.stored_hash) != 0)
             return UCM_CORRUPT;
-        XXH3_64bits_update(&hash, raw, entry.raw_bytes);
+        uint8_t *direct = geometry_.find(row, offset, entry.raw());
+        uint8_t *raw = direct ? direct : scratch_.base();
+        if (!coder_.decode({TileCodec(entry.codec), entry.dtype, entry.stored()}, stored, raw,
+                           entry.raw()))
+            return UCM_CORRUPT;
+        sum += entry.codec == kTileRaw ? stored_hash : kernels_.hash(raw, entry.raw(), i);
         if (!direct)
-            geometry_.each(row, offset, entry.raw_bytes, [&](uint8_t *part, size_t n) {
+            geometry_.each(row, offset, entry.raw(), [&](uint8_t *part, size_t n) {
                 std::memcpy(part, raw, n);
                 raw += n;
             });
-        offset += entry.raw_bytes;
-        stored += entry.stored_bytes;
+        offset += entry.raw();
+        stored += entry.stored();
     }
-    return XXH3_64bits_digest(&hash) == raw_hash ? UCM_OK : UCM_CORRUPT;
+    return sum == raw_hash ? UCM_OK : UCM_CORRUPT;
 }
 
 }  // namespace ucm::compress

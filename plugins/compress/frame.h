@@ -8,7 +8,7 @@
 
 namespace ucm::compress {
 
-constexpr uint64_t kFrameHeaderBytes = 64;
+constexpr uint64_t kTrailerBytes = 64;
 
 // Where the bytes of a shard lie and what they are, for every shard of one layout.
 class Geometry {
@@ -42,7 +42,7 @@ class Geometry {
 };
 
 struct TileCounts {
-    uint64_t raw = 0, constant = 0, split = 0;
+    uint64_t of[kTileCodecs] = {};
 };
 
 struct Decoded {
@@ -53,25 +53,31 @@ struct Decoded {
 // Shards to frames and back; the format is docs/frame-format.md. One thread at a time.
 class FrameCoder {
   public:
-    explicit FrameCoder(const Geometry &geometry);
+    // dtype: UCM_DTYPE_* of all planes; UCM_DTYPE_BYTES: that of the layout is tried first, and the
+    // bytes decide.
+    FrameCoder(const Geometry &geometry, int dtype, const Kernels &kernels);
 
-    // `frame` has room for `length` + kFrameHeaderBytes. Returns the bytes of the frame.
+    // `frame` has room for `length` + kTrailerBytes + kKernelSlack. Returns the bytes of the frame.
     uint64_t encode(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
                     TileCounts *counts);
 
-    // Safe on any bytes.
+    // Safe on any bytes. What the row gets of a frame that is not UCM_OK is undefined.
     Decoded decode(const uint8_t *frame, uint64_t length, void *const *row);
 
   private:
-    bool encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                      uint64_t *frame_bytes, TileCounts *counts);
-    ucm_status decode_tiles(const uint8_t *frame, uint32_t tile_count, uint64_t raw_hash,
-                            void *const *row);
+    uint64_t encode_raw(void *const *row, uint64_t length, uint8_t *frame);
+    uint64_t encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
+                          TileCounts *counts);
+    bool nothing_pays();
+    ucm_status decode_tiles(const uint8_t *frame, const uint8_t *index, uint32_t tile_count,
+                            uint64_t raw_hash, void *const *row);
 
     const Geometry &geometry_;
+    const Kernels &kernels_;
     TileCoder coder_;
-    Mapping scratch_;  // a tile that lies in several segments
-    Mapping spare_;    // a coded tile that may not fit into the frame
+    std::vector<Place> places_;  // by tile of the geometry
+    Mapping index_;              // of the frame that is made
+    Mapping scratch_;            // a tile that lies in several segments
 };
 
 }  // namespace ucm::compress

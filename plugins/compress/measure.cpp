@@ -27,6 +27,10 @@ Geometry geometry_of(uint64_t plane_bytes, uint64_t planes, int32_t dtype) {
     return Geometry(layout);
 }
 
+uint64_t no_hash(const void *, size_t, uint64_t) {
+    return 0;
+}
+
 // Adds the CPU time of work() in this thread.
 template <typename F>
 void timed(uint64_t &ns, F work) {
@@ -35,11 +39,11 @@ void timed(uint64_t &ns, F work) {
     ns += uint64_t(clock_ns(CLOCK_THREAD_CPUTIME_ID) - start);
 }
 
-ucm_status measure(const uint8_t *data, uint64_t bytes, const Geometry &geometry, Mode mode,
-                   ucm_bench_figures &figures) {
+ucm_status measure(const uint8_t *data, uint64_t bytes, const Geometry &geometry, int named,
+                   Mode mode, const Kernels &kernels, ucm_bench_figures &figures) {
     const uint64_t capacity = geometry.capacity();
-    FrameCoder coder(geometry);
-    Mapping frame(capacity + kFrameHeaderBytes), again(capacity);
+    FrameCoder coder(geometry, named, kernels);
+    Mapping frame(capacity + kTrailerBytes + kKernelSlack), again(capacity);
     // Page faults are the machine's cost and not the codec's.
     std::memset(frame.base(), 1, frame.bytes());
     std::memset(again.base(), 1, again.bytes());
@@ -65,12 +69,18 @@ ucm_status measure(const uint8_t *data, uint64_t bytes, const Geometry &geometry
 }  // namespace ucm::compress
 
 extern "C" ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t plane_bytes,
-                                      uint64_t shard_bytes, int32_t dtype, const char *codec,
+                                      uint64_t shard_bytes, int32_t dtype, int32_t named,
+                                      const char *codec, const char *kernels, int32_t checksums,
                                       ucm_bench_figures *figures) {
     using namespace ucm::compress;
     const size_t width = element_bytes(dtype);
-    if (!bytes || !width || !plane_bytes || plane_bytes % width || plane_bytes > UINT32_MAX)
+    if (!bytes || !width || !element_bytes(named) || !plane_bytes || plane_bytes % width ||
+        plane_bytes > UINT32_MAX)
         return UCM_INVALID;
+    const Kernels *given = *kernels ? kernels_named(kernels) : &best_kernels();
+    if (!given) return UCM_UNSUPPORTED;
+    Kernels used = *given;
+    if (!checksums) used.hash = no_hash;
     // No larger than what is there.
     plane_bytes = std::min(plane_bytes, ucm::round_up(bytes, width));
     const uint64_t wanted = std::min(shard_bytes, bytes) / plane_bytes;
@@ -78,7 +88,8 @@ extern "C" ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t
     *figures = {};
     try {
         return measure(static_cast<const uint8_t *>(data), bytes,
-                       geometry_of(plane_bytes, planes, dtype), mode_of(codec), *figures);
+                       geometry_of(plane_bytes, planes, dtype), named, mode_of(codec), used,
+                       *figures);
     } catch (const ucm::Error &error) {
         return error.status();
     } catch (...) {

@@ -6,21 +6,25 @@ namespace {
 using ucm::compress::CompressStore;
 
 const ucm_option kOptions[] = {
-    {"compress_codec", UCM_TYPE_STRING, 0, "auto", "auto|split|raw", nullptr,
-     "How shards are coded: split codes every tile, auto those where an estimate says that it "
-     "pays, "
-     "raw none."},
+    {"compress_codec", UCM_TYPE_STRING, 0, "auto", "auto|fast|small|raw", nullptr,
+     "How shards are coded: fast at the speed of memory, small one part in a hundred shorter and "
+     "several times slower, raw not at all; auto as the speed of the store below suggests."},
+    {"compress_dtype", UCM_TYPE_STRING, 0, "auto", "auto|bf16|fp16|fp8|fp32", nullptr,
+     "Which numbers the shards are made of, for all planes; auto tries those of the layout first, "
+     "and the bytes decide. fp8 is e5m2 where the layout says so, else e4m3."},
     {"compress_concurrency", UCM_TYPE_INT, 0, "2", "1..256", "threads",
      "Threads that compress, and as many that decompress."},
 };
 
 const ucm_metric kMetrics[] = {
     UCM_STANDARD_METRICS,
-    {"split_tiles_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "tiles", "Tiles coded."},
-    {"constant_tiles_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "tiles",
-     "Tiles of one repeated element."},
     {"raw_tiles_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "tiles",
      "Tiles kept as they are inside coded shards."},
+    {"constant_tiles_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "tiles",
+     "Tiles of one repeated element."},
+    {"zstd_tiles_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "tiles", "Tiles coded by zstd."},
+    {"classes_tiles_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "tiles",
+     "Tiles whose exponents are coded in classes."},
     {"raw_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",
      "Shards kept as they are, because coding did not pay."},
     {"bad_frames_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",

@@ -10,7 +10,7 @@ namespace ucm::compress {
 
 namespace {
 
-constexpr char kEncoding[] = "ucmz.1";
+constexpr char kEncoding[] = "ucmz.2";
 constexpr uint64_t kPoolBytes = 64ull << 20;  // of each direction
 constexpr size_t kMaxBuffers = 1024, kMaxPieces = 128, kMaxPieceShards = 64;
 constexpr uint64_t kQueueShards = 65536, kQueueBytes = 1ull << 30;
@@ -28,6 +28,17 @@ bool has_twins(const Task &task) {
     };
     std::sort(names.begin(), names.end(), less);
     return std::adjacent_find(names.begin(), names.end()) != names.end();
+}
+
+int dtype_named(const std::string &name, const ucm_layout &layout) {
+    for (uint32_t i = 0; name == "fp8" && i < layout.n_planes; i++)
+        if (UCM_AT(ucm_plane, layout.planes, layout.plane_stride, i)->dtype == UCM_DTYPE_FP8_E5M2)
+            return UCM_DTYPE_FP8_E5M2;
+    return name == "bf16"   ? UCM_DTYPE_BF16
+           : name == "fp16" ? UCM_DTYPE_FP16
+           : name == "fp32" ? UCM_DTYPE_FP32
+           : name == "fp8"  ? UCM_DTYPE_FP8_E4M3
+                            : UCM_DTYPE_BYTES;
 }
 
 std::unordered_set<BlockId, BlockIdHash> set_of(const ucm_ids_args &args) {
@@ -78,14 +89,16 @@ CompressStore::CompressStore(const ucm_open_args &args)
             UCM_UNSUPPORTED,
             "Compress reads host memory only; put a layer above it that copies from the device");
     geometry_ = std::make_unique<Geometry>(*args.layout);
-    const uint64_t frame_bytes = args.layout->capacity + kFrameHeaderBytes;
+    const uint64_t frame_bytes = args.layout->capacity + kTrailerBytes;
     if (geometry_->capacity() != args.layout->capacity || lower_->capacity != frame_bytes)
         throw Error(UCM_INVALID, "the capacity of the layout, or of the store below, does not fit");
     const size_t threads = size_t(Values(args)[kOptionConcurrency].i);
-    loads_ = std::make_unique<Lane>(this, lower_, false, round_up(frame_bytes), threads);
-    dumps_ = std::make_unique<Lane>(this, lower_, true, round_up(frame_bytes), threads);
+    const uint64_t buffer_bytes = round_up(frame_bytes + kKernelSlack);
+    loads_ = std::make_unique<Lane>(this, lower_, false, buffer_bytes, threads);
+    dumps_ = std::make_unique<Lane>(this, lower_, true, buffer_bytes, threads);
+    const int dtype = dtype_named(Values(args)[kOptionDtype].s, *args.layout);
     for (size_t i = 0; i < threads * 2; i++)
-        coders_.push_back(std::make_unique<FrameCoder>(*geometry_));
+        coders_.push_back(std::make_unique<FrameCoder>(*geometry_, dtype, best_kernels()));
     start_threads();
 }
 
@@ -105,15 +118,15 @@ void CompressStore::lower_layout(const ucm_layout_args &args, ucm_layout &out) {
     const std::string encoding =
         std::string(layout.encoding, given) + (given ? "+" : "") + kEncoding;
     if (encoding.size() >= sizeof out.encoding)
-        throw Error(UCM_UNSUPPORTED, "no room for \"ucmz.1\" behind the encoding \"" +
+        throw Error(UCM_UNSUPPORTED, "no room for \"ucmz.2\" behind the encoding \"" +
                                          std::string(layout.encoding, given) +
                                          "\"; use fewer encoding layers");
     if (args.segments_room < 1) throw Error(UCM_INVALID, "segments_room is 0");
-    args.segment_bytes[0] = layout.capacity + kFrameHeaderBytes;
+    args.segment_bytes[0] = layout.capacity + kTrailerBytes;
     out.flags = UCM_LAYOUT_PAGES;
     out.n_segments = 1;
     out.segment_bytes = args.segment_bytes;
-    out.capacity = layout.capacity + kFrameHeaderBytes;
+    out.capacity = layout.capacity + kTrailerBytes;
     std::memset(out.encoding, 0, sizeof out.encoding);
     std::memcpy(out.encoding, encoding.data(), encoding.size());
 }
@@ -473,23 +486,19 @@ void CompressStore::refuse_shards(const Lane &lane, const Step &step) {
 
 void CompressStore::encode(Piece &piece, FrameCoder &coder) {
     Busy<kAllMetrics> busy(metrics_, kDumpBusyNs);
-    TileCounts tiles;
-    uint64_t raw_shards = 0;
     for (size_t i = 0; i < piece.n(); i++) {
         TileCounts counts;
         const size_t shard = piece.shards[i];
         piece.frames[i] = coder.encode(piece.task->addresses(shard), piece.task->length(shard),
                                        mode_, static_cast<uint8_t *>(piece.buffers[i]), &counts);
-        tiles.split += counts.split;
-        tiles.constant += counts.constant;
-        tiles.raw += counts.raw;
-        raw_shards += counts.split + counts.constant + counts.raw == 0;
+        uint64_t tiles = 0;
+        for (int codec = 0; codec < kTileCodecs; codec++) {
+            tiles += counts.of[codec];
+            metrics_.add(kTiles + codec, counts.of[codec]);
+        }
+        metrics_.add(kRawShards, tiles == 0);
     }
     UCM_FAILPOINT("compress.framed");
-    metrics_.add(kSplitTiles, tiles.split);
-    metrics_.add(kConstantTiles, tiles.constant);
-    metrics_.add(kRawTiles, tiles.raw);
-    metrics_.add(kRawShards, raw_shards);
 }
 
 ucm_status CompressStore::hand_over(Piece &piece, ucm_error *err) {

@@ -19,12 +19,10 @@
 
 namespace ucm::compress {
 
-enum Option { kOptionCodec, kOptionConcurrency };
+enum Option { kOptionCodec, kOptionDtype, kOptionConcurrency };
 enum OwnMetric {
-    kSplitTiles = kStandardMetrics,
-    kConstantTiles,
-    kRawTiles,
-    kRawShards,
+    kTiles = kStandardMetrics,  // by TileCodec
+    kRawShards = kTiles + kTileCodecs,
     kBadFrames,
     kAllMetrics
 };

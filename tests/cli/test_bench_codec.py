@@ -40,11 +40,27 @@ def test_raw_shrinks_nothing(measured):
     assert result["ratio"] == 1.0
 
 
-def test_what_the_numbers_are_is_worth_knowing(measured):
-    assert (
-        measured(SAMPLE, "bf16", demo.PLANE_BYTES)["ratio"]
-        > measured(SAMPLE, "bytes", demo.PLANE_BYTES)["ratio"]
+def test_what_the_numbers_are_is_seen(measured):
+    known, seen = (
+        measured(SAMPLE, dtype, demo.PLANE_BYTES)["frame_bytes"] for dtype in ("bf16", "bytes")
     )
+    assert seen < 1.01 * known
+
+
+@pytest.mark.parametrize("kernels", ["scalar", "avx2", "avx512", "neon"])
+def test_every_set_of_kernels_makes_the_same_frames(ucm_command, measured, kernels):
+    line = ("--dtype", "bf16", "--plane", demo.PLANE_BYTES, "--kernels", kernels, "--json")
+    outcome = ucm_command("bench", "codec", SAMPLE, *line)
+    if outcome.code == 1 and "does not run" in outcome.err:
+        pytest.skip(f"this processor does not run {kernels}")
+    assert outcome.code == 0, outcome.err
+    best = measured(SAMPLE, "bf16", demo.PLANE_BYTES)
+    assert outcome.json["frame_bytes"] == best["frame_bytes"]
+
+
+def test_the_codec_alone_makes_the_same_frames(measured):
+    alone = measured(SAMPLE, "bf16", demo.PLANE_BYTES, "--no-checksums")
+    assert alone["frame_bytes"] == measured(SAMPLE, "bf16", demo.PLANE_BYTES)["frame_bytes"]
 
 
 @pytest.mark.parametrize("dtype", ["bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2"])

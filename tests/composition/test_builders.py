@@ -54,7 +54,7 @@ def test_a_module_outside_registers_a_wiring(heap_library, tmp_path, monkeypatch
 
             def build(config, pipeline):
                 pipeline.Stack("Heap", {str(heap_library)!r}, {{"heap_capacity_mb": 1}})
-                pipeline.Stack("Compress", None, {{**config, "compress_codec": "split"}})
+                pipeline.Stack("Compress", None, {{**config, "compress_codec": "small"}})
                 pipeline.Stack("Compress", None, {{**config, "compress_codec": "raw"}})
 
             UcmPipelineStoreBuilder.register("Acme", build)
@@ -77,9 +77,9 @@ def test_a_module_outside_registers_a_wiring(heap_library, tmp_path, monkeypatch
     assert (memory == data).all()
     stats = store.store.stats()
     # The upper one leaves the bytes as they are, the lower one makes them fewer.
-    raw, split = stats["Compress"], stats["Compress#2"]
+    raw, small = stats["Compress"], stats["Compress#2"]
     assert raw["dump_out_bytes_total"] >= raw["dump_bytes_total"]
-    assert split["dump_out_bytes_total"] < 0.8 * split["dump_bytes_total"]
+    assert small["dump_out_bytes_total"] < 0.8 * small["dump_bytes_total"]
     store.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 from ucm.conformance import kit
 
 SIZE = 1 << 18
-FRAME_HEADER = 64
+TRAILER = 64
 
 
 def gaussian(dtype):
@@ -41,16 +41,36 @@ def test_numbers_get_shorter(compress, dtype, most):
     assert passed_below(compress(dtype=dtype), gaussian(dtype)) < most * SIZE
 
 
-def test_knowing_the_dtype_pays(compress):
-    data = gaussian("bf16")
-    assert passed_below(compress(dtype="bf16"), data) < passed_below(compress(), data)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_the_dtype_is_seen_from_the_bytes(open_store, dtype):
+    data = gaussian(dtype)
+    sizes = {}
+    for named in ("auto", dtype):
+        with open_store(
+            "Compress|Posix", block_size=SIZE, shard_size=SIZE, compress_dtype=named,
+            fingerprint=named,
+        ) as store:  # fmt: skip
+            sizes[named] = passed_below(store, data)
+    assert sizes["auto"] < 1.01 * sizes[dtype]
+
+
+def test_a_named_dtype_is_that_of_all_bytes(open_store):
+    data, sizes = gaussian("bf16"), {}
+    for named in ("bf16", "fp16", "fp8", "fp32"):
+        with open_store(
+            "Compress|Posix", block_size=SIZE, shard_size=SIZE, dtype="bf16", compress_dtype=named,
+            fingerprint=named,
+        ) as store:  # fmt: skip
+            sizes[named] = passed_below(store, data)
+    assert min(sizes, key=sizes.get) == "bf16"
+    assert sizes["bf16"] < 0.9 * min(sizes[other] for other in ("fp16", "fp8", "fp32"))
 
 
 @pytest.mark.parametrize("dtype", ["bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2"])
-@pytest.mark.parametrize("codec", ["auto", "split", "raw"])
-def test_random_bytes_grow_by_a_header_at_most(compress, rng, dtype, codec):
+@pytest.mark.parametrize("codec", ["auto", "fast", "small", "raw"])
+def test_random_bytes_grow_by_a_trailer_at_most(compress, rng, dtype, codec):
     store = compress(dtype=dtype, compress_codec=codec)
-    assert passed_below(store, rng.randbytes(SIZE)) <= SIZE + FRAME_HEADER
+    assert passed_below(store, rng.randbytes(SIZE)) <= SIZE + TRAILER
 
 
 @pytest.mark.parametrize("dtype", ["bytes", "bf16", "fp32"])
@@ -61,11 +81,11 @@ def test_a_constant_is_next_to_nothing(compress, dtype):
 
 
 def test_raw_stays_raw(compress):
-    assert passed_below(compress(compress_codec="raw"), bytes(SIZE)) == SIZE + FRAME_HEADER
+    assert passed_below(compress(compress_codec="raw"), bytes(SIZE)) == SIZE + TRAILER
 
 
-@pytest.mark.parametrize("reader", ["auto", "split", "raw"])
-@pytest.mark.parametrize("writer", ["auto", "split", "raw"])
+@pytest.mark.parametrize("reader", ["auto", "fast", "small", "raw"])
+@pytest.mark.parametrize("writer", ["auto", "fast", "small", "raw"])
 def test_every_codec_reads_what_the_others_wrote(open_store, rng, writer, reader):
     same = {"fingerprint": "whatever the dtype"}
     with open_store("Compress|Posix", compress_codec=writer, dtype="bf16", **same) as store:

@@ -14,8 +14,7 @@ from ucm import errors, options
 from ucm.cli._measure import machine
 from ucm.registry import registry
 
-# Values of Compress's option compress_codec.
-CODECS = {"fast": "auto", "small": "split", "raw": "raw"}
+KERNELS = ("best", "scalar", "avx2", "avx512", "neon")
 SHARD_BYTES = 2 << 20
 
 
@@ -34,15 +33,27 @@ def _function() -> Any:
     function = ctypes.CDLL(path).ucm_bench_codec
     size = ctypes.c_uint64
     function.argtypes = [
-        ctypes.c_void_p, size, size, size, ctypes.c_int32, ctypes.c_char_p,
-        ctypes.POINTER(_Figures),
+        ctypes.c_void_p, size, size, size, ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p,
+        ctypes.c_char_p, ctypes.c_int32, ctypes.POINTER(_Figures),
     ]  # fmt: skip
     function.restype = ctypes.c_int32
     return function
 
 
-def run(file: Path, dtype: str, plane: int, codec: str, repeat: int) -> dict[str, Any]:
-    """Code the file's bytes ``repeat`` times; raise if they do not come back as they were."""
+def run(
+    file: Path,
+    dtype: str,
+    plane: int,
+    codec: str,
+    repeat: int,
+    kernels: str = "best",
+    checksums: bool = True,
+    named: str | None = None,
+) -> dict[str, Any]:
+    """Code the file's bytes ``repeat`` times; raise if they do not come back as they were.
+
+    ``dtype`` is the layout's; ``named`` is as the option compress_dtype would name it.
+    """
     total = file.stat().st_size
     width = {"bf16": 2, "fp16": 2, "fp32": 4}.get(dtype, 1)
     if total == 0:
@@ -58,8 +69,11 @@ def run(file: Path, dtype: str, plane: int, codec: str, repeat: int) -> dict[str
         figures = _Figures()
         status = measure(
             address, total, plane, SHARD_BYTES, options.DTYPES.index(dtype),
-            CODECS[codec].encode(), figures,
+            options.DTYPES.index(named or "bytes"), codec.encode(),
+            (kernels if kernels != "best" else "").encode(), checksums, figures,
         )  # fmt: skip
+        if errors.status_of(status) is errors.Status.UNSUPPORTED:
+            raise ucm.UnsupportedError(f"--kernels: this processor does not run {kernels}")
         if status:
             raise errors.error_for(status, f"{file}: {errors.explain(errors.status_of(status))}")
         runs.append(figures)
@@ -76,7 +90,8 @@ def run(file: Path, dtype: str, plane: int, codec: str, repeat: int) -> dict[str
         "dtype": dtype,
         "plane": plane,
         "codec": codec,
-        "compress_codec": CODECS[codec],
+        "kernels": kernels,
+        "checksums": checksums,
         "shard_bytes": max(1, SHARD_BYTES // plane) * plane,
         "repeat": repeat,
         "frame_bytes": stored,

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MIT
+#include "classes.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ucm/store_v1.h"
+
+namespace ucm::compress {
+namespace {
+
+constexpr size_t kRun = 64, kMostRuns = 32;
+// What a pass over a symbol may cost, in bits: a shorter code of more levels is not worth its time.
+constexpr double kPassBits = 0.06;
+constexpr uint8_t kPacked = 16;  // a bit beside the count of levels
+constexpr size_t kFewSymbols = 8192;
+
+void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (size_t k = 0; k < 4; k++) counts[k][symbols[i + k]]++;
+    for (; i < n; i++) counts[0][symbols[i]]++;
+}
+
+// All symbols, or of many a sample of runs that are spread evenly, each shifted by another part of
+// a run: rows of heads would otherwise be met at the same channels only. Returns how many.
+size_t count_some(const uint8_t *symbols, size_t n, bool few, uint32_t (&counts)[256]) {
+    uint16_t four[4][256] = {};
+    // A fifth of a small tile, for the time that it takes; all where bits are few.
+    const size_t runs = std::clamp<size_t>(n / 4 / kRun, 16, kMostRuns);
+    if (few || n < 2 * runs * kRun) {
+        count_run(symbols, n, four);
+    } else {
+        const size_t step = (n - 2 * kRun) / runs;
+        for (size_t r = 0; r < runs; r++) count_run(symbols + r * step + r * 37 % kRun, kRun, four);
+        n = runs * kRun;
+    }
+    for (int s = 0; s < 256; s++)
+        counts[s] = uint32_t(four[0][s]) + four[1][s] + four[2][s] + four[3][s];
+    return n;
+}
+
+struct Ranks {
+    uint8_t of[256];                      // by symbol
+    uint8_t symbols[256 + kMostMembers];  // and back; a table of 256 begins at any rank of a class
+};
+
+// Symbols by rank: those of classes first, each in exchange for the one that was there.
+void rank(const Classes &classes, Ranks &ranks) {
+    for (int s = 0; s < 256; s++) ranks.of[s] = ranks.symbols[s] = uint8_t(s);
+    for (int i = 0; i < classes.listed; i++) {
+        const uint8_t symbol = classes.members[i], other = ranks.symbols[i];
+        const uint8_t place = ranks.of[symbol];
+        ranks.symbols[place] = other;
+        ranks.of[other] = place;
+        ranks.symbols[i] = symbol;
+        ranks.of[symbol] = uint8_t(i);
+    }
+}
+
+// The members of all classes; those that are close to each other as nibbles above the least.
+uint8_t *write_members(const Classes &classes, uint8_t *out, uint8_t *levels) {
+    const uint8_t *begin = classes.members, *end = begin + classes.listed;
+    *levels = uint8_t(classes.levels);
+    if (begin == end) return out;
+    const uint8_t least = *std::min_element(begin, end);
+    if (*std::max_element(begin, end) - least > 15) {
+        std::memcpy(out, begin, size_t(classes.listed));
+        return out + classes.listed;
+    }
+    *levels |= kPacked;
+    *out++ = least;
+    for (; begin < end; begin += 2)
+        *out++ = uint8_t((begin[0] - least) | (begin + 1 < end ? begin[1] - least : 0) << 4);
+    return out;
+}
+
+// NULL: there are not so many, or none of ours would be like that.
+const uint8_t *read_members(const uint8_t *at, const uint8_t *end, bool packed, Classes &classes) {
+    const int n = classes.listed, bytes = packed ? 1 + (n + 1) / 2 : n;
+    if (bytes > end - at) return nullptr;
+    for (int i = 0; i < n; i++)
+        classes.members[i] = packed ? uint8_t(at[0] + (at[1 + i / 2] >> i % 2 * 4 & 15)) : at[i];
+    if (packed && (n == 0 || (n % 2 && at[bytes - 1] >> 4))) return nullptr;
+    return at + bytes;
+}
+
+size_t bytes_of_codes(size_t n, int width) {
+    return (n * size_t(width) + 7) / 8;
+}
+
+// Are the bits behind the last of n codes zero?
+bool clean_end(const uint8_t *codes, size_t n, int width) {
+    const size_t used = n * size_t(width) % 8;
+    return used == 0 || codes[n * size_t(width) / 8] >> used == 0;
+}
+
+bool clean_planes(const uint8_t *planes, int dtype, size_t n) {
+    if (dtype == UCM_DTYPE_FP8_E4M3) return clean_end(planes, n, 4);
+    if (dtype == UCM_DTYPE_FP16) planes += n;
+    if (dtype == UCM_DTYPE_FP16 || dtype == UCM_DTYPE_FP8_E5M2)
+        return clean_end(planes, n, 2) && clean_end(planes + (n + 3) / 4, n, 1);
+    return true;
+}
+
+bool fit(const uint8_t *symbols, size_t n, int dtype) {
+    uint8_t all = 0;
+    for (size_t i = 0; i < n; i++) all |= symbols[i];
+    return all >> symbol_bits(dtype) == 0;
+}
+
+// Largest first.
+void sort_few(uint32_t *values, int n) {
+    for (int i = 1; i < n; i++) {
+        const uint32_t value = values[i];
+        int k = i;
+        for (; k > 0 && values[k - 1] < value; k--) values[k] = values[k - 1];
+        values[k] = value;
+    }
+}
+
+}  // namespace
+
+// The cheapest way down the symbols in order of their counts, one class after another.
+Classes choose_classes(const uint32_t (&counts)[256], size_t total, size_t n, int possible) {
+    uint32_t order[257];  // count and symbol in one
+    int found = 0;
+    for (uint32_t s = 0; s < 256; s++) {
+        order[found] = counts[s] << 8 | s;
+        found += counts[s] != 0;
+    }
+    const int known = std::min(found, kMostMembers);
+    if (found > 2 * kMostMembers)
+        std::partial_sort(order, order + known, order + found, std::greater<uint32_t>());
+    else
+        sort_few(order, found);
+
+    // For ranks from s on: how many symbols, the bits they take, and the width of the next level.
+    double left[kMostMembers + 1], bits[kMostMembers + 4];
+    int width[kMostMembers + 1];
+    left[0] = double(total);
+    for (int s = 0; s < known; s++) left[s + 1] = left[s] - (order[s] >> 8);
+    const double member_bits = 4.0 * double(total) / double(n);  // of the table, as sampled
+    for (int s = known; s >= 0; s--) {
+        bits[s] = 8 * left[s];
+        width[s] = 0;
+        if (s == known) continue;
+        const double one = left[s] * (1 + kPassBits) + bits[s + 1] + member_bits;
+        if (one < bits[s]) bits[s] = one, width[s] = 1;
+        if (s + 3 > std::min(possible, kMostMembers)) continue;
+        const double two =
+            left[s] * (2 + kPassBits) + bits[std::min(s + 3, known)] + 3 * member_bits;
+        if (two < bits[s]) bits[s] = two, width[s] = 2;
+    }
+
+    Classes classes;
+    classes.bits = bits[0] / double(total);
+    bool listed[256] = {};
+    int spare = 0;
+    for (int s = 0; s < known && width[s] != 0 && classes.levels < kMostLevels;) {
+        const int size = (1 << width[s]) - 1;
+        for (int k = 0; k < size; k++) {
+            int symbol = int(order[std::min(s + k, known - 1)] & 255);
+            // None is left: the lowest that is in no class stands in.
+            if (s + k >= known) {
+                while (listed[spare] || counts[spare]) spare++;
+                symbol = spare;
+            }
+            listed[symbol] = true;
+            classes.members[classes.listed++] = uint8_t(symbol);
+        }
+        if (width[s] == 2) classes.widths = uint8_t(classes.widths | 1 << classes.levels);
+        classes.levels++;
+        s += size;
+    }
+    return classes;
+}
+
+ClassCoder::ClassCoder(const Kernels &kernels)
+    : kernels_(kernels), symbols_(kTileBytes + kKernelSlack), ranks_(kTileBytes + kKernelSlack) {}
+
+size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out, size_t most) {
+    const size_t planes = plane_bytes(dtype, n);
+    if (planes + 2 + kMostMembers > most) return 0;
+    uint8_t *symbols = symbols_.base(), *ranks = ranks_.base(), *const end = out + most;
+    kernels_.split[dtype](raw, n, symbols, out);
+    uint32_t counts[256];
+    const size_t total = count_some(symbols, n, symbol_bits(dtype) < 8 && n < kFewSymbols, counts);
+    const Classes classes = choose_classes(counts, total, n, 1 << symbol_bits(dtype));
+    if (double(planes) + classes.bits * double(n) / 8 > double(most)) return 0;
+
+    Ranks table;
+    rank(classes, table);
+    kernels_.translate(symbols, n, table.of, ranks);
+    out += planes;
+    out[1] = classes.widths;
+    out = write_members(classes, out + 2, out);
+    size_t passed = n;
+    for (int level = 0; level < classes.levels; level++) {
+        const int width = classes.width(level);
+        const size_t bytes = bytes_of_codes(passed, width);
+        if (bytes > size_t(end - out)) return 0;
+        passed = kernels_.code[width - 1](ranks, passed, out);
+        out += bytes;
+    }
+    if (passed > size_t(end - out)) return 0;
+    kernels_.translate(ranks, passed, table.symbols + classes.listed, out);
+    return most - size_t(end - out) + passed;
+}
+
+bool ClassCoder::decode(const uint8_t *stored, size_t bytes, int dtype, size_t n, uint8_t *raw) {
+    const size_t planes = plane_bytes(dtype, n);
+    if (bytes < planes + 2 || !clean_planes(stored, dtype, n)) return false;
+    const uint8_t *at = stored + planes, *const end = stored + bytes;
+    Classes classes;
+    const bool packed = at[0] & kPacked;
+    classes.levels = at[0] & ~kPacked;
+    classes.widths = at[1];
+    if (classes.levels > kMostLevels || classes.widths >> classes.levels != 0) return false;
+    for (int level = 0; level < classes.levels; level++) classes.listed += classes.size(level);
+    at = read_members(at + 2, end, packed, classes);
+    if (!at || !fit(classes.members, size_t(classes.listed), dtype)) return false;
+    const uint8_t *members = classes.members + classes.listed;  // of the level above
+
+    // Where all levels are, before any is decoded: each tells how long the next one is.
+    const uint8_t *codes[kMostLevels];
+    size_t counts[kMostLevels + 1] = {n};
+    for (int level = 0; level < classes.levels; level++) {
+        const int width = classes.width(level);
+        const size_t length = bytes_of_codes(counts[level], width);
+        if (length > size_t(end - at) || !clean_end(at, counts[level], width)) return false;
+        codes[level] = at;
+        counts[level + 1] = kernels_.count[width - 1](at, counts[level]);
+        at += length;
+    }
+    const size_t passed = counts[classes.levels];
+    if (passed != size_t(end - at) || !fit(at, passed, dtype)) return false;
+
+    uint8_t *from = symbols_.base(), *to = ranks_.base();
+    std::memcpy(from, at, passed);
+    for (int level = classes.levels; level-- > 0;) {
+        const int width = classes.width(level);
+        members -= classes.size(level);
+        kernels_.decode[width - 1](codes[level], counts[level], members, from, to);
+        std::swap(from, to);
+    }
+    kernels_.merge[dtype](from, stored, n, raw);
+    return true;
+}
+
+}  // namespace ucm::compress

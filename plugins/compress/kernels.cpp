@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#include "kernels.h"
+
+#include <cstring>
+
+namespace ucm::compress {
+namespace {
+
+bool runs(const Kernels &kernels) {
+#if defined(__x86_64__)
+    if (&kernels == &kAvx512Kernels)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+               __builtin_cpu_supports("avx512vbmi2");
+    if (&kernels == &kAvx2Kernels)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
+#endif
+    return &kernels == &kScalarKernels;
+}
+
+const Kernels *const kAll[] = {
+#if defined(__x86_64__)
+    &kAvx512Kernels,
+    &kAvx2Kernels,
+#endif
+    &kScalarKernels,
+};
+
+}  // namespace
+
+const Kernels &best_kernels() {
+    for (const Kernels *each : kAll)
+        if (runs(*each)) return *each;
+    return kScalarKernels;
+}
+
+const Kernels *kernels_named(const char *name) {
+    for (const Kernels *each : kAll)
+        if (std::strcmp(each->name, name) == 0 && runs(*each)) return each;
+    return nullptr;
+}
+
+}  // namespace ucm::compress

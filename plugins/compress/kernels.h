@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ucm::compress {
+
+constexpr size_t kTileBytes = 65536;
+constexpr int kDtypes = 6;  // UCM_DTYPE_*, by number
+
+// Behind what they read as symbols and passed-on symbols, kernels may read this much, and write as
+// much behind symbols, ranks and codes. Raw bytes and planes they keep to.
+constexpr size_t kKernelSlack = 64;
+
+// The inner loops of the codec "classes" (docs/frame-format.md), for one kind of processor. All
+// sets give the same bytes.
+struct Kernels {
+    const char *name;
+
+    // xxh3_64
+    uint64_t (*hash)(const void *bytes, size_t n, uint64_t seed);
+
+    // n elements to symbols and the planes beside them, and back; by dtype.
+    void (*split[kDtypes])(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes);
+    void (*merge[kDtypes])(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw);
+
+    // to[i] = table[from[i]]
+    void (*translate)(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to);
+
+    // One level, by its width less 1. Ranks below the size of the class, 1 or 3, are codes; the
+    // others are passed on, less that size, to the front of `ranks`. Returns how many.
+    size_t (*code[2])(uint8_t *ranks, size_t n, uint8_t *codes);
+    // How many of n codes pass on.
+    size_t (*count[2])(const uint8_t *codes, size_t n);
+    // Back: a symbol of `members`, or the next of `passed`.
+    void (*decode[2])(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
+                      uint8_t *symbols);
+};
+
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+
+// The fastest that this processor runs; or by name, NULL if it does not run them or there are none.
+const Kernels &best_kernels();
+const Kernels *kernels_named(const char *name);
+
+// Bytes of the planes beside n symbols.
+constexpr size_t plane_bytes(int dtype, size_t n) {
+    const size_t crumbs = (n + 3) / 4 + (n + 7) / 8;
+    const size_t bytes[kDtypes] = {0, n, n + crumbs, n * 3, (n + 1) / 2, crumbs};
+    return bytes[dtype];
+}
+
+}  // namespace ucm::compress

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: MIT
+// Needs AVX2, BMI and POPCNT, as every x86-64-v3 has.
+#include <immintrin.h>
+
+#include "kernels_generic.h"
+
+namespace ucm::compress {
+namespace {
+
+inline __m256i load(const void *from) {
+    return _mm256_loadu_si256(static_cast<const __m256i *>(from));
+}
+inline void store(void *to, __m256i value) {
+    _mm256_storeu_si256(static_cast<__m256i *>(to), value);
+}
+inline __m128i load_half(const void *from) {
+    return _mm_loadl_epi64(static_cast<const __m128i *>(from));
+}
+inline void store_half(void *to, __m128i value) {
+    _mm_storel_epi64(static_cast<__m128i *>(to), value);
+}
+
+// For every set of 8 lanes: where they come from when they close ranks, and, turned around, which
+// of the closed ones each lane gets. 0x80 gives zero.
+struct Shuffles {
+    alignas(64) uint8_t close[256][8], open[256][8];
+};
+
+constexpr Shuffles make_shuffles() {
+    Shuffles s{};
+    for (int set = 0; set < 256; set++) {
+        int count = 0;
+        for (int lane = 0; lane < 8; lane++) {
+            s.open[set][lane] = 0x80;
+            if (!(set >> lane & 1)) continue;
+            s.open[set][lane] = uint8_t(count);
+            s.close[set][count++] = uint8_t(lane);
+        }
+        while (count < 8) s.close[set][count++] = 0x80;
+    }
+    return s;
+}
+
+constexpr Shuffles kShuffles = make_shuffles();
+
+inline uint32_t mask_of(__m256i bytes) {
+    return uint32_t(_mm256_movemask_epi8(bytes));
+}
+
+// The lanes of `set`, one behind another.
+inline uint8_t *close_ranks(__m256i bytes, uint32_t set, uint8_t *to) {
+    const __m128i halves[2] = {_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)};
+    for (int k = 0; k < 4; k++, set >>= 8) {
+        const __m128i eight = k % 2 ? _mm_srli_si128(halves[k / 2], 8) : halves[k / 2];
+        store_half(to, _mm_shuffle_epi8(eight, load_half(kShuffles.close[set & 255])));
+        to += _mm_popcnt_u32(set & 255);
+    }
+    return to;
+}
+
+// The other way round: 32 bytes, of which those in `set` come from `from`, and the others are zero.
+inline __m256i open_ranks(uint32_t set, const uint8_t *&from) {
+    __m128i parts[4];
+    for (int k = 0; k < 4; k++, set >>= 8) {
+        parts[k] = _mm_shuffle_epi8(load_half(from), load_half(kShuffles.open[set & 255]));
+        from += _mm_popcnt_u32(set & 255);
+    }
+    return _mm256_set_m128i(_mm_unpacklo_epi64(parts[2], parts[3]),
+                            _mm_unpacklo_epi64(parts[0], parts[1]));
+}
+
+inline uint64_t pack_crumbs(__m256i codes) {
+    const __m256i fours = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x0401));
+    const __m256i bytes = _mm256_madd_epi16(fours, _mm256_set1_epi32(0x00100001));
+    const __m256i first =
+        _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12,
+                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i closed = _mm256_shuffle_epi8(bytes, first);
+    return uint32_t(_mm256_extract_epi32(closed, 0)) |
+           uint64_t(uint32_t(_mm256_extract_epi32(closed, 4))) << 32;
+}
+
+// Four times every byte of 8, each with one crumb left: where an even one is, with its value; where
+// an odd one is, with its value times four.
+inline __m256i crumbs_in_place(uint64_t codes) {
+    const __m256i four_times = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4,
+                                                4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
+    const __m256i low = _mm256_shuffle_epi8(_mm256_set1_epi64x(int64_t(codes)), four_times);
+    const __m256i high = _mm256_srli_epi16(low, 4);
+    const __m256i both = _mm256_blend_epi16(low, high, 0xaa);
+    return _mm256_and_si256(both, _mm256_set1_epi16(0x0c03));
+}
+
+inline __m256i unpack_crumbs(uint64_t codes) {
+    const __m256i values = _mm256_setr_epi8(0, 1, 2, 3, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 1, 2,
+                                            3, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0);
+    return _mm256_shuffle_epi8(values, crumbs_in_place(codes));
+}
+
+inline __m256i lanes_of(uint32_t set) {
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
+                                            2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(int(set)), spread);
+    return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+}
+
+inline __m256i split_e5(__m256i bytes, uint8_t *crumbs, uint8_t *signs) {
+    const uint32_t sign = mask_of(bytes);
+    const uint64_t low = pack_crumbs(_mm256_and_si256(bytes, _mm256_set1_epi8(3)));
+    memcpy(signs, &sign, 4);
+    memcpy(crumbs, &low, 8);
+    return _mm256_and_si256(_mm256_srli_epi16(bytes, 2), _mm256_set1_epi8(31));
+}
+
+inline __m256i merge_e5(__m256i symbols, const uint8_t *crumbs, const uint8_t *signs) {
+    uint32_t sign;
+    uint64_t low;
+    memcpy(&sign, signs, 4);
+    memcpy(&low, crumbs, 8);
+    const __m256i five = _mm256_slli_epi16(_mm256_and_si256(symbols, _mm256_set1_epi8(31)), 2);
+    const __m256i top = _mm256_and_si256(lanes_of(sign), _mm256_set1_epi8(char(0x80)));
+    return _mm256_or_si256(_mm256_or_si256(five, unpack_crumbs(low)), top);
+}
+
+void split_e5m2(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
+    uint8_t *signs = planes + (n + 3) / 4;
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        store(symbols + i, split_e5(load(raw + i), planes + i / 4, signs + i / 8));
+    split_e5_end<1>(raw + i, n - i, symbols + i, planes + i / 4, signs + i / 8);
+}
+
+void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
+    const uint8_t *signs = planes + (n + 3) / 4;
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        store(raw + i, merge_e5(load(symbols + i), planes + i / 4, signs + i / 8));
+    merge_e5_end<1>(symbols + i, planes + i / 4, signs + i / 8, n - i, raw + i);
+}
+
+// The lower and the upper bytes of 32 words.
+struct Halves {
+    __m256i low, high;
+};
+
+inline Halves unzip(__m256i a, __m256i b) {
+    const __m256i ones = _mm256_set1_epi16(255);
+    const __m256i low = _mm256_packus_epi16(_mm256_and_si256(a, ones), _mm256_and_si256(b, ones));
+    const __m256i high = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
+    return {_mm256_permute4x64_epi64(low, 0xd8), _mm256_permute4x64_epi64(high, 0xd8)};
+}
+
+inline void zip(Halves halves, __m256i &a, __m256i &b) {
+    const __m256i low = _mm256_permute4x64_epi64(halves.low, 0xd8);
+    const __m256i high = _mm256_permute4x64_epi64(halves.high, 0xd8);
+    a = _mm256_unpacklo_epi8(low, high);
+    b = _mm256_unpackhi_epi8(low, high);
+}
+
+inline __m256i rotate(__m256i words, int left) {
+    return _mm256_or_si256(_mm256_slli_epi16(words, left), _mm256_srli_epi16(words, 16 - left));
+}
+
+void split_bf16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *rest) {
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        const Halves halves =
+            unzip(rotate(load(raw + i * 2), 1), rotate(load(raw + i * 2 + 32), 1));
+        store(symbols + i, halves.high);
+        store(rest + i, halves.low);
+    }
+    split_lane<uint16_t>(raw + i * 2, n - i, n, symbols + i, rest + i);
+}
+
+void merge_bf16(const uint8_t *symbols, const uint8_t *rest, size_t n, uint8_t *raw) {
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256i a, b;
+        zip({load(rest + i), load(symbols + i)}, a, b);
+        store(raw + i * 2, rotate(a, 15));
+        store(raw + i * 2 + 32, rotate(b, 15));
+    }
+    merge_lane<uint16_t>(symbols + i, rest + i, n - i, n, raw + i * 2);
+}
+
+void split_fp16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
+    uint8_t *crumbs = planes + n, *signs = crumbs + (n + 3) / 4;
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        const Halves halves = unzip(load(raw + i * 2), load(raw + i * 2 + 32));
+        store(planes + i, halves.low);
+        store(symbols + i, split_e5(halves.high, crumbs + i / 4, signs + i / 8));
+    }
+    split_fp16_end(raw + i * 2, n - i, symbols + i, planes + i, crumbs + i / 4, signs + i / 8);
+}
+
+void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
+    const uint8_t *crumbs = planes + n, *signs = crumbs + (n + 3) / 4;
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256i a, b;
+        zip({load(planes + i), merge_e5(load(symbols + i), crumbs + i / 4, signs + i / 8)}, a, b);
+        store(raw + i * 2, a);
+        store(raw + i * 2 + 32, b);
+    }
+    merge_fp16_end(symbols + i, planes + i, crumbs + i / 4, signs + i / 8, n - i, raw + i * 2);
+}
+
+void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
+    for (size_t i = 0; i < n; i++) to[i] = table[from[i]];
+}
+
+template <int Width>
+size_t code(uint8_t *ranks, size_t n, uint8_t *codes) {
+    const __m256i size = _mm256_set1_epi8(kClass<Width>);
+    uint8_t *to = ranks;
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        const __m256i rank = load(ranks + i), own = _mm256_min_epu8(rank, size);
+        const uint32_t passed = mask_of(_mm256_cmpeq_epi8(own, size));
+        if (Width == 2) {
+            const uint64_t eight = pack_crumbs(own);
+            memcpy(codes + i / 4, &eight, 8);
+        } else {
+            memcpy(codes + i / 8, &passed, 4);
+        }
+        to = close_ranks(_mm256_sub_epi8(rank, size), passed, to);
+    }
+    const size_t count = size_t(to - ranks);
+    return count + code_end<Width>(ranks + i, n - i, codes + i * Width / 8, to);
+}
+
+template <int Width>
+void decode(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
+            uint8_t *symbols) {
+    const char zero = char(members[0]), one = Width == 2 ? char(members[1]) : char(0);
+    const char two = Width == 2 ? char(members[2]) : char(0);
+    // By what crumbs_in_place leaves of a code.
+    const __m256i lookup = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(zero, one, two, 0, one, 0, 0, 0, two, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i passes = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0));
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256i own;
+        uint32_t passing;
+        if (Width == 2) {
+            uint64_t eight;
+            memcpy(&eight, codes + i / 4, 8);
+            const __m256i each = crumbs_in_place(eight);
+            own = _mm256_shuffle_epi8(lookup, each);
+            passing = mask_of(_mm256_shuffle_epi8(passes, each));
+        } else {
+            memcpy(&passing, codes + i / 8, 4);
+            own = _mm256_andnot_si256(lanes_of(passing), _mm256_set1_epi8(zero));
+        }
+        store(symbols + i, _mm256_or_si256(own, open_ranks(passing, passed)));
+    }
+    decode_end<Width>(codes + i * Width / 8, n - i, members, passed, symbols + i);
+}
+
+}  // namespace
+
+const Kernels kAvx2Kernels = {
+    "avx2",
+    hash,
+    {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_e4m3, split_e5m2},
+    {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_e4m3, merge_e5m2},
+    translate,
+    {code<1>, code<2>},
+    {count_passing<1>, count_passing<2>},
+    {decode<1>, decode<2>},
+};
+
+}  // namespace ucm::compress

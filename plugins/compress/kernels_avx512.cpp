@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT
+// Needs AVX-512 F, BW, VL, VBMI and VBMI2: Ice Lake, Zen 4 and newer.
+#include <immintrin.h>
+
+#include "kernels_generic.h"
+
+namespace ucm::compress {
+namespace {
+
+inline __mmask64 lanes(size_t n) {
+    return n < 64 ? (uint64_t(1) << n) - 1 : ~uint64_t(0);
+}
+
+inline __m512i load(const void *from) {
+    return _mm512_loadu_si512(from);
+}
+inline void store(void *to, __m512i value) {
+    _mm512_storeu_si512(to, value);
+}
+
+inline __m512i every(int first, int step) {
+    alignas(64) uint8_t bytes[64];
+    for (int i = 0; i < 64; i++) bytes[i] = uint8_t(first + i * step);
+    return _mm512_load_si512(bytes);
+}
+
+// Bytes of two vectors in turn, from the half that starts at `first`.
+inline __m512i zip_index(int first) {
+    alignas(64) uint8_t bytes[64];
+    for (int i = 0; i < 64; i++) bytes[i] = uint8_t(first + i / 2 + i % 2 * 64);
+    return _mm512_load_si512(bytes);
+}
+
+inline __m128i pack_crumbs(__m512i codes) {
+    const __m512i fours = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x0401));
+    return _mm512_cvtepi32_epi8(_mm512_madd_epi16(fours, _mm512_set1_epi32(0x00100001)));
+}
+
+inline __m512i unpack_crumbs(__m128i codes) {
+    const __m512i shifts = _mm512_set1_epi64(0x0e0c0a0806040200);
+    const __m512i each = _mm512_multishift_epi64_epi8(shifts, _mm512_cvtepu16_epi64(codes));
+    return _mm512_and_si512(each, _mm512_set1_epi8(3));
+}
+
+void split_bf16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *rest) {
+    const __m512i low = every(0, 2), high = every(1, 2);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        const __m512i a = _mm512_shldi_epi16(load(raw + i * 2), load(raw + i * 2), 1);
+        const __m512i b = _mm512_shldi_epi16(load(raw + i * 2 + 64), load(raw + i * 2 + 64), 1);
+        store(symbols + i, _mm512_permutex2var_epi8(a, high, b));
+        store(rest + i, _mm512_permutex2var_epi8(a, low, b));
+    }
+    split_lane<uint16_t>(raw + i * 2, n - i, n, symbols + i, rest + i);
+}
+
+void merge_bf16(const uint8_t *symbols, const uint8_t *rest, size_t n, uint8_t *raw) {
+    const __m512i front = zip_index(0), back = zip_index(32);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        const __m512i high = load(symbols + i), low = load(rest + i);
+        const __m512i a = _mm512_permutex2var_epi8(low, front, high);
+        const __m512i b = _mm512_permutex2var_epi8(low, back, high);
+        store(raw + i * 2, _mm512_shrdi_epi16(a, a, 1));
+        store(raw + i * 2 + 64, _mm512_shrdi_epi16(b, b, 1));
+    }
+    merge_lane<uint16_t>(symbols + i, rest + i, n - i, n, raw + i * 2);
+}
+
+// 64 bytes of sign, five bits, and two bits.
+inline __m512i split_e5(__m512i bytes, uint8_t *crumbs, uint8_t *signs) {
+    const uint64_t sign = _mm512_movepi8_mask(bytes);
+    memcpy(signs, &sign, 8);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(crumbs),
+                     pack_crumbs(_mm512_and_si512(bytes, _mm512_set1_epi8(3))));
+    return _mm512_and_si512(_mm512_srli_epi16(bytes, 2), _mm512_set1_epi8(31));
+}
+
+inline __m512i merge_e5(__m512i symbols, const uint8_t *crumbs, const uint8_t *signs) {
+    uint64_t sign;
+    memcpy(&sign, signs, 8);
+    const __m512i low = unpack_crumbs(_mm_loadu_si128(reinterpret_cast<const __m128i *>(crumbs)));
+    const __m512i five = _mm512_slli_epi16(_mm512_and_si512(symbols, _mm512_set1_epi8(31)), 2);
+    const __m512i both = _mm512_or_si512(five, low);
+    return _mm512_or_si512(both, _mm512_maskz_set1_epi8(__mmask64(sign), char(0x80)));
+}
+
+void split_e5m2(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
+    uint8_t *signs = planes + (n + 3) / 4;
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        store(symbols + i, split_e5(load(raw + i), planes + i / 4, signs + i / 8));
+    split_e5_end<1>(raw + i, n - i, symbols + i, planes + i / 4, signs + i / 8);
+}
+
+void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
+    const uint8_t *signs = planes + (n + 3) / 4;
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        store(raw + i, merge_e5(load(symbols + i), planes + i / 4, signs + i / 8));
+    merge_e5_end<1>(symbols + i, planes + i / 4, signs + i / 8, n - i, raw + i);
+}
+
+void split_fp16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
+    const __m512i low = every(0, 2), high = every(1, 2);
+    uint8_t *crumbs = planes + n, *signs = crumbs + (n + 3) / 4;
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        const __m512i a = load(raw + i * 2), b = load(raw + i * 2 + 64);
+        store(planes + i, _mm512_permutex2var_epi8(a, low, b));
+        const __m512i top = _mm512_permutex2var_epi8(a, high, b);
+        store(symbols + i, split_e5(top, crumbs + i / 4, signs + i / 8));
+    }
+    split_fp16_end(raw + i * 2, n - i, symbols + i, planes + i, crumbs + i / 4, signs + i / 8);
+}
+
+void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
+    const __m512i front = zip_index(0), back = zip_index(32);
+    const uint8_t *crumbs = planes + n, *signs = crumbs + (n + 3) / 4;
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        const __m512i top = merge_e5(load(symbols + i), crumbs + i / 4, signs + i / 8);
+        const __m512i low = load(planes + i);
+        store(raw + i * 2, _mm512_permutex2var_epi8(low, front, top));
+        store(raw + i * 2 + 64, _mm512_permutex2var_epi8(low, back, top));
+    }
+    merge_fp16_end(symbols + i, planes + i, crumbs + i / 4, signs + i / 8, n - i, raw + i * 2);
+}
+
+void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
+    const __m512i a = load(table), b = load(table + 64);
+    const __m512i c = load(table + 128), d = load(table + 192);
+    for (size_t i = 0; i < n; i += 64) {
+        const __m512i v = load(from + i);
+        const __m512i below = _mm512_permutex2var_epi8(a, v, b);
+        const __m512i above = _mm512_permutex2var_epi8(c, v, d);
+        store(to + i, _mm512_mask_blend_epi8(_mm512_movepi8_mask(v), below, above));
+    }
+}
+
+template <int Width>
+size_t code(uint8_t *ranks, size_t n, uint8_t *codes) {
+    const __m512i size = _mm512_set1_epi8(kClass<Width>);
+    size_t count = 0;
+    for (size_t i = 0; i < n; i += 64) {
+        const __m512i rank = _mm512_maskz_loadu_epi8(lanes(n - i), ranks + i);
+        const uint64_t passed = _mm512_cmpge_epu8_mask(rank, size);
+        if (Width == 2)
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + i / 4),
+                             pack_crumbs(_mm512_min_epu8(rank, size)));
+        else
+            memcpy(codes + i / 8, &passed, 8);
+        store(ranks + count, _mm512_maskz_compress_epi8(passed, _mm512_sub_epi8(rank, size)));
+        count += size_t(_mm_popcnt_u64(passed));
+    }
+    return count;
+}
+
+// 64 symbols; returns what of `passed` is left.
+template <int Width>
+inline const uint8_t *decode_lane(const uint8_t *codes, __m512i lookup, const uint8_t *passed,
+                                  uint8_t *symbols) {
+    __m512i own = lookup;
+    uint64_t passing;
+    if (Width == 2) {
+        const __m512i each =
+            unpack_crumbs(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
+        passing = _mm512_cmpeq_epi8_mask(each, _mm512_set1_epi8(3));
+        own = _mm512_shuffle_epi8(lookup, each);
+    } else {
+        memcpy(&passing, codes, 8);
+    }
+    store(symbols, _mm512_mask_expand_epi8(own, passing, load(passed)));
+    return passed + _mm_popcnt_u64(passing);
+}
+
+template <int Width>
+void decode(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
+            uint8_t *symbols) {
+    uint32_t table = members[0] * 0x01010101u;
+    if (Width == 2) table = members[0] | uint32_t(members[1]) << 8 | uint32_t(members[2]) << 16;
+    const __m512i lookup = _mm512_set1_epi32(int(table));
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        passed = decode_lane<Width>(codes + i * Width / 8, lookup, passed, symbols + i);
+    if (i == n) return;
+    uint8_t rest[16] = {};
+    memcpy(rest, codes + i * Width / 8, ((n - i) * Width + 7) / 8);
+    decode_lane<Width>(rest, lookup, passed, symbols + i);
+}
+
+}  // namespace
+
+const Kernels kAvx512Kernels = {
+    "avx512",
+    hash,
+    {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_e4m3, split_e5m2},
+    {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_e4m3, merge_e5m2},
+    translate,
+    {code<1>, code<2>},
+    {count_passing<1>, count_passing<2>},
+    {decode<1>, decode<2>},
+};
+
+}  // namespace ucm::compress
