@@ -17,7 +17,7 @@ namespace ucm::compress {
 
 namespace {
 
-constexpr uint32_t kSmallestTile = 64;
+constexpr uint32_t kSmallestTile = 128;
 constexpr uint32_t kPattern = 4;  // bytes of a constant: one, two or four elements
 constexpr uint32_t kSmallPlane = 16384;
 constexpr float kDrift = 1.015f;
@@ -25,10 +25,6 @@ constexpr int kMostFailures = 8;  // then 2^8 - 1 tiles pass between two attempt
 
 ZSTD_compressionParameters parameters() {
     return {16, ZSTD_CHAINLOG_MIN, 14, 1, 5, 0, ZSTD_fast};
-}
-
-bool pays(size_t stored, uint32_t bytes, uint32_t share) {
-    return stored != 0 && stored <= bytes - bytes / share;
 }
 
 size_t rest_bytes(int dtype, size_t n) {
@@ -164,25 +160,27 @@ uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Mode mod
     tile = {kTileRaw, 0, bytes};
     const size_t width = element_bytes(dtype), n = bytes / width, tail = bytes - n * width;
     const bool numbers = dtype != UCM_DTYPE_BYTES;
-    // Matches are searched for among unknown bytes only; fast does it where there are many.
+    // Matches are searched for among unknown bytes only; fast does it where there are many. What
+    // kernels write behind the end fits into what is saved.
     const uint32_t share = numbers || mode == Mode::kSmall ? 32 : 8;
+    const size_t most = bytes - tail - std::max<size_t>(bytes / share, kKernelSlack);
     size_t stored = 0;
     if (numbers && mode == Mode::kFast) {
-        stored = classes_.encode(raw, n, dtype, out, bytes - tail);
+        stored = classes_.encode(raw, n, dtype, out, most);
         tile.codec = kTileClasses;
     } else {
-        stored = zstd(raw, bytes, dtype, out, bytes - tail);
+        stored = zstd(raw, bytes, dtype, out, most);
         tile.codec = kTileZstd;
         // The head of a zstd frame weighs more than classes in a small plane.
         if (numbers && bytes < kSmallPlane) {
-            const size_t other = classes_.encode(raw, n, dtype, planes_.base(), bytes - tail);
+            const size_t other = classes_.encode(raw, n, dtype, planes_.base(), most);
             if (other != 0 && (stored == 0 || other < stored)) {
                 std::memcpy(out, planes_.base(), stored = other);
                 tile.codec = kTileClasses;
             }
         }
     }
-    if (!pays(stored == 0 ? 0 : stored + tail, bytes, share)) {
+    if (stored == 0) {
         tile = {kTileRaw, 0, bytes};
         return bytes;
     }

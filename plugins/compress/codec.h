@@ -45,7 +45,7 @@ class TileCoder {
     TileCoder(const TileCoder &) = delete;
     TileCoder &operator=(const TileCoder &) = delete;
 
-    // Writes at most `bytes` bytes to `out`, or up to kKernelSlack more that mean nothing.
+    // Writes at most `bytes` bytes to `out`.
     Tile encode(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
 
     // False: `stored` is no tile of `raw_bytes` bytes. Safe on any input; kKernelSlack bytes behind

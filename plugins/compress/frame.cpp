@@ -11,6 +11,7 @@ namespace ucm::compress {
 namespace {
 
 constexpr uint16_t kVersion = 2;
+constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
 
 struct Trailer {
@@ -67,12 +68,15 @@ Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity
     return {UCM_OK, trailer.raw_bytes};
 }
 
-// After its checksum. The sums are what bounds every access to payload and shard.
-ucm_status check_index(const Trailer &trailer, const uint8_t *index) {
+// After its checksum. The sums are what bounds every access to payload and shard. Calls visit(i,
+// raw, stored) with what is before tile i.
+template <typename F>
+ucm_status check_index(const Trailer &trailer, const uint8_t *index, F visit) {
     uint64_t raw = 0, stored = 0;
     for (uint32_t i = 0; i < trailer.tile_count; i++) {
         const Entry entry = entry_at(index, i);
         if (entry.codec >= kTileCodecs || element_bytes(entry.dtype) == 0) return UCM_INCOMPATIBLE;
+        visit(i, raw, stored);
         raw += entry.raw();
         stored += entry.stored();
     }
@@ -140,12 +144,18 @@ FrameCoder::FrameCoder(const Geometry &geometry, int dtype, const Kernels &kerne
     }
 }
 
+template <typename F>
+void FrameCoder::share(size_t parts, Team *team, F work) {
+    if (team && parts > 1) return team->run(parts, std::ref(work));
+    for (size_t i = 0; i < parts; i++) work(i, *this);
+}
+
 uint64_t FrameCoder::encode(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                            TileCounts *counts) {
+                            TileCounts *counts, Team *team) {
     *counts = {};
     uint64_t bytes = 0;
     if (mode != Mode::kRaw && !nothing_pays())
-        bytes = encode_tiles(row, length, mode, frame, counts);
+        bytes = encode_tiles(row, length, mode, frame, counts, team);
     return bytes ? bytes : encode_raw(row, length, frame);
 }
 
@@ -179,36 +189,33 @@ uint64_t FrameCoder::encode_raw(void *const *row, uint64_t length, uint8_t *fram
 
 // 0: not worth it.
 uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                                  TileCounts *counts) {
+                                  TileCounts *counts, Team *team) {
     const auto &tiles = geometry_.tiles();
-    TileCounts mine;
+    const auto is_before = [](const Geometry::Piece &tile, uint64_t end) {
+        return tile.offset < end;
+    };
+    const auto end = std::lower_bound(tiles.begin(), tiles.end(), length, is_before);
     Trailer trailer{};
+    trailer.tile_count = uint32_t(end - tiles.begin());
+    const size_t parts =
+        std::clamp<uint64_t>(length / kPartBytes, 1, std::min<size_t>(kMostParts, tiles.size()));
+    for (size_t i = 0; i < parts; i++) {
+        const auto tile = [&](size_t k) { return uint32_t(trailer.tile_count * k / parts); };
+        parts_[i] = {};
+        parts_[i].first = tile(i);
+        parts_[i].last = tile(i + 1);
+    }
+    share(parts, team, [&](size_t i, FrameCoder &coder) {
+        coder.encode_part(row, length, mode, frame, index_.base(), parts_[i]);
+    });
     uint64_t at = 0;
-    for (; trailer.tile_count < tiles.size(); trailer.tile_count++) {
-        const uint32_t i = trailer.tile_count;
-        if (tiles[i].offset >= length) break;
-        const uint32_t bytes =
-            uint32_t(std::min<uint64_t>(tiles[i].bytes, length - tiles[i].offset));
-        const uint8_t *raw = geometry_.find(row, tiles[i].offset, bytes);
-        if (!raw) {
-            uint8_t *to = scratch_.base();
-            geometry_.each(row, tiles[i].offset, bytes, [&](const uint8_t *part, size_t n) {
-                std::memcpy(to, part, n);
-                to += n;
-            });
-            raw = scratch_.base();
-        }
-        const uint64_t raw_hash = kernels_.hash(raw, bytes, i);
-        // No tile is longer than its raw bytes, so that there is room here.
-        const Tile tile = coder_.encode(raw, bytes, places_[i], mode, frame + at);
-        const uint64_t stored_hash =
-            tile.codec == kTileRaw ? raw_hash : kernels_.hash(frame + at, tile.stored, i);
-        Entry entry{uint16_t(bytes - 1), uint16_t(tile.stored - 1), tile.codec, tile.dtype, {}};
-        std::memcpy(entry.stored_hash, &stored_hash, sizeof entry.stored_hash);
-        std::memcpy(index_.base() + i * sizeof entry, &entry, sizeof entry);
-        trailer.raw_hash += raw_hash;
-        at += tile.stored;
-        mine.of[tile.codec]++;
+    TileCounts mine;
+    for (size_t i = 0; i < parts; i++) {
+        const Part &part = parts_[i];
+        if (at != part.stored_at) std::memmove(frame + at, frame + part.stored_at, part.stored);
+        at += part.stored;
+        trailer.raw_hash += part.raw_hash;
+        for (int codec = 0; codec < kTileCodecs; codec++) mine.of[codec] += part.counts.of[codec];
     }
     const uint64_t index = trailer.tile_count * sizeof(Entry);
     trailer.frame_bytes = at + index + kTrailerBytes;
@@ -226,59 +233,117 @@ uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, 
     return trailer.frame_bytes;
 }
 
-Decoded FrameCoder::decode(const uint8_t *frame, uint64_t length, void *const *row) {
+// Tiles one after another from where the first one's raw bytes are in the shard, so that parts do
+// not meet: no tile is longer than its raw bytes.
+void FrameCoder::encode_part(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
+                             uint8_t *index, Part &part) {
+    const auto &tiles = geometry_.tiles();
+    part.stored_at = part.first < part.last ? tiles[part.first].offset : 0;
+    for (uint32_t i = part.first; i < part.last; i++) {
+        const uint32_t bytes =
+            uint32_t(std::min<uint64_t>(tiles[i].bytes, length - tiles[i].offset));
+        const uint8_t *raw = geometry_.find(row, tiles[i].offset, bytes);
+        if (!raw) {
+            uint8_t *to = scratch_.base();
+            geometry_.each(row, tiles[i].offset, bytes, [&](const uint8_t *from, size_t n) {
+                std::memcpy(to, from, n);
+                to += n;
+            });
+            raw = scratch_.base();
+        }
+        const uint64_t raw_hash = kernels_.hash(raw, bytes, i);
+        uint8_t *out = frame + part.stored_at + part.stored;
+        const Tile tile = coder_.encode(raw, bytes, places_[i], mode, out);
+        const uint64_t stored_hash =
+            tile.codec == kTileRaw ? raw_hash : kernels_.hash(out, tile.stored, i);
+        Entry entry{uint16_t(bytes - 1), uint16_t(tile.stored - 1), tile.codec, tile.dtype, {}};
+        std::memcpy(entry.stored_hash, &stored_hash, sizeof entry.stored_hash);
+        std::memcpy(index + i * sizeof entry, &entry, sizeof entry);
+        part.raw_hash += raw_hash;
+        part.stored += tile.stored;
+        part.counts.of[tile.codec]++;
+    }
+}
+
+Decoded FrameCoder::decode(const uint8_t *frame, uint64_t length, void *const *row, Team *team) {
     if (length < kTrailerBytes) return {UCM_CORRUPT, 0};
     Trailer trailer;
     std::memcpy(&trailer, frame + length - kTrailerBytes, sizeof trailer);
     Decoded decoded = check_trailer(trailer, length, geometry_.capacity(), kernels_);
     if (decoded.status != UCM_OK) return decoded;
-    if (trailer.tile_count == 0) {
-        uint64_t sum = 0;
-        for (uint64_t at = 0, number = 0; at < trailer.raw_bytes; at += kTileBytes, number++) {
-            const uint64_t bytes = std::min<uint64_t>(kTileBytes, trailer.raw_bytes - at);
-            const uint8_t *from = frame + at;
-            sum += kernels_.hash(from, bytes, number);
-            geometry_.each(row, at, bytes, [&](uint8_t *part, size_t n) {
-                std::memcpy(part, from, n);
-                from += n;
-            });
-        }
-        if (sum != trailer.raw_hash) decoded = {UCM_CORRUPT, 0};
-        return decoded;
-    }
+    if (trailer.tile_count == 0) return decode_raw(frame, trailer.raw_bytes, trailer.raw_hash, row);
     const uint64_t index_bytes = trailer.tile_count * uint64_t(sizeof(Entry));
     const uint8_t *index = frame + length - kTrailerBytes - index_bytes;
     if (kernels_.hash(index, index_bytes, 0) != trailer.index_hash) return {UCM_CORRUPT, 0};
-    decoded.status = check_index(trailer, index);
+    const size_t most = std::clamp<uint64_t>(trailer.raw_bytes / kPartBytes, 1, kMostParts);
+    const uint32_t each = uint32_t((trailer.tile_count + most - 1) / most);
+    size_t parts = 0;
+    decoded.status = check_index(trailer, index, [&](uint32_t i, uint64_t raw, uint64_t stored) {
+        if (i % each != 0) return;
+        parts_[parts] = {};
+        parts_[parts].first = i;
+        parts_[parts].last = std::min(i + each, trailer.tile_count);
+        parts_[parts].raw_at = raw;
+        parts_[parts++].stored_at = stored;
+    });
     if (decoded.status == UCM_OK)
-        decoded.status = decode_tiles(frame, index, trailer.tile_count, trailer.raw_hash, row);
+        decoded.status = decode_tiles(frame, index, parts, trailer.raw_hash, row, team);
     return decoded;
 }
 
+Decoded FrameCoder::decode_raw(const uint8_t *frame, uint64_t bytes, uint64_t raw_hash,
+                               void *const *row) {
+    uint64_t sum = 0;
+    for (uint64_t at = 0, number = 0; at < bytes; at += kTileBytes, number++) {
+        const uint64_t piece = std::min<uint64_t>(kTileBytes, bytes - at);
+        const uint8_t *from = frame + at;
+        sum += kernels_.hash(from, piece, number);
+        geometry_.each(row, at, piece, [&](uint8_t *to, size_t n) {
+            std::memcpy(to, from, n);
+            from += n;
+        });
+    }
+    if (sum != raw_hash) return {UCM_CORRUPT, 0};
+    return {UCM_OK, bytes};
+}
+
 // The index has been checked.
-ucm_status FrameCoder::decode_tiles(const uint8_t *stored, const uint8_t *index,
-                                    uint32_t tile_count, uint64_t raw_hash, void *const *row) {
-    uint64_t offset = 0, sum = 0;
-    for (uint32_t i = 0; i < tile_count; i++) {
+ucm_status FrameCoder::decode_tiles(const uint8_t *frame, const uint8_t *index, size_t parts,
+                                    uint64_t raw_hash, void *const *row, Team *team) {
+    share(parts, team,
+          [&](size_t i, FrameCoder &coder) { coder.decode_part(frame, index, row, parts_[i]); });
+    uint64_t sum = 0;
+    for (size_t i = 0; i < parts; i++) {
+        if (parts_[i].status != UCM_OK) return parts_[i].status;
+        sum += parts_[i].raw_hash;
+    }
+    return sum == raw_hash ? UCM_OK : UCM_CORRUPT;
+}
+
+void FrameCoder::decode_part(const uint8_t *frame, const uint8_t *index, void *const *row,
+                             Part &part) {
+    part.status = UCM_CORRUPT;
+    uint64_t offset = part.raw_at;
+    const uint8_t *stored = frame + part.stored_at;
+    for (uint32_t i = part.first; i < part.last; i++) {
         const Entry entry = entry_at(index, i);
         const uint64_t stored_hash = kernels_.hash(stored, entry.stored(), i);
-        if (std::memcmp(&stored_hash, entry.stored_hash, sizeof entry.stored_hash) != 0)
-            return UCM_CORRUPT;
+        if (std::memcmp(&stored_hash, entry.stored_hash, sizeof entry.stored_hash) != 0) return;
         uint8_t *direct = geometry_.find(row, offset, entry.raw());
         uint8_t *raw = direct ? direct : scratch_.base();
         if (!coder_.decode({TileCodec(entry.codec), entry.dtype, entry.stored()}, stored, raw,
                            entry.raw()))
-            return UCM_CORRUPT;
-        sum += entry.codec == kTileRaw ? stored_hash : kernels_.hash(raw, entry.raw(), i);
+            return;
+        part.raw_hash += entry.codec == kTileRaw ? stored_hash : kernels_.hash(raw, entry.raw(), i);
         if (!direct)
-            geometry_.each(row, offset, entry.raw(), [&](uint8_t *part, size_t n) {
-                std::memcpy(part, raw, n);
+            geometry_.each(row, offset, entry.raw(), [&](uint8_t *to, size_t n) {
+                std::memcpy(to, raw, n);
                 raw += n;
             });
         offset += entry.raw();
         stored += entry.stored();
     }
-    return sum == raw_hash ? UCM_OK : UCM_CORRUPT;
+    part.status = UCM_OK;
 }
 
 }  // namespace ucm::compress

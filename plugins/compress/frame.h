@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "codec.h"
@@ -50,6 +51,17 @@ struct Decoded {
     uint64_t bytes;     // of the raw shard
 };
 
+class FrameCoder;
+
+// Threads that may help each other.
+class Team {
+  public:
+    virtual ~Team() = default;
+    // Calls work(i, coder) for every i below n, each on some thread with a coder that no other uses
+    // meanwhile; returns when all have ended.
+    virtual void run(size_t n, const std::function<void(size_t, FrameCoder &)> &work) = 0;
+};
+
 // Shards to frames and back; the format is docs/frame-format.md. One thread at a time.
 class FrameCoder {
   public:
@@ -57,20 +69,37 @@ class FrameCoder {
     // bytes decide.
     FrameCoder(const Geometry &geometry, int dtype, const Kernels &kernels);
 
-    // `frame` has room for `length` + kTrailerBytes + kKernelSlack. Returns the bytes of the frame.
+    // `frame` has room for `length` + kTrailerBytes. Returns the bytes of the frame.
+    // Of a team, others code parts of a long shard.
     uint64_t encode(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                    TileCounts *counts);
+                    TileCounts *counts, Team *team = nullptr);
 
     // Safe on any bytes. What the row gets of a frame that is not UCM_OK is undefined.
-    Decoded decode(const uint8_t *frame, uint64_t length, void *const *row);
+    Decoded decode(const uint8_t *frame, uint64_t length, void *const *row, Team *team = nullptr);
 
   private:
+    // A run of tiles, for one thread: which ones, where they begin, and what came of them.
+    struct Part {
+        uint32_t first, last;  // tiles, without the last
+        uint64_t raw_at, stored_at;
+        uint64_t stored, raw_hash;
+        TileCounts counts;
+        ucm_status status;
+    };
+    static constexpr size_t kMostParts = 32;
+
     uint64_t encode_raw(void *const *row, uint64_t length, uint8_t *frame);
     uint64_t encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                          TileCounts *counts);
+                          TileCounts *counts, Team *team);
+    void encode_part(void *const *row, uint64_t length, Mode mode, uint8_t *frame, uint8_t *index,
+                     Part &part);
     bool nothing_pays();
-    ucm_status decode_tiles(const uint8_t *frame, const uint8_t *index, uint32_t tile_count,
-                            uint64_t raw_hash, void *const *row);
+    Decoded decode_raw(const uint8_t *frame, uint64_t bytes, uint64_t raw_hash, void *const *row);
+    ucm_status decode_tiles(const uint8_t *frame, const uint8_t *index, size_t parts,
+                            uint64_t raw_hash, void *const *row, Team *team);
+    void decode_part(const uint8_t *frame, const uint8_t *index, void *const *row, Part &part);
+    template <typename F>
+    void share(size_t parts, Team *team, F work);
 
     const Geometry &geometry_;
     const Kernels &kernels_;
@@ -78,6 +107,7 @@ class FrameCoder {
     std::vector<Place> places_;  // by tile of the geometry
     Mapping index_;              // of the frame that is made
     Mapping scratch_;            // a tile that lies in several segments
+    Part parts_[kMostParts];     // of the frame that is made or read
 };
 
 }  // namespace ucm::compress

@@ -68,6 +68,29 @@ ucm_status measure(const uint8_t *data, uint64_t bytes, const Geometry &geometry
 }  // namespace
 }  // namespace ucm::compress
 
+double ucm::compress::decoding_speed(bool small) {
+    constexpr uint64_t kBytes = 2 * kTileBytes;
+    std::vector<uint8_t> numbers(kBytes);
+    uint32_t state = 1;
+    for (uint64_t i = 0; i < kBytes; i += 2) {
+        // Exponents halve in number from 127 down, as those of noise around zero do.
+        state = state * 1664525 + 1013904223;
+        const int exponent = 127 - __builtin_clz(state | 1);
+        const uint32_t word = uint32_t(exponent) << 7 | (state >> 8 & 0x807f);
+        numbers[i] = uint8_t(word);
+        numbers[i + 1] = uint8_t(word >> 8);
+    }
+    double best = 0;
+    for (int round = 0; round < 4; round++) {
+        ucm_bench_figures figures{};
+        if (measure(numbers.data(), kBytes, geometry_of(kTileBytes, 2, UCM_DTYPE_BF16),
+                    UCM_DTYPE_BF16, small ? Mode::kSmall : Mode::kFast, best_kernels(),
+                    figures) == UCM_OK)
+            best = std::max(best, double(kBytes) * 1e9 / double(figures.decompress_ns + 1));
+    }
+    return best;
+}
+
 extern "C" ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t plane_bytes,
                                       uint64_t shard_bytes, int32_t dtype, int32_t named,
                                       const char *codec, const char *kernels, int32_t checksums,

@@ -32,4 +32,11 @@ UCM_EXPORT ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t
 
 #ifdef __cplusplus
 }
+
+namespace ucm::compress {
+
+// Raw bytes a second that one thread decodes, with checksums, of numbers that are made up.
+double decoding_speed(bool small);
+
+}  // namespace ucm::compress
 #endif

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "failpoint.h"
+#include "measure.h"
 
 namespace ucm::compress {
 
@@ -73,12 +74,36 @@ Lane::Lane(CompressStore *store, ucm_store *lower, bool is_dumps, uint64_t buffe
         idle.push_back(pieces.back().get());
     }
     busy.reserve(pieces.size());
+    shared.reserve(threads);
+}
+
+void LaneTeam::run(size_t n, const std::function<void(size_t, FrameCoder &)> &work) {
+    Lane::Shared shared{work, n, 0, 1};
+    std::unique_lock<std::mutex> hold(lane_.mutex);
+    lane_.shared.push_back(&shared);
+    lane_.wake.notify_all();
+    help(shared, lane_, own_, hold);
+    lane_.helped.wait(hold, [&] { return shared.helpers == 0; });
+}
+
+void LaneTeam::help(Lane::Shared &shared, Lane &lane, FrameCoder &own,
+                    std::unique_lock<std::mutex> &hold) {
+    while (shared.next < shared.n) {
+        const size_t part = shared.next++;
+        if (shared.next == shared.n)
+            lane.shared.erase(std::find(lane.shared.begin(), lane.shared.end(), &shared));
+        hold.unlock();
+        shared.work(part, own);
+        hold.lock();
+    }
+    if (--shared.helpers == 0) lane.helped.notify_all();
 }
 
 CompressStore::CompressStore(const ucm_open_args &args)
     : log_(args.host, "Compress"),
       lower_(args.lower),
-      mode_(mode_of(Values(args)[kOptionCodec].s)),
+      pace_(std::strcmp(Values(args)[kOptionCodec].s, "auto") == 0,
+            mode_of(Values(args)[kOptionCodec].s), log_),
       tasks_(args.flags & UCM_OPEN_LOOKUP_ONLY ? nullptr : args.layout),
       load_admission_(kQueueShards, kQueueBytes),
       dump_admission_(kQueueShards, kQueueBytes) {
@@ -99,6 +124,10 @@ CompressStore::CompressStore(const ucm_open_args &args)
     const int dtype = dtype_named(Values(args)[kOptionDtype].s, *args.layout);
     for (size_t i = 0; i < threads * 2; i++)
         coders_.push_back(std::make_unique<FrameCoder>(*geometry_, dtype, best_kernels()));
+    // More threads than cores decode no faster.
+    const double cores = double(std::min<size_t>(threads, std::thread::hardware_concurrency()));
+    if (pace_.automatic())
+        pace_.set_decoders(decoding_speed(false) * cores, decoding_speed(true) * cores);
     start_threads();
 }
 
@@ -275,6 +304,7 @@ ucm_status CompressStore::drain(const ucm_wait_args &args, ucm_report &report, u
 }
 
 ucm_status CompressStore::metrics(const ucm_metrics_args &args, ucm_error *) {
+    metrics_.set(kCodec, uint64_t(pace_.mode()));
     return metrics_.copy(args);
 }
 
@@ -353,6 +383,11 @@ void CompressStore::run(Lane &lane, FrameCoder &coder) {
         switch (step.kind) {
             case Step::kStop:
                 return;
+            case Step::kHelp: {
+                std::unique_lock<std::mutex> hold(lane.mutex);
+                LaneTeam::help(*step.shared, lane, coder, hold);
+                break;
+            }
             case Step::kDecode:
                 decode(*step.frame.piece, step.frame.i, coder);
                 break;
@@ -392,6 +427,12 @@ CompressStore::Step CompressStore::next_step(Lane &lane) {
 
 // With the lane's mutex held, as the two that follow. False: there is nothing to do now.
 bool CompressStore::choose(Lane &lane, int64_t now, Step &step) {
+    if (!lane.shared.empty()) {
+        step.kind = Step::kHelp;
+        step.shared = lane.shared.front();
+        step.shared->helpers++;  // so that its owner waits
+        return true;
+    }
     if (lane.arrived_count != 0) {
         step.kind = Step::kDecode;
         step.frame = lane.arrived[lane.arrived_first];
@@ -486,11 +527,14 @@ void CompressStore::refuse_shards(const Lane &lane, const Step &step) {
 
 void CompressStore::encode(Piece &piece, FrameCoder &coder) {
     Busy<kAllMetrics> busy(metrics_, kDumpBusyNs);
+    LaneTeam team(*piece.lane, coder);
     for (size_t i = 0; i < piece.n(); i++) {
         TileCounts counts;
         const size_t shard = piece.shards[i];
-        piece.frames[i] = coder.encode(piece.task->addresses(shard), piece.task->length(shard),
-                                       mode_, static_cast<uint8_t *>(piece.buffers[i]), &counts);
+        piece.frames[i] =
+            coder.encode(piece.task->addresses(shard), piece.task->length(shard), pace_.mode(),
+                         static_cast<uint8_t *>(piece.buffers[i]), &counts, &team);
+        pace_.coded(piece.task->length(shard), piece.frames[i]);
         uint64_t tiles = 0;
         for (int codec = 0; codec < kTileCodecs; codec++) {
             tiles += counts.of[codec];
@@ -533,7 +577,11 @@ void CompressStore::submit(Piece &piece) {
     // It may have waited long for room below.
     ucm_status status = piece.task->refused();
     const bool refused = status != UCM_OK;
-    if (!refused) status = hand_over(piece, &error);
+    if (!refused) {
+        pace_.begin(lane.dumps);
+        status = hand_over(piece, &error);
+        if (status != UCM_OK) pace_.end(lane.dumps, 0);
+    }
     if (status == UCM_BUSY) {
         std::lock_guard<std::mutex> hold(lane.mutex);
         lane.busy.insert(lane.busy.begin(), &piece);
@@ -556,8 +604,9 @@ void CompressStore::decode(Piece &piece, size_t i, FrameCoder &coder) {
     UCM_FAILPOINT("compress.before_decode");
     {
         Busy<kAllMetrics> busy(metrics_, kLoadBusyNs);
+        LaneTeam team(*piece.lane, coder);
         decoded = coder.decode(static_cast<const uint8_t *>(piece.buffers[i]), piece.frames[i],
-                               piece.task->addresses(shard));
+                               piece.task->addresses(shard), &team);
     }
     if (decoded.status != UCM_OK) {
         const BlockId id = piece.task->id(shard);
@@ -622,6 +671,9 @@ void CompressStore::on_done(void *ctx, size_t i, const ucm_result *given) {
     Lane &lane = *piece.lane;
     ucm_result below;
     ucm_copy(&below, sizeof below, given);
+    if (below.status == UCM_OK)
+        piece.moved.fetch_add(lane.dumps ? piece.frames[i] : below.length,
+                              std::memory_order_relaxed);
     if (lane.dumps || below.status != UCM_OK) {
         store.complete(piece, i, result(below.status, 0, below.os_errno, below.flags));
         return;
@@ -639,6 +691,7 @@ void CompressStore::on_done(void *ctx, size_t i, const ucm_result *given) {
 void CompressStore::on_finished(void *ctx) {
     Piece &piece = *static_cast<Piece *>(ctx);
     Lane &lane = *piece.lane;
+    piece.store->pace_.end(lane.dumps, piece.moved.exchange(0, std::memory_order_relaxed));
     {
         std::lock_guard<std::mutex> hold(lane.mutex);
         lane.retry_ns = 0;

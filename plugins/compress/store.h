@@ -13,6 +13,7 @@
 #include "frame.h"
 #include "log.h"
 #include "metrics.h"
+#include "pace.h"
 #include "task.h"
 #include "threads.h"
 #include "ucm/store_v1.hpp"
@@ -24,6 +25,7 @@ enum OwnMetric {
     kTiles = kStandardMetrics,  // by TileCodec
     kRawShards = kTiles + kTileCodecs,
     kBadFrames,
+    kCodec,
     kAllMetrics
 };
 
@@ -49,6 +51,7 @@ struct Piece {
     std::vector<uint32_t> indexes, depths;
     std::vector<void *> buffers;
     std::vector<uint64_t> frames, raw_lengths;  // frames: their lengths
+    std::atomic<uint64_t> moved{0};             // bytes, by the store below
     std::atomic<size_t> holders{0};             // its shards, and the lower store until finished
 };
 
@@ -68,6 +71,13 @@ struct Lane {
         size_t i;
     };
 
+    // Work of one thread that others may take part in; lives on its stack.
+    struct Shared {
+        const std::function<void(size_t, FrameCoder &)> &work;
+        const size_t n;
+        size_t next, helpers;
+    };
+
     const bool dumps;
     const size_t threads;
     size_t buffers;  // free ones; guarded by mutex
@@ -77,16 +87,31 @@ struct Lane {
     std::vector<std::unique_ptr<Piece>> pieces;
 
     std::mutex mutex;  // guards all below
-    std::condition_variable wake, ended;
+    std::condition_variable wake, ended, helped;
     std::deque<Work> queue;
     std::vector<Piece *> idle;   // pieces
     std::vector<Piece *> busy;   // refused below with UCM_BUSY, oldest first
     std::vector<Frame> arrived;  // to decode; a ring, as long as there are buffers
     size_t arrived_first = 0, arrived_count = 0;
+    std::vector<Shared *> shared;  // with parts that nobody does yet
     uint64_t next_number = 1;
     int64_t retry_ns = 0;  // when to submit busy pieces again
     int64_t sweep_ns = 0;  // when to look for cancelled and late tasks
     bool stopping = false;
+};
+
+// The threads of a lane, for one of them.
+class LaneTeam final : public Team {
+  public:
+    LaneTeam(Lane &lane, FrameCoder &own) : lane_(lane), own_(own) {}
+    void run(size_t n, const std::function<void(size_t, FrameCoder &)> &work) override;
+    // With lane.mutex held on entry and exit, and counted in helpers: does parts of the work.
+    static void help(Lane::Shared &shared, Lane &lane, FrameCoder &own,
+                     std::unique_lock<std::mutex> &hold);
+
+  private:
+    Lane &lane_;
+    FrameCoder &own_;
 };
 
 // A layer that stores frames (docs/frame-format.md) in place of shards. Dump threads encode into
@@ -113,7 +138,8 @@ class CompressStore final : public Store {
   private:
     // What a thread does next.
     struct Step {
-        enum Kind { kStop, kDecode, kSubmit, kFill, kRefuse } kind = kStop;
+        enum Kind { kStop, kHelp, kDecode, kSubmit, kFill, kRefuse } kind = kStop;
+        Lane::Shared *shared = nullptr;
         Lane::Frame frame{};
         Piece *piece = nullptr;
         Lane::Work work{};  // kRefuse: shards from next to until
@@ -151,7 +177,7 @@ class CompressStore final : public Store {
 
     const Logger log_;
     ucm_store *const lower_;
-    const Mode mode_;
+    Pace pace_;
     Tasks tasks_;
     Metrics<kAllMetrics> metrics_;
     Ledger ledger_;  // dump shards until the store below has accepted them

@@ -10,6 +10,7 @@
 #include <xxhash.h>
 
 #include "../../plugins/compress/frame.h"
+#include "../../plugins/compress/pace.h"
 #include "harness.h"
 
 using namespace ucm_test;
@@ -136,7 +137,7 @@ constexpr uint8_t kPoison[] = {0, 0xff, 0xa5};
 Bytes encode(const Shape &shape, const Bytes &bytes, FrameCoder &coder, Mode mode = Mode::kFast,
              TileCounts *counts = nullptr) {
     const Row row(shape, bytes);
-    const Guarded frame(bytes.size() + kTrailerBytes + kKernelSlack);
+    const Guarded frame(bytes.size() + kTrailerBytes);
     TileCounts unused;
     const uint64_t n =
         coder.encode(row.addresses(), bytes.size(), mode, frame.data(), counts ? counts : &unused);
@@ -386,6 +387,40 @@ TEST_CASE("every set of kernels gives the same bytes, and reads them", "[compres
                 }
                 for (const Bytes &frame : frames) REQUIRE(bool(frame == frames[0]));
             }
+}
+
+TEST_CASE("parts of a long shard are coded at once, and give the same frame", "[compress][frame]") {
+    // Every part on a coder of its own, the last first.
+    struct Backwards final : ucm::compress::Team {
+        explicit Backwards(const ucm::compress::Geometry &geometry) : geometry_(geometry) {}
+        void run(size_t n, const std::function<void(size_t, FrameCoder &)> &work) override {
+            parts += n;
+            while (n-- > 0) {
+                FrameCoder coder(geometry_, 0, ucm::compress::best_kernels());
+                work(n, coder);
+            }
+        }
+        const ucm::compress::Geometry &geometry_;
+        size_t parts = 0;
+    };
+    for (size_t n : {100000, 2000000, 5000001}) {
+        const Shape shape{{n / 2, n - n / 2}, {{n / 3, UCM_DTYPE_BF16, 1}, {n / 3, 1, 2}}};
+        const auto geometry = shape.geometry();
+        Bytes bytes = numbers(n, UCM_DTYPE_BF16);
+        const Bytes noise = random_bytes(n / 4, 1);
+        std::copy(noise.begin(), noise.end(), bytes.begin() + long(n / 8));
+        FrameCoder coder(geometry, 0, ucm::compress::best_kernels());
+        Backwards team(geometry);
+        const Row row(shape, bytes), back(shape, {});
+        const Guarded frame(n + kTrailerBytes);
+        TileCounts counts;
+        const uint64_t length =
+            coder.encode(row.addresses(), n, Mode::kFast, frame.data(), &counts, &team);
+        REQUIRE(team.parts == (n < (1 << 20) ? 0 : n >> 19));
+        REQUIRE(bool(Bytes(frame.data(), frame.data() + length) == encode(shape, bytes)));
+        REQUIRE(coder.decode(frame.data(), length, back.addresses(), &team).status == UCM_OK);
+        REQUIRE(bool(back.bytes(n) == bytes));
+    }
 }
 
 TEST_CASE("one incompressible plane does not spoil its neighbours", "[compress][frame]") {
@@ -712,6 +747,71 @@ TEST_CASE("compress_codec decides what is coded, and readers need not know", "[c
     REQUIRE(all_ok(stack.dump({ids[1]})));
     REQUIRE(memory->stored(ids[1], 0).size() < 65536 * 3 / 4);
     REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("auto codes as the store below is slower or faster than decoding", "[compress]") {
+    using ucm::compress::mode_for;
+    using ucm::compress::Speeds;
+    const auto with = [](double loads, double dumps, Mode now = Mode::kFast) {
+        Speeds speeds;
+        speeds.loads = loads;
+        speeds.dumps = dumps;
+        speeds.fast = 10;
+        speeds.small = 3;
+        speeds.ratio = 1.5;
+        return mode_for(now, speeds);
+    };
+    REQUIRE(with(0, 0) == Mode::kFast);     // nothing is known
+    REQUIRE(with(2, 2) == Mode::kFast);     // a disk slower than the decoder
+    REQUIRE(with(20, 1) == Mode::kRaw);     // loads are what counts
+    REQUIRE(with(0, 20) == Mode::kFast);    // nobody has seen a load
+    REQUIRE(with(0.3, 2) == Mode::kSmall);  // a network
+    REQUIRE(with(0, 0.3) == Mode::kSmall);
+    // In between, things stay as they are.
+    REQUIRE(with(11, 1, Mode::kRaw) == Mode::kRaw);
+    REQUIRE(with(11, 1, Mode::kFast) == Mode::kFast);
+    REQUIRE(with(0.9, 1, Mode::kSmall) == Mode::kSmall);
+    REQUIRE(with(0.9, 1, Mode::kFast) == Mode::kFast);
+    REQUIRE(with(9, 1, Mode::kRaw) == Mode::kFast);
+}
+
+TEST_CASE("auto goes by what was moved while something moved", "[compress]") {
+    const Host host;
+    const ucm::Logger log(host.c(), "Compress");
+    ucm::compress::Pace pace(true, Mode::kFast, log), named(false, Mode::kFast, log);
+    for (auto *each : {&pace, &named}) {
+        each->set_decoders(5e9, 3e9);
+        each->coded(150, 100);
+        each->begin(false);
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        each->end(false, 1 << 30);
+    }
+    REQUIRE(named.mode() == Mode::kFast);
+    REQUIRE(pace.mode() == Mode::kRaw);
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // nobody moves anything
+    pace.begin(false);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    pace.end(false, 1 << 30);
+    REQUIRE(pace.mode() == Mode::kRaw);
+    pace.begin(false);
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    pace.end(false, 64 << 20);
+    REQUIRE(pace.mode() == Mode::kSmall);
+    REQUIRE(host.logged("codes small from now on"));
+}
+
+TEST_CASE("long shards are coded by several threads at once", "[compress][threads]") {
+    Stack stack(kOverMemory, {{"compress_concurrency", "4"}},
+                Geometry{1, {5 << 20}, UCM_DTYPE_BF16});
+    const auto ids = make_ids(6);
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.loads_back(ids));
+    Bytes bad = stack.memory().stored(ids[2], 0);
+    bad[bad.size() / 2] ^= 4;
+    stack.memory().tamper(ids[2], 0, bad);
+    const auto results = stack.load(ids);
+    for (size_t i = 0; i < ids.size(); i++)
+        REQUIRE(results[i].status == (i == 2 ? UCM_CORRUPT : UCM_OK));
 }
 
 TEST_CASE("Compress keeps the lengths of short shards", "[compress]") {
