@@ -35,6 +35,8 @@ class ClassCoder {
     // nothing depends.
     bool decode(const uint8_t *stored, size_t bytes, int dtype, size_t n, uint8_t *raw);
 
+    uint64_t memory_bytes() const { return symbols_.bytes() + ranks_.bytes(); }
+
   private:
     const Kernels &kernels_;
     Mapping symbols_, ranks_;

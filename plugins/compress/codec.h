@@ -52,6 +52,11 @@ class TileCoder {
     // it can be read, and nothing depends on them.
     bool decode(Tile tile, const uint8_t *stored, uint8_t *raw, uint32_t raw_bytes);
 
+    uint64_t memory_bytes() const {
+        return classes_.memory_bytes() + planes_.bytes() + encoder_memory_.bytes() +
+               decoder_memory_.bytes();
+    }
+
   private:
     // The top byte of every element, which zstd codes, and the rest.
     void split_top(const uint8_t *raw, size_t n, int dtype, uint8_t *top, uint8_t *rest) const;

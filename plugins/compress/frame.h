@@ -77,6 +77,11 @@ class FrameCoder {
     // Safe on any bytes. What the row gets of a frame that is not UCM_OK is undefined.
     Decoded decode(const uint8_t *frame, uint64_t length, void *const *row, Team *team = nullptr);
 
+    uint64_t memory_bytes() const {
+        return coder_.memory_bytes() + index_.bytes() + scratch_.bytes() +
+               places_.size() * sizeof(Place);
+    }
+
   private:
     // A run of tiles, for one thread: which ones, where they begin, and what came of them.
     struct Part {

@@ -29,6 +29,8 @@ const ucm_metric kMetrics[] = {
      "Shards kept as they are, because coding did not pay."},
     {"bad_frames_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",
      "Loaded frames that failed a check or do not fit this layout."},
+    {"memory_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",
+     "What buffers and scratch may take at most; all of it is reserved at open."},
     {"codec", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "",
      "What shards are coded with: 0 fast, 1 small, 2 raw."},
 };

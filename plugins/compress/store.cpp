@@ -124,6 +124,8 @@ CompressStore::CompressStore(const ucm_open_args &args)
     const int dtype = dtype_named(Values(args)[kOptionDtype].s, *args.layout);
     for (size_t i = 0; i < threads * 2; i++)
         coders_.push_back(std::make_unique<FrameCoder>(*geometry_, dtype, best_kernels()));
+    metrics_.set(kMemory, loads_->pool.mapping().bytes() + dumps_->pool.mapping().bytes() +
+                              coders_.size() * coders_.front()->memory_bytes());
     // More threads than cores decode no faster.
     const double cores = double(std::min<size_t>(threads, std::thread::hardware_concurrency()));
     if (pace_.automatic())

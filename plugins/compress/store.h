@@ -25,6 +25,7 @@ enum OwnMetric {
     kTiles = kStandardMetrics,  // by TileCodec
     kRawShards = kTiles + kTileCodecs,
     kBadFrames,
+    kMemory,
     kCodec,
     kAllMetrics
 };

@@ -2,8 +2,10 @@
 
 import array
 import random
+from pathlib import Path
 
 import pytest
+from support import compile_library
 
 from ucm.conformance import kit
 
@@ -100,3 +102,51 @@ def test_one_thread_is_enough(open_store, rng):
     blocks = kit.new_blocks(store, rng, 20)
     kit.dump(store, *blocks)
     kit.expect_published(store, *blocks)
+
+
+def test_memory_is_bounded_and_told(compress):
+    memory = compress().stats()["Compress"]["memory_bytes"]
+    assert 2 * (64 << 20) <= memory < 2 * (64 << 20) + 4 * (2 << 20)
+
+
+COUNT = """
+import array, ctypes, os, random, sys
+import ucm
+
+allocations = ctypes.CDLL(os.environ["LD_PRELOAD"]).allocations
+allocations.restype = ctypes.c_ulong
+folder, size, codec = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+store = ucm.open_pipeline(
+    "Compress|Posix", storage_backends=folder, block_size=size, shard_size=size,
+    compress_codec=codec, fingerprint=f"{size} {codec}",
+)
+rng = random.Random(1)
+ramp = array.array("f", (rng.gauss(0, 1) for _ in range(size // 8))).tobytes()
+data = array.array("B", ramp + rng.randbytes(size - len(ramp)))
+row = [[data.buffer_info()[0]]]
+
+def move(first, n):
+    for i in range(first, first + n):
+        block = [i.to_bytes(16, "little")]
+        store.wait(store.dump_data(block, [0], row))
+        store.wait(store.load_data(block, [0], row))
+
+move(0, 20)
+before = allocations()
+move(20, 50)
+print(allocations() - before)
+store.close()
+"""
+
+
+@pytest.mark.parametrize("codec", ["fast", "small"])
+def test_nothing_is_allocated_for_bytes_that_move(run_python, folder, tmp_path, codec):
+    source = Path(__file__).with_name("count_allocations.c")
+    library = compile_library(source, tmp_path / "count.so", "-D_DEFAULT_SOURCE", "-ldl")
+    counts = {
+        size: int(run_python(COUNT, folder, size, codec, LD_PRELOAD=str(library)))
+        for size in (1 << 16, 1 << 22)
+    }
+    # A few for each task that is handed down, however long its shards are.
+    assert counts[1 << 22] <= counts[1 << 16] + 50
+    assert counts[1 << 16] <= 50 * 40
