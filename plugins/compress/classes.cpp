@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "codec.h"
 #include "ucm/store_v1.h"
 
 namespace ucm::compress {
@@ -14,6 +15,7 @@ constexpr size_t kRun = 64, kMostRuns = 32;
 constexpr double kPassBits = 0.06;
 constexpr uint8_t kPacked = 16;  // a bit beside the count of levels
 constexpr size_t kFewSymbols = 8192;
+constexpr size_t kPiece = 2048;  // a multiple of 64
 
 void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
     size_t i = 0;
@@ -104,6 +106,7 @@ bool clean_planes(const uint8_t *planes, int dtype, size_t n) {
 }
 
 bool fit(const uint8_t *symbols, size_t n, int dtype) {
+    if (symbol_bits(dtype) == 8) return true;
     uint8_t all = 0;
     for (size_t i = 0; i < n; i++) all |= symbols[i];
     return all >> symbol_bits(dtype) == 0;
@@ -238,13 +241,25 @@ bool ClassCoder::decode(const uint8_t *stored, size_t bytes, int dtype, size_t n
 
     uint8_t *from = symbols_.base(), *to = ranks_.base();
     std::memcpy(from, at, passed);
-    for (int level = classes.levels; level-- > 0;) {
+    for (int level = classes.levels; level-- > 1;) {
         const int width = classes.width(level);
         members -= classes.size(level);
         kernels_.decode[width - 1](codes[level], counts[level], members, from, to);
         std::swap(from, to);
     }
-    kernels_.merge[dtype](from, stored, n, raw);
+    if (classes.levels == 0) {
+        kernels_.merge[dtype](from, stored, n, 0, n, raw);
+        return true;
+    }
+    // The first level piece by piece, so that its symbols are merged where they are hot.
+    const int width = classes.width(0);
+    const uint8_t *next = from;
+    for (size_t i = 0; i < n; i += kPiece) {
+        const size_t count = std::min(kPiece, n - i);
+        next = kernels_.decode[width - 1](codes[0] + i * size_t(width) / 8, count, classes.members,
+                                          next, to);
+        kernels_.merge[dtype](to, stored, n, i, count, raw + i * element_bytes(dtype));
+    }
     return true;
 }
 

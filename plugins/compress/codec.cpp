@@ -126,14 +126,17 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
     const int first = place.known ? place.best : place.dtype;
     uint32_t stored = bytes;
     if (place.fixed || place.known) stored = code(raw, bytes, first, mode, out, tile);
+    const float ratio = float(stored) / float(bytes), change = ratio / place.ratio;
     // It is not known, or another than what was: perhaps other numbers.
-    const float change = float(stored) / float(bytes) / place.ratio;
-    if (!place.fixed && (!place.known || change > kDrift || change < 1 / kDrift))
-        stored = explore(raw, bytes, first, mode, out, tile);
+    if (!place.fixed && (!place.known || change > kDrift || change < 1 / kDrift)) {
+        stored = explore(raw, bytes, first, place.known, mode, out, tile);
+        place.ratio = float(stored) / float(bytes);
+    } else {
+        place.ratio += (ratio - place.ratio) / 8;
+    }
     place.known = tile.codec != kTileRaw;
     if (place.known) {
         place.best = tile.dtype;
-        place.ratio = float(stored) / float(bytes);
         place.failures = 0;
         return tile;
     }
@@ -144,14 +147,17 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
 }
 
 // As the dtype that suits best.
-uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, Mode mode, uint8_t *out,
-                            Tile &tile) {
+uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, bool known, Mode mode,
+                            uint8_t *out, Tile &tile) {
     const int dtype = guess_dtype(raw, bytes, first, mode);
+    if (tile.codec != kTileRaw && tile.dtype == dtype) return tile.stored;
     uint32_t stored = code(raw, bytes, dtype, mode, out, tile);
     // Text looks like numbers of one byte, and repeats itself, which only zstd sees.
-    if (dtype == first || element_bytes(dtype) > 1 || dtype == UCM_DTYPE_BYTES) return stored;
+    if (known || dtype == first || element_bytes(dtype) > 1 || dtype == UCM_DTYPE_BYTES)
+        return stored;
     const uint32_t as_bytes = code(raw, bytes, UCM_DTYPE_BYTES, mode, out, tile);
-    return as_bytes < stored ? as_bytes : code(raw, bytes, dtype, mode, out, tile);
+    const uint32_t enough = mode == Mode::kSmall ? stored : stored - stored / 8;  // for its time
+    return as_bytes < enough ? as_bytes : code(raw, bytes, dtype, mode, out, tile);
 }
 
 // Returns the bytes it takes; as many as there are if nothing pays, and the tile is raw.
@@ -197,7 +203,7 @@ void TileCoder::split_top(const uint8_t *raw, size_t n, int dtype, uint8_t *top,
 
 void TileCoder::merge_top(const uint8_t *top, const uint8_t *rest, size_t n, int dtype,
                           uint8_t *raw) const {
-    if (dtype != UCM_DTYPE_FP16) return kernels_.merge[dtype](top, rest, n, raw);
+    if (dtype != UCM_DTYPE_FP16) return kernels_.merge[dtype](top, rest, n, 0, n, raw);
     for (size_t i = 0; i < n; i++) raw[i * 2] = rest[i], raw[i * 2 + 1] = top[i];
 }
 

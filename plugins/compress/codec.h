@@ -65,8 +65,8 @@ class TileCoder {
     uint32_t code(const uint8_t *raw, uint32_t bytes, int dtype, Mode mode, uint8_t *out,
                   Tile &tile);
     Tile try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
-    uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, Mode mode, uint8_t *out,
-                     Tile &tile);
+    uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, bool known, Mode mode,
+                     uint8_t *out, Tile &tile);
     size_t zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *out, size_t most);
     bool unzstd(const uint8_t *stored, uint32_t stored_bytes, int dtype, uint8_t *raw,
                 uint32_t raw_bytes);

@@ -11,7 +11,7 @@
 namespace ucm::compress {
 namespace {
 
-constexpr uint32_t kRun = 128, kRuns = 32;
+constexpr uint32_t kRun = 128, kRuns = 8;
 
 // By where bytes are in words of 4: all, those at odd places; and exponents of bf16 and fp32.
 struct Counts {
@@ -76,7 +76,7 @@ int guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
         cost[UCM_DTYPE_FP8_E5M2] = (symbol(counts.any, 2, 5, mode) + 3) / 8;
     }
     const int best = int(std::min_element(cost, cost + kDtypes) - cost);
-    return cost[first] < cost[best] * 1.005f && cost[first] < cost[UCM_DTYPE_BYTES] ? first : best;
+    return cost[first] < cost[best] * 1.01f && cost[first] < cost[UCM_DTYPE_BYTES] ? first : best;
 }
 
 }  // namespace ucm::compress

@@ -21,9 +21,11 @@ struct Kernels {
     // xxh3_64
     uint64_t (*hash)(const void *bytes, size_t n, uint64_t seed);
 
-    // n elements to symbols and the planes beside them, and back; by dtype.
+    // n elements to symbols and the planes beside them; by dtype.
     void (*split[kDtypes])(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes);
-    void (*merge[kDtypes])(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw);
+    // Back, `count` of n elements from `first` on, a multiple of 64; symbols and raw are of those.
+    void (*merge[kDtypes])(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first,
+                           size_t count, uint8_t *raw);
 
     // to[i] = table[from[i]]
     void (*translate)(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to);
@@ -33,9 +35,9 @@ struct Kernels {
     size_t (*code[2])(uint8_t *ranks, size_t n, uint8_t *codes);
     // How many of n codes pass on.
     size_t (*count[2])(const uint8_t *codes, size_t n);
-    // Back: a symbol of `members`, or the next of `passed`.
-    void (*decode[2])(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
-                      uint8_t *symbols);
+    // Back: a symbol of `members`, or the next of `passed`; returns what is left of these.
+    const uint8_t *(*decode[2])(const uint8_t *codes, size_t n, const uint8_t *members,
+                                const uint8_t *passed, uint8_t *symbols);
 };
 
 extern const Kernels kScalarKernels;

@@ -131,12 +131,13 @@ void split_e5m2(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes)
     split_e5_end<1>(raw + i, n - i, symbols + i, planes + i / 4, signs + i / 8);
 }
 
-void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
-    const uint8_t *signs = planes + (n + 3) / 4;
+void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first, size_t count,
+                uint8_t *raw) {
+    const Fives at(planes, n, first);
     size_t i = 0;
-    for (; i + 32 <= n; i += 32)
-        store(raw + i, merge_e5(load(symbols + i), planes + i / 4, signs + i / 8));
-    merge_e5_end<1>(symbols + i, planes + i / 4, signs + i / 8, n - i, raw + i);
+    for (; i + 32 <= count; i += 32)
+        store(raw + i, merge_e5(load(symbols + i), at.crumbs + i / 4, at.signs + i / 8));
+    merge_e5_end<1>(symbols + i, at.crumbs + i / 4, at.signs + i / 8, count - i, raw + i);
 }
 
 // The lower and the upper bytes of 32 words.
@@ -173,7 +174,9 @@ void split_bf16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *rest) {
     split_lane<uint16_t>(raw + i * 2, n - i, n, symbols + i, rest + i);
 }
 
-void merge_bf16(const uint8_t *symbols, const uint8_t *rest, size_t n, uint8_t *raw) {
+void merge_bf16(const uint8_t *symbols, const uint8_t *rest, size_t, size_t first, size_t n,
+                uint8_t *raw) {
+    rest += first;
     size_t i = 0;
     for (; i + 32 <= n; i += 32) {
         __m256i a, b;
@@ -195,20 +198,68 @@ void split_fp16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes)
     split_fp16_end(raw + i * 2, n - i, symbols + i, planes + i, crumbs + i / 4, signs + i / 8);
 }
 
-void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
-    const uint8_t *crumbs = planes + n, *signs = crumbs + (n + 3) / 4;
+void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first, size_t count,
+                uint8_t *raw) {
+    const Fives at(planes + n, n, first);
+    const uint8_t *low_bytes = planes + first;
     size_t i = 0;
-    for (; i + 32 <= n; i += 32) {
+    for (; i + 32 <= count; i += 32) {
         __m256i a, b;
-        zip({load(planes + i), merge_e5(load(symbols + i), crumbs + i / 4, signs + i / 8)}, a, b);
+        zip({load(low_bytes + i), merge_e5(load(symbols + i), at.crumbs + i / 4, at.signs + i / 8)},
+            a, b);
         store(raw + i * 2, a);
         store(raw + i * 2 + 32, b);
     }
-    merge_fp16_end(symbols + i, planes + i, crumbs + i / 4, signs + i / 8, n - i, raw + i * 2);
+    merge_fp16_end(symbols + i, low_bytes + i, at.crumbs + i / 4, at.signs + i / 8, count - i,
+                   raw + i * 2);
 }
 
+// By what a table adds to its index, 16 entries at a time; most add nothing.
 void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
-    for (size_t i = 0; i < n; i++) to[i] = table[from[i]];
+    __m256i bases[16], sums[16];
+    int used = 0;
+    const __m128i ramp = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int k = 0; k < 16; k++) {
+        const __m128i base = _mm_set1_epi8(char(16 * k));
+        const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table + 16 * k));
+        const __m128i sum = _mm_sub_epi8(entries, _mm_add_epi8(ramp, base));
+        if (_mm_testz_si128(sum, sum)) continue;
+        bases[used] = _mm256_broadcastsi128_si256(base);
+        sums[used++] = _mm256_broadcastsi128_si256(sum);
+    }
+    const __m256i others = _mm256_set1_epi8(0x70);  // of another 16: their highest bit gives zero
+    for (size_t i = 0; i < n; i += 32) {
+        const __m256i v = load(from + i);
+        __m256i sum = v;
+        for (int k = 0; k < used; k++) {
+            const __m256i at = _mm256_adds_epu8(_mm256_xor_si256(v, bases[k]), others);
+            sum = _mm256_add_epi8(sum, _mm256_shuffle_epi8(sums[k], at));
+        }
+        store(to + i, sum);
+    }
+}
+
+template <int Width>
+size_t count_codes(const uint8_t *codes, size_t n) {
+    const __m256i ones =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i total = _mm256_setzero_si256();
+    constexpr size_t kCodes = 256 / Width;
+    size_t left = n;
+    for (; left >= kCodes; left -= kCodes, codes += 32) {
+        __m256i v = load(codes);
+        if (Width == 2)
+            v = _mm256_and_si256(_mm256_and_si256(v, _mm256_srli_epi16(v, 1)),
+                                 _mm256_set1_epi8(0x55));
+        const __m256i count = _mm256_add_epi8(
+            _mm256_shuffle_epi8(ones, _mm256_and_si256(v, low)),
+            _mm256_shuffle_epi8(ones, _mm256_and_si256(_mm256_srli_epi16(v, 4), low)));
+        total = _mm256_add_epi64(total, _mm256_sad_epu8(count, _mm256_setzero_si256()));
+    }
+    return size_t(_mm256_extract_epi64(total, 0) + _mm256_extract_epi64(total, 1) +
+                  _mm256_extract_epi64(total, 2) + _mm256_extract_epi64(total, 3)) +
+           count_passing<Width>(codes, left);
 }
 
 template <int Width>
@@ -232,8 +283,8 @@ size_t code(uint8_t *ranks, size_t n, uint8_t *codes) {
 }
 
 template <int Width>
-void decode(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
-            uint8_t *symbols) {
+const uint8_t *decode(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
+                      uint8_t *symbols) {
     const char zero = char(members[0]), one = Width == 2 ? char(members[1]) : char(0);
     const char two = Width == 2 ? char(members[2]) : char(0);
     // By what crumbs_in_place leaves of a code.
@@ -257,7 +308,7 @@ void decode(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_
         }
         store(symbols + i, _mm256_or_si256(own, open_ranks(passing, passed)));
     }
-    decode_end<Width>(codes + i * Width / 8, n - i, members, passed, symbols + i);
+    return decode_end<Width>(codes + i * Width / 8, n - i, members, passed, symbols + i);
 }
 
 }  // namespace
@@ -269,7 +320,7 @@ const Kernels kAvx2Kernels = {
     {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_e4m3, merge_e5m2},
     translate,
     {code<1>, code<2>},
-    {count_passing<1>, count_passing<2>},
+    {count_codes<1>, count_codes<2>},
     {decode<1>, decode<2>},
 };
 

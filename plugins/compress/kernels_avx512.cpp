@@ -54,7 +54,9 @@ void split_bf16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *rest) {
     split_lane<uint16_t>(raw + i * 2, n - i, n, symbols + i, rest + i);
 }
 
-void merge_bf16(const uint8_t *symbols, const uint8_t *rest, size_t n, uint8_t *raw) {
+void merge_bf16(const uint8_t *symbols, const uint8_t *rest, size_t, size_t first, size_t n,
+                uint8_t *raw) {
+    rest += first;
     const __m512i front = zip_index(0), back = zip_index(32);
     size_t i = 0;
     for (; i + 64 <= n; i += 64) {
@@ -93,12 +95,13 @@ void split_e5m2(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes)
     split_e5_end<1>(raw + i, n - i, symbols + i, planes + i / 4, signs + i / 8);
 }
 
-void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
-    const uint8_t *signs = planes + (n + 3) / 4;
+void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first, size_t count,
+                uint8_t *raw) {
+    const Fives at(planes, n, first);
     size_t i = 0;
-    for (; i + 64 <= n; i += 64)
-        store(raw + i, merge_e5(load(symbols + i), planes + i / 4, signs + i / 8));
-    merge_e5_end<1>(symbols + i, planes + i / 4, signs + i / 8, n - i, raw + i);
+    for (; i + 64 <= count; i += 64)
+        store(raw + i, merge_e5(load(symbols + i), at.crumbs + i / 4, at.signs + i / 8));
+    merge_e5_end<1>(symbols + i, at.crumbs + i / 4, at.signs + i / 8, count - i, raw + i);
 }
 
 void split_fp16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
@@ -114,17 +117,20 @@ void split_fp16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes)
     split_fp16_end(raw + i * 2, n - i, symbols + i, planes + i, crumbs + i / 4, signs + i / 8);
 }
 
-void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
+void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first, size_t count,
+                uint8_t *raw) {
     const __m512i front = zip_index(0), back = zip_index(32);
-    const uint8_t *crumbs = planes + n, *signs = crumbs + (n + 3) / 4;
+    const Fives at(planes + n, n, first);
+    const uint8_t *low_bytes = planes + first;
     size_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        const __m512i top = merge_e5(load(symbols + i), crumbs + i / 4, signs + i / 8);
-        const __m512i low = load(planes + i);
+    for (; i + 64 <= count; i += 64) {
+        const __m512i top = merge_e5(load(symbols + i), at.crumbs + i / 4, at.signs + i / 8);
+        const __m512i low = load(low_bytes + i);
         store(raw + i * 2, _mm512_permutex2var_epi8(low, front, top));
         store(raw + i * 2 + 64, _mm512_permutex2var_epi8(low, back, top));
     }
-    merge_fp16_end(symbols + i, planes + i, crumbs + i / 4, signs + i / 8, n - i, raw + i * 2);
+    merge_fp16_end(symbols + i, low_bytes + i, at.crumbs + i / 4, at.signs + i / 8, count - i,
+                   raw + i * 2);
 }
 
 void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
@@ -136,6 +142,27 @@ void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to)
         const __m512i above = _mm512_permutex2var_epi8(c, v, d);
         store(to + i, _mm512_mask_blend_epi8(_mm512_movepi8_mask(v), below, above));
     }
+}
+
+template <int Width>
+size_t count_codes(const uint8_t *codes, size_t n) {
+    const __m512i ones =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i total = _mm512_setzero_si512();
+    constexpr size_t kCodes = 512 / Width;
+    size_t left = n;
+    for (; left >= kCodes; left -= kCodes, codes += 64) {
+        __m512i v = load(codes);
+        if (Width == 2)
+            v = _mm512_and_si512(_mm512_and_si512(v, _mm512_srli_epi16(v, 1)),
+                                 _mm512_set1_epi8(0x55));
+        const __m512i count = _mm512_add_epi8(
+            _mm512_shuffle_epi8(ones, _mm512_and_si512(v, low)),
+            _mm512_shuffle_epi8(ones, _mm512_and_si512(_mm512_srli_epi16(v, 4), low)));
+        total = _mm512_add_epi64(total, _mm512_sad_epu8(count, _mm512_setzero_si512()));
+    }
+    return size_t(_mm512_reduce_add_epi64(total)) + count_passing<Width>(codes, left);
 }
 
 template <int Width>
@@ -175,18 +202,18 @@ inline const uint8_t *decode_lane(const uint8_t *codes, __m512i lookup, const ui
 }
 
 template <int Width>
-void decode(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
-            uint8_t *symbols) {
+const uint8_t *decode(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
+                      uint8_t *symbols) {
     uint32_t table = members[0] * 0x01010101u;
     if (Width == 2) table = members[0] | uint32_t(members[1]) << 8 | uint32_t(members[2]) << 16;
     const __m512i lookup = _mm512_set1_epi32(int(table));
     size_t i = 0;
     for (; i + 64 <= n; i += 64)
         passed = decode_lane<Width>(codes + i * Width / 8, lookup, passed, symbols + i);
-    if (i == n) return;
+    if (i == n) return passed;
     uint8_t rest[16] = {};
     memcpy(rest, codes + i * Width / 8, ((n - i) * Width + 7) / 8);
-    decode_lane<Width>(rest, lookup, passed, symbols + i);
+    return decode_lane<Width>(rest, lookup, passed, symbols + i);
 }
 
 }  // namespace
@@ -198,7 +225,7 @@ const Kernels kAvx512Kernels = {
     {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_e4m3, merge_e5m2},
     translate,
     {code<1>, code<2>},
-    {count_passing<1>, count_passing<2>},
+    {count_codes<1>, count_codes<2>},
     {decode<1>, decode<2>},
 };
 

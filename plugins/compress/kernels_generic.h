@@ -62,19 +62,22 @@ void split_rotated(const uint8_t *raw, size_t n, uint8_t *top, uint8_t *rest) {
 }
 
 template <typename Word>
-void merge_rotated(const uint8_t *top, const uint8_t *rest, size_t n, uint8_t *raw) {
+void merge_rotated(const uint8_t *top, const uint8_t *rest, size_t n, size_t first, size_t count,
+                   uint8_t *raw) {
+    rest += first;
     size_t i = 0;
-    for (; i + kLane <= n; i += kLane)
+    for (; i + kLane <= count; i += kLane)
         merge_lane<Word>(top + i, rest + i, kLane, n, raw + i * sizeof(Word));
-    merge_lane<Word>(top + i, rest + i, n - i, n, raw + i * sizeof(Word));
+    merge_lane<Word>(top + i, rest + i, count - i, n, raw + i * sizeof(Word));
 }
 
 void split_bytes(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *) {
     memcpy(symbols, raw, n);
 }
 
-void merge_bytes(const uint8_t *symbols, const uint8_t *, size_t n, uint8_t *raw) {
-    memcpy(raw, symbols, n);
+void merge_bytes(const uint8_t *symbols, const uint8_t *, size_t, size_t, size_t count,
+                 uint8_t *raw) {
+    memcpy(raw, symbols, count);
 }
 
 inline uint8_t nibble_of(uint8_t e4m3) {
@@ -108,11 +111,21 @@ void split_e4m3(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes)
     split_e4m3_lane(raw + i, n - i, symbols + i, planes + i / 2);
 }
 
-void merge_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
+void merge_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t, size_t first, size_t count,
+                uint8_t *raw) {
+    planes += first / 2;
     size_t i = 0;
-    for (; i + kLane <= n; i += kLane) merge_e4m3_lane(symbols + i, planes + i / 2, kLane, raw + i);
-    merge_e4m3_lane(symbols + i, planes + i / 2, n - i, raw + i);
+    for (; i + kLane <= count; i += kLane)
+        merge_e4m3_lane(symbols + i, planes + i / 2, kLane, raw + i);
+    merge_e4m3_lane(symbols + i, planes + i / 2, count - i, raw + i);
 }
+
+// Where bits 1 to 0 and signs of n five-bit exponents are, from element `first` on.
+struct Fives {
+    Fives(const uint8_t *planes, size_t n, size_t first)
+        : crumbs(planes + first / 4), signs(planes + (n + 3) / 4 + first / 8) {}
+    const uint8_t *crumbs, *signs;
+};
 
 // Bytes that lie Stride apart: fp8_e5m2, and the upper byte of fp16.
 template <size_t Stride>
@@ -190,13 +203,14 @@ size_t count_passing(const uint8_t *codes, size_t n) {
 }
 
 template <int Width>
-inline void decode_end(const uint8_t *codes, size_t n, const uint8_t *members,
-                       const uint8_t *passed, uint8_t *symbols) {
+inline const uint8_t *decode_end(const uint8_t *codes, size_t n, const uint8_t *members,
+                                 const uint8_t *passed, uint8_t *symbols) {
     constexpr size_t kPerByte = 8 / Width;
     for (size_t i = 0; i < n; i++) {
         const uint8_t code = codes[i / kPerByte] >> i % kPerByte * Width & kClass<Width>;
         symbols[i] = code < kClass<Width> ? members[code] : *passed++;
     }
+    return passed;
 }
 
 }  // namespace

@@ -8,16 +8,20 @@ void split_fp16(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes)
     split_fp16_end(raw, n, symbols, planes, planes + n, planes + n + (n + 3) / 4);
 }
 
-void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
-    merge_fp16_end(symbols, planes, planes + n, planes + n + (n + 3) / 4, n, raw);
+void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first, size_t count,
+                uint8_t *raw) {
+    const Fives at(planes + n, n, first);
+    merge_fp16_end(symbols, planes + first, at.crumbs, at.signs, count, raw);
 }
 
 void split_e5m2(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
     split_e5_end<1>(raw, n, symbols, planes, planes + (n + 3) / 4);
 }
 
-void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, uint8_t *raw) {
-    merge_e5_end<1>(symbols, planes, planes + (n + 3) / 4, n, raw);
+void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first, size_t count,
+                uint8_t *raw) {
+    const Fives at(planes, n, first);
+    merge_e5_end<1>(symbols, at.crumbs, at.signs, count, raw);
 }
 
 void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
