@@ -18,7 +18,7 @@ SOURCES := $(shell find include plugins ucm -name __pycache__ -prune -o -print) 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help deps package wheel dev demo test check style types native native-plain native-asan \
-    native-tsan pytest model docs bench bench-posix bench-cache e2e e2e-small nfs clean
+    native-tsan pytest model neon docs bench bench-posix bench-cache e2e e2e-small nfs clean
 
 help:
 	@echo 'make demo    build, install into $(VENV), move real KV cache through a pipeline'
@@ -30,6 +30,7 @@ help:
 	@echo '             make e2e-small: with a random model alone'
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
 	@echo 'make model   the protocol of the memory that Cache shares, with spin; part of pytest'
+	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
 	@echo 'make deps    the system packages that these need; they call it themselves'
 	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest.'
 	@echo 'make clean   remove $(VENV) and build/'
@@ -112,6 +113,10 @@ pytest: dev package
 # ARGS=--large: larger bounds in full, half an hour; ARGS=--deep: still larger ones, not in full
 model: deps
 	$(PYTHON) tests/model/run.py $(ARGS)
+
+neon:
+	@.ci/deps '$(PYTHON)' neon
+	$(PYTHON) tests/neon/run.py
 
 docs: dev package
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees . build/docs

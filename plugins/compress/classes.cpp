@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "codec.h"
 #include "ucm/store_v1.h"
 
 namespace ucm::compress {

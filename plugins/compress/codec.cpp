@@ -57,22 +57,6 @@ Mode mode_of(const char *codec) {
     return name == "raw" ? Mode::kRaw : name == "small" ? Mode::kSmall : Mode::kFast;
 }
 
-size_t element_bytes(int32_t dtype) {
-    switch (dtype) {
-        case UCM_DTYPE_BYTES:
-        case UCM_DTYPE_FP8_E4M3:
-        case UCM_DTYPE_FP8_E5M2:
-            return 1;
-        case UCM_DTYPE_BF16:
-        case UCM_DTYPE_FP16:
-            return 2;
-        case UCM_DTYPE_FP32:
-            return 4;
-        default:
-            return 0;
-    }
-}
-
 TileCoder::TileCoder(const Kernels &kernels)
     : kernels_(kernels),
       classes_(kernels),

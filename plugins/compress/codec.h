@@ -24,9 +24,6 @@ struct Tile {
     uint32_t stored;
 };
 
-// Bytes of one element; 0: no such dtype.
-size_t element_bytes(int32_t dtype);
-
 // What is remembered of one place in the shards of a layout, to try nothing twice that did not pay.
 struct Place {
     uint8_t dtype = 0;     // of the layout, or named; tried first

@@ -14,6 +14,8 @@ bool runs(const Kernels &kernels) {
                __builtin_cpu_supports("avx512vbmi2");
     if (&kernels == &kAvx2Kernels)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
+#elif defined(__aarch64__)
+    if (&kernels == &kNeonKernels) return true;
 #endif
     return &kernels == &kScalarKernels;
 }
@@ -22,6 +24,8 @@ const Kernels *const kAll[] = {
 #if defined(__x86_64__)
     &kAvx512Kernels,
     &kAvx2Kernels,
+#elif defined(__aarch64__)
+    &kNeonKernels,
 #endif
     &kScalarKernels,
 };

@@ -43,10 +43,17 @@ struct Kernels {
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kNeonKernels;
 
 // The fastest that this processor runs; or by name, NULL if it does not run them or there are none.
 const Kernels &best_kernels();
 const Kernels *kernels_named(const char *name);
+
+// Bytes of one element; 0: no such dtype.
+constexpr size_t element_bytes(int32_t dtype) {
+    const size_t bytes[kDtypes] = {1, 2, 2, 4, 1, 1};
+    return 0 <= dtype && dtype < kDtypes ? bytes[dtype] : 0;
+}
 
 // Bytes of the planes beside n symbols.
 constexpr size_t plane_bytes(int dtype, size_t n) {

@@ -20,29 +20,6 @@ inline void store_half(void *to, __m128i value) {
     _mm_storel_epi64(static_cast<__m128i *>(to), value);
 }
 
-// For every set of 8 lanes: where they come from when they close ranks, and, turned around, which
-// of the closed ones each lane gets. 0x80 gives zero.
-struct Shuffles {
-    alignas(64) uint8_t close[256][8], open[256][8];
-};
-
-constexpr Shuffles make_shuffles() {
-    Shuffles s{};
-    for (int set = 0; set < 256; set++) {
-        int count = 0;
-        for (int lane = 0; lane < 8; lane++) {
-            s.open[set][lane] = 0x80;
-            if (!(set >> lane & 1)) continue;
-            s.open[set][lane] = uint8_t(count);
-            s.close[set][count++] = uint8_t(lane);
-        }
-        while (count < 8) s.close[set][count++] = 0x80;
-    }
-    return s;
-}
-
-constexpr Shuffles kShuffles = make_shuffles();
-
 inline uint32_t mask_of(__m256i bytes) {
     return uint32_t(_mm256_movemask_epi8(bytes));
 }

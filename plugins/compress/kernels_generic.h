@@ -213,5 +213,28 @@ inline const uint8_t *decode_end(const uint8_t *codes, size_t n, const uint8_t *
     return passed;
 }
 
+// For every set of 8 lanes: where they come from when they close ranks, and, turned around, which
+// of the closed ones each lane gets. 0x80 is none.
+struct Shuffles {
+    alignas(64) uint8_t close[256][8], open[256][8];
+};
+
+constexpr Shuffles make_shuffles() {
+    Shuffles s{};
+    for (int set = 0; set < 256; set++) {
+        int count = 0;
+        for (int lane = 0; lane < 8; lane++) {
+            s.open[set][lane] = 0x80;
+            if (!(set >> lane & 1)) continue;
+            s.open[set][lane] = uint8_t(count);
+            s.close[set][count++] = uint8_t(lane);
+        }
+        while (count < 8) s.close[set][count++] = 0x80;
+    }
+    return s;
+}
+
+constexpr Shuffles kShuffles = make_shuffles();
+
 }  // namespace
 }  // namespace ucm::compress
