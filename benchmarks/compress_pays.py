@@ -126,7 +126,12 @@ def run(folder, blocks, pairs, limits):
 
 
 def table(result):
-    columns = ["disk reads at most", *(f"{side}, GB/s" for side in SIDES), "fast / raw", "small / raw"]
+    columns = [
+        "disk reads at most",
+        *(f"{side}, GB/s" for side in SIDES),
+        "fast / raw",
+        "small / raw",
+    ]
     lines = []
     for each in result["limits"]:
         seconds = each["seconds"]
@@ -143,7 +148,9 @@ def table(result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("build"), help="blocks are stored below it")
+    parser.add_argument(
+        "--data", type=Path, default=Path("build"), help="blocks are stored below it"
+    )
     parser.add_argument("--blocks", type=int, default=70)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--limit", type=int, action="append", help="MB/s")
