@@ -17,7 +17,7 @@ typedef struct ucm_bench_figures {
     uint64_t memcpy_ns;
 } ucm_bench_figures;
 
-// Code `data` shard after shard and decode it again, without threads, queues or a store: what
+// Code `data` shard after shard and then decode it again, without threads, queues or a store: what
 // `ucm bench codec` calls. A shard is as many planes of `plane_bytes` as `shard_bytes` holds, at
 // least one. `dtype` is that of the layout, `named` overrides it unless it is 0; `kernels` forces a
 // set
