@@ -18,14 +18,16 @@ SOURCES := $(shell find include plugins ucm -name __pycache__ -prune -o -print) 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help deps package wheel dev demo test check style types native native-plain native-asan \
-    native-tsan pytest model neon docs bench bench-posix bench-cache e2e e2e-small nfs clean
+    native-tsan pytest model neon docs bench bench-posix bench-cache bench-codec e2e e2e-small \
+    nfs clean
 
 help:
 	@echo 'make demo    build, install into $(VENV), move real KV cache through a pipeline'
 	@echo 'make test    everything that is checked: style, types, documentation, native and Python tests'
 	@echo 'make docs    the documentation, in build/docs'
 	@echo 'make bench   measure this machine; make bench-posix: Posix beside others, for an hour;'
-	@echo '             make bench-cache: Cache beside memcpy and others, for half an hour'
+	@echo '             make bench-cache: Cache beside memcpy and others, for half an hour;'
+	@echo '             make bench-codec: the codec of Compress beside others, for ten minutes'
 	@echo 'make e2e     two vLLM engines on one directory; installs vLLM (2 GB) in $(VENV)-e2e'
 	@echo '             make e2e-small: with a random model alone'
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
@@ -130,6 +132,9 @@ bench-posix: dev package
 
 bench-cache: dev package
 	$(IN_VENV) $(BIN)/python benchmarks/cache_peers.py $(ARGS)
+
+bench-codec: dev package
+	$(IN_VENV) $(BIN)/python benchmarks/codec_peers.py $(ARGS)
 
 # The package goes as a wheel into vLLM's own environment, and into the guest.
 wheel: package

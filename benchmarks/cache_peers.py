@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,8 +21,20 @@ from pathlib import Path
 
 import cache_tables
 import peer_install
-import peer_tables
-from peer_side import Failed, Side, file_system, installed, pair_of, say, shared_memory
+from peer_side import (
+    Failed,
+    Side,
+    add_common,
+    file_system,
+    installed,
+    kept,
+    pair_of,
+    place,
+    say,
+    shared_memory,
+    show,
+    this_run,
+)
 
 from ucm.cli._measure import machine
 
@@ -320,7 +331,6 @@ def parse():
     add = parser.add_argument
     add("--option", type=pair_of, action="append", default=[], help="KEY=VALUE for our pipeline")
     add("--peers", default="reference,lmcache", help="which; empty for none")
-    add("--folder", type=Path, default=Path("build/peers"), help="keeps what peers need")
     add("--data", type=Path, default=Path("build"), help="blocks are stored below it")
     add("--only", choices=PARTS, action="append", help="only this part")
     add("--case", choices=CASES, action="append", help="only this case of transfers")
@@ -332,20 +342,14 @@ def parse():
     add("--processes", type=int, default=4, help="that share a cache")
     add("--rate", type=float, default=200, help="paced loads a second")
     add("--window-seconds", type=float, default=1, help="of paced loads")
-    add("--quick", action="store_true", help="few pairs of little data: a test of this script")
-    add("--results", type=Path, help="keeps the figures of all parts; FOLDER/cache.json")
-    add("--show", action="store_true", help="measure nothing, show what is kept")
-    add("--json", action="store_true", help="print JSON and nothing else")
-    add("--write", type=Path, metavar="PAGE", help="put the tables into this page")
+    add_common(parser)
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.total_mib, args.capacity_gib, args.window_seconds = 2, 8, 0.03, 0.1
         args.asked, args.batch_mib = 100, args.batch_mib or [4]
     args.batch_mib = args.batch_mib or [4, 16, 64]
-    args.folder, args.data = args.folder.resolve(), args.data.resolve()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    name = "cache-quick.json" if args.quick else "cache.json"
-    args.results = args.results or args.folder / name
+    args.data = args.data.resolve()
+    place(args, "cache-quick.json" if args.quick else "cache.json")
     return args
 
 
@@ -357,14 +361,12 @@ def measure(args, runner, result):
         "peers": {name: peer["version"] for name, peer in runner.peers.items()},
         "left_out": runner.missing,
     }
-    command = " ".join(["python benchmarks/cache_peers.py", *map(shlex.quote, sys.argv[1:])])
     for part in args.only or PARTS:
         say(part)
-        load = os.getloadavg()[0]
+        run = this_run("cache_peers.py")
         got = getattr(runner, part)()
         # A case of transfers may be measured again, and the other stays.
         result[part] = {**result.get(part, {}), **got} if part == "transfers" else got
-        run = {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": load}
         result.setdefault("runs", {})[part] = run
         yield
 
@@ -372,7 +374,7 @@ def measure(args, runner, result):
 def main():
     args = parse()
     args.data.mkdir(parents=True, exist_ok=True)
-    result = json.loads(args.results.read_text()) if args.results.exists() else {}
+    result = kept(args)
     with tempfile.TemporaryDirectory(prefix="cache-peers-", dir=args.data) as folder:
         # Folders in it start far from each other, and from inodes that were deleted just now.
         subprocess.run(["chattr", "+T", folder], capture_output=True, check=False)
@@ -385,13 +387,7 @@ def main():
         finally:
             if runner:
                 runner.clean()
-    if args.json:
-        print(json.dumps(result, indent=2))
-        return
-    text = cache_tables.tables(result)
-    print(text)
-    if args.write:
-        peer_tables.write(args.write, text, "measured cache")
+    show(args, result, cache_tables.tables(result), "measured cache")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Where the peers of posix_peers.py and cache_peers.py are, and how they get there.
+"""Where the peers of posix_peers.py, cache_peers.py and codec_peers.py are, and how they get there.
 
 Each function returns what the worker needs, or raises Missing with the reason and what to do.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -20,6 +21,15 @@ LMCACHE_NEEDS = """
     opentelemetry-api<=1.40.0 opentelemetry-sdk opentelemetry-exporter-otlp
     opentelemetry-exporter-prometheus<=0.61b0 protobuf<7,>=6.31.1 redis httptools
 """
+# Bindings of coders: what is installed, and whether with what it needs.
+CODERS = {
+    "zipnn": ("zipnn==0.5.4 safetensors==0.8.0", False),  # it needs a torch, which tests have
+    "openzl": ("openzl==0.3.0", True),
+    "blosc2": ("blosc2==4.14.1", True),
+    "pcodec": ("pcodec==1.1.0", True),
+    "zstd": ("zstandard==0.25.0", False),
+    "lz4": ("lz4==4.4.5", False),
+}
 
 
 class Missing(Exception):
@@ -131,8 +141,21 @@ def lmcache(folder):
     return {"python": str(python), "version": version, "variables": variables}
 
 
+def coder(name, folder):
+    """A folder of packages for this python, which also has numpy and torch."""
+    requirements, with_needs = CODERS[name]
+    home = folder / "coders" / name
+    if not (home / ".done").exists():
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q")
+        needs = () if with_needs else ("--no-deps",)
+        run(*pip, *needs, "--upgrade", "--target", home, *requirements.split())
+        (home / ".done").touch()
+    return {"home": str(home), "version": requirements.split()[0].replace("==", " ")}
+
+
 PEERS = {"fio": fio, "vllm": vllm, "reference": reference}
 CACHE_PEERS = {"reference": reference_cache, "lmcache": lmcache}
+CODEC_PEERS = {name: functools.partial(coder, name) for name in CODERS}
 
 
 def copy_pieces(folder):

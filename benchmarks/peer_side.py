@@ -4,12 +4,15 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import peer_install
 import peer_meter
+import peer_tables
 
 
 class Failed(Exception):
@@ -135,3 +138,42 @@ def pair_of(text):
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
+
+
+def this_run(script):
+    """What the tables say of a run, or of a part of it that is about to begin."""
+    command = " ".join([f"python benchmarks/{script}", *map(shlex.quote, sys.argv[1:])])
+    load = os.getloadavg()[0]
+    return {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": load}
+
+
+def add_common(parser):
+    """Add the options that all such scripts have."""
+    add = parser.add_argument
+    add("--folder", type=Path, default=Path("build/peers"), help="keeps what peers need")
+    add("--quick", action="store_true", help="few rounds of little data: a test of this script")
+    add("--results", type=Path, help="keeps the figures, in FOLDER if it is not said where")
+    add("--show", action="store_true", help="measure nothing, show what is kept")
+    add("--json", action="store_true", help="print JSON and nothing else")
+    add("--write", type=Path, metavar="PAGE", help="put the tables into this page")
+
+
+def place(args, name):
+    """Make the folder, and name the file of results after the script."""
+    args.folder = args.folder.resolve()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    args.results = args.results or args.folder / name
+
+
+def kept(args):
+    return json.loads(args.results.read_text()) if args.results.exists() else {}
+
+
+def show(args, result, text, mark):
+    """Print what was measured as it was asked for, and write the page."""
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(text)
+    if args.write:
+        peer_tables.write(args.write, text, mark)

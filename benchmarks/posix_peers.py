@@ -10,8 +10,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -23,7 +21,20 @@ import peer_fio
 import peer_install
 import peer_meter
 import peer_tables
-from peer_side import Failed, Side, file_system, installed, pair_of, say, shared_memory
+from peer_side import (
+    Failed,
+    Side,
+    add_common,
+    file_system,
+    installed,
+    kept,
+    pair_of,
+    place,
+    say,
+    shared_memory,
+    show,
+    this_run,
+)
 
 from ucm.cli._measure import machine
 
@@ -249,7 +260,6 @@ def parse():
     add("--peers", default="fio,vllm,reference", help="which; empty for none")
     add("--reference-engines", default="psync,aio")
     add("--vllm-threads", type=int, default=4)
-    add("--folder", type=Path, default=Path("build/peers"), help="keeps what peers need")
     add("--data", type=Path, default=Path("build"), help="blocks are stored below it")
     add("--only", choices=PARTS, action="append", help="only this part")
     add("--case", choices=CASES, action="append", help="only this case of transfers")
@@ -259,29 +269,22 @@ def parse():
     add("--stored", type=int, action="append", help="blocks there at lookups")
     add("--opens", type=int, default=7)
     add("--warm-seconds", type=float, default=10)
-    add("--quick", action="store_true", help="few pairs of little data: a test of this script")
-    add("--results", type=Path, help="keeps the figures of all parts; FOLDER/results.json")
-    add("--show", action="store_true", help="measure nothing, show what is kept")
-    add("--json", action="store_true", help="print JSON and nothing else")
-    add("--write", type=Path, metavar="PAGE", help="put the tables into this page")
+    add_common(parser)
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.total_mib, args.tune, args.opens, args.warm_seconds = 2, 8, 1, 1, 0
         args.stored = args.stored or [100]
     args.stored = args.stored or [1000, 1000000]
-    args.folder, args.data = args.folder.resolve(), args.data.resolve()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    args.results = args.results or args.folder / f"{'quick' if args.quick else 'results'}.json"
+    args.data = args.data.resolve()
+    place(args, "quick.json" if args.quick else "results.json")
     return args
 
 
 def measure(args, runner, engine, result):
     """Run the parts that are asked for; what another run found of the others stays."""
     result["machine"] = describe(args, runner)
-    command = " ".join(["python benchmarks/posix_peers.py", *map(shlex.quote, sys.argv[1:])])
     for part in args.only or PARTS:
-        load = os.getloadavg()[0]
-        run = {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": load}
+        run = this_run("posix_peers.py")
         cases = (args.case or CASES) if part == "transfers" else [None]
         for case in cases:
             say(f"{engine}: {part}{f', blocks of {case}' if case else ''}")
@@ -296,8 +299,8 @@ def measure(args, runner, engine, result):
 def main():
     args = parse()
     args.data.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(args.results.read_text()) if args.results.exists() else {}
-    results = {engine: kept.get(engine, {}) for engine in args.engine.split(",")}
+    before = kept(args)
+    results = {engine: before.get(engine, {}) for engine in args.engine.split(",")}
     with tempfile.TemporaryDirectory(prefix="posix-peers-", dir=args.data) as folder:
         # Folders in it start far from each other, and from inodes that were deleted just now.
         subprocess.run(["chattr", "+T", folder], capture_output=True, check=False)
@@ -305,16 +308,10 @@ def main():
         for engine, result in results.items() if runner else ():
             try:
                 for _ in measure(args, runner, engine, result):
-                    args.results.write_text(json.dumps({**kept, **results}))
+                    args.results.write_text(json.dumps({**before, **results}))
             except Failed as error:
                 sys.exit(f"posix_peers: {error}")
-    if args.json:
-        print(json.dumps(results, indent=2))
-        return
-    text = peer_tables.tables(results)
-    print(text)
-    if args.write:
-        peer_tables.write(args.write, text)
+    show(args, results, peer_tables.tables(results), "measured")
 
 
 if __name__ == "__main__":

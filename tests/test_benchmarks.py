@@ -249,6 +249,147 @@ def test_paced_loads_are_judged_window_by_window_by_their_slowest(cache_tables):
     assert judged_windows(1.6)[f"{what}p99 of hits", most] == "yes"
 
 
+@pytest.fixture
+def codec_tables(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import codec_tables
+
+    return codec_tables
+
+
+def codec_peers(folder, *line, check=True):
+    command = [sys.executable, BENCHMARKS / "codec_peers.py", "--quick", "--peers", "", *line]
+    command += ["--folder", folder / "peers"]
+    return subprocess.run(command, capture_output=True, text=True, check=check)
+
+
+def test_codec_peers_runs_without_peers(tmp_path):
+    result = json.loads(codec_peers(tmp_path, "--json").stdout)
+    figures = result["files"]["smollm2_bf16_argparse_b16"]
+    assert (figures["dtype"], figures["plane"]) == ("bf16", 6144)
+    assert figures["bytes"] >= 1 << 20
+    assert 1.4 < figures["named"] <= figures["bound"] < 1.6
+    for row in figures["rows"].values():
+        assert 1.4 < row["ratio"] <= figures["bound"]
+        assert all(row[name][0] > 0 for name in ("compress", "decompress", "memcpy"))
+    measured = {
+        (row["codec"], row["kernels"], row["checksums"]) for row in figures["rows"].values()
+    }
+    assert ("fast", "scalar", True) in measured
+    assert ("small", figures["kernels"], False) in measured
+    # Kernels that do not run here are named, and not measured.
+    for kernels in ("avx512", "avx2"):
+        assert (("fast", kernels, True) in measured) != (kernels in result["machine"]["left_out"])
+
+
+def test_codec_peers_measures_files_that_are_named_and_keeps_the_others(tmp_path):
+    codec_peers(tmp_path)
+    file = tmp_path / "halves.bin"
+    file.write_bytes(bytes(range(256)) * 512)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- measured codec: begin -->\noutdated\n<!-- measured codec: end -->\nafter\n"
+    )
+    shown = codec_peers(tmp_path, f"{file}=fp16,4096", "--write", page).stdout
+    assert "### Codec, smollm2_bf16_argparse_b16" in shown
+    assert "### Codec, halves\n\nfp16, planes of 4 KiB, 1 MiB (8 copies of the file)" in shown
+    text = page.read_text()
+    assert text.startswith("<!-- measured codec: begin -->\n\nMachine: ")
+    assert text.endswith("<!-- measured codec: end -->\nafter\n")
+    assert shown.strip() in text
+    assert "outdated" not in text
+
+
+def test_codec_peers_says_what_a_name_does_not(tmp_path):
+    file = tmp_path / "numbers.bin"
+    file.write_bytes(bytes(100))
+    done = codec_peers(tmp_path, file, check=False)
+    assert done.returncode == 2
+    assert "numbers.bin': the name says too little; FILE=DTYPE,PLANE" in done.stderr
+    done = codec_peers(tmp_path, f"{file}=bf16,4096", check=False)
+    assert done.returncode == 1
+    assert "it has not one plane of 4096 bytes" in done.stderr
+
+
+def coded(ratio, compress, decompress, **facts):
+    return {
+        "ratio": ratio,
+        "compress": [compress],
+        "decompress": [decompress],
+        "memcpy": [10],
+        **facts,
+    }
+
+
+def coded_by_us(ratio=1.4, compress=4.0, decompress=6.0, codec="fast", checksums=False):
+    facts = {"codec": codec, "kernels": "avx512", "checksums": checksums}
+    return coded(ratio, compress, decompress, **facts)
+
+
+def codec_bars(codec_tables, name="new_bf16_text_b128", bound=1.45, **rows):
+    for codec in ("fast", "small"):
+        rows.setdefault(codec, coded_by_us(codec=codec, checksums=True))
+    facts = {"dtype": name.split("_")[1], "kernels": "avx512", "guessed": 1.4, "named": 1.4}
+    result = {"files": {name: {**facts, "bound": bound, "rows": rows}}}
+    lines = codec_tables.bars(result)[1].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {what: (got, verdict) for _, what, got, _, verdict in cells}
+
+
+def test_a_ratio_is_judged_by_the_model_or_by_the_bound_of_the_file(codec_tables):
+    def verdicts(ratio, **more):
+        rows = {c: coded_by_us(ratio, codec=c, checksums=True) for c in ("fast", "small")}
+        found = codec_bars(codec_tables, **more, **rows)
+        return [found[what][1] for what in ("ratio, fast", "ratio, small") if what in found]
+
+    assert verdicts(1.480, name="smollm2_bf16_text_b128") == ["yes", "**no**"]
+    assert verdicts(1.450, name="smollm2_bf16_text_b16") == ["yes", "**no**"]
+    assert verdicts(1.154, name="smollm2_fp16_text_b128") == ["**no**"]
+    assert verdicts(1.176, name="smollm2_fp8_text_b16") == ["yes"]
+    assert verdicts(1.430, bound=1.45) == ["yes", "**no**"]
+    assert verdicts(1.442, bound=1.45) == ["yes", "yes"]
+    assert verdicts(1.430, name="new_fp16_text_b128") == []
+
+
+def test_speeds_are_judged_as_parts_of_memcpy_with_and_without_checksums(codec_tables):
+    found = codec_bars(
+        codec_tables,
+        fast=coded_by_us(decompress=3.4, checksums=True),
+        alone=coded_by_us(compress=4.0, decompress=5.9),
+    )
+    assert found["decompress, avx512"] == ("0.59 M", "**no**")
+    assert found["compress, avx512"] == ("0.40 M", "yes")
+    assert found["decompress, with checksums"] == ("0.34 M", "**no**")
+    assert "decompress, avx2" not in found
+
+
+def test_a_peer_is_matched_by_one_of_ours_that_is_nowhere_behind(codec_tables):
+    what = "peers that one of ours matches in all three"
+
+    def verdict(*facts):
+        peer = coded(*facts, coder="peer", piece=4096)
+        return codec_bars(codec_tables, peer=peer)[what]
+
+    assert verdict(1.4, 4.0, 6.0) == ("all 1", "yes")
+    assert verdict(1.4, 4.1, 1.0) == ("all but peer (ratio 1.400)", "**no**")
+    assert verdict(1.401, 1.0, 1.0) == ("all but peer (ratio 1.401)", "**no**")
+    assert verdict(1.03, 9.0, 9.0) == ("all 0", "yes")  # as good as not coded at all
+
+
+def test_a_peer_is_shown_with_the_pieces_that_are_better_for_it(codec_tables):
+    def shown(large_ratio, large_speed):
+        rows = {
+            "small": coded(1.40, 1.0, 1.0, coder="peer", piece=4096),
+            "large": coded(large_ratio, 1.0, large_speed, coder="peer", piece=262144),
+        }
+        return codec_tables.peers({"rows": rows})["peer"]["piece"]
+
+    assert shown(1.45, 0.5) == 262144
+    assert shown(1.401, 2.0) == 262144
+    assert shown(1.401, 0.5) == 4096
+    assert shown(1.35, 2.0) == 4096
+
+
 def test_synthetic_traces_are_traces(tmp_path):
     command = [sys.executable, BENCHMARKS / "replay_traces.py", tmp_path]
     subprocess.run(command, check=True)

@@ -41,6 +41,10 @@ NOT_RUN = {
         "docs/performance.md",
         '$ make bench-cache ARGS="--write docs/performance.md"',
     ): "takes half an hour, and installs peers",
+    (
+        "docs/performance.md",
+        '$ make bench-codec ARGS="--write docs/performance.md"',
+    ): "takes ten minutes, and installs peers",
     ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",

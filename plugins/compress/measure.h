@@ -17,9 +17,10 @@ typedef struct ucm_bench_figures {
     uint64_t memcpy_ns;
 } ucm_bench_figures;
 
-// Code `data` shard after shard and decode it again, without threads, queues or a store: what `ucm
-// bench codec` calls. A shard is as many planes of `plane_bytes` as `shard_bytes` holds, at least
-// one. `dtype` is that of the layout, `named` overrides it unless it is 0; `kernels` forces a set
+// Code `data` shard after shard and then decode it again, without threads, queues or a store: what
+// `ucm bench codec` calls. A shard is as many planes of `plane_bytes` as `shard_bytes` holds, at
+// least one. `dtype` is that of the layout, `named` overrides it unless it is 0; `kernels` forces a
+// set
 // ("scalar", "avx2", "avx512", "neon"), "" takes the best, and UCM_UNSUPPORTED is one that this
 // processor does not run; without `checksums` the codec is measured alone. UCM_OK, UCM_INVALID (a
 // dtype or size that cannot be), UCM_UNAVAILABLE (no memory), or UCM_CORRUPT: what came out is not
