@@ -14,6 +14,8 @@ constexpr size_t kRun = 64, kMostRuns = 32;
 constexpr double kPassBits = 0.06;
 constexpr uint8_t kPacked = 16;  // a bit beside the count of levels
 constexpr size_t kFewSymbols = 8192;
+constexpr uint8_t kUses = 15;    // of classes, before others are chosen
+constexpr float kWorse = 1.01f;  // they may code so much longer than where they were chosen
 constexpr size_t kPiece = 2048;  // a multiple of 64
 
 void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
@@ -41,6 +43,14 @@ size_t count_some(const uint8_t *symbols, size_t n, bool few, uint32_t (&counts)
     return n;
 }
 
+struct Identity {
+    uint8_t bytes[256] = {};
+    constexpr Identity() {
+        for (int s = 0; s < 256; s++) bytes[s] = uint8_t(s);
+    }
+};
+constexpr Identity kIdentity;
+
 struct Ranks {
     uint8_t of[256];                      // by symbol
     uint8_t symbols[256 + kMostMembers];  // and back; a table of 256 begins at any rank of a class
@@ -48,7 +58,8 @@ struct Ranks {
 
 // Symbols by rank: those of classes first, each in exchange for the one that was there.
 void rank(const Classes &classes, Ranks &ranks) {
-    for (int s = 0; s < 256; s++) ranks.of[s] = ranks.symbols[s] = uint8_t(s);
+    std::memcpy(ranks.of, kIdentity.bytes, sizeof ranks.of);
+    std::memcpy(ranks.symbols, kIdentity.bytes, sizeof ranks.of);
     for (int i = 0; i < classes.listed; i++) {
         const uint8_t symbol = classes.members[i], other = ranks.symbols[i];
         const uint8_t place = ranks.of[symbol];
@@ -181,20 +192,44 @@ Classes choose_classes(const uint32_t (&counts)[256], size_t total, size_t n, in
 ClassCoder::ClassCoder(const Kernels &kernels)
     : kernels_(kernels), symbols_(kTileBytes + kKernelSlack), ranks_(kTileBytes + kKernelSlack) {}
 
-size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out, size_t most) {
+size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out, size_t most,
+                          Kept &kept) {
     const size_t planes = plane_bytes(dtype, n);
     if (planes + 2 + kMostMembers > most) return 0;
-    uint8_t *symbols = symbols_.base(), *ranks = ranks_.base(), *const end = out + most;
-    kernels_.split[dtype](raw, n, symbols, out);
+    kernels_.split[dtype](raw, n, symbols_.base(), out);
+    // In a small tile, choosing takes as long as coding.
+    const bool small = n < kFewSymbols;
+    if (small && kept.uses > 0 && kept.dtype == dtype) {
+        kept.uses--;
+        const size_t coded = code(kept.classes, n, out + planes, most - planes);
+        if (coded != 0 && float(coded) / float(n) < kept.reached * kWorse) return planes + coded;
+        // It is not alike: the next ones are not asked either, and more of them every time.
+        kept.uses = 0;
+        kept.pause = std::min(kept.pause * 2 + 1, 127);
+        kept.paused = kept.pause;
+    }
     uint32_t counts[256];
-    const size_t total = count_some(symbols, n, symbol_bits(dtype) < 8 && n < kFewSymbols, counts);
+    const size_t total = count_some(symbols_.base(), n, small && symbol_bits(dtype) < 8, counts);
     const Classes classes = choose_classes(counts, total, n, 1 << symbol_bits(dtype));
     if (double(planes) + classes.bits * double(n) / 8 > double(most)) return 0;
+    const size_t coded = code(classes, n, out + planes, most - planes);
+    if (coded == 0) return 0;
+    if (kept.paused > 0) {
+        kept.paused--;
+    } else if (small) {
+        if (kept.dtype == dtype) kept.pause /= 2;
+        kept = {classes, float(coded) / float(n), uint8_t(dtype), kUses, kept.pause, 0};
+    }
+    return planes + coded;
+}
 
+// What symbols_ has; 0: it takes more than `most`.
+size_t ClassCoder::code(const Classes &classes, size_t n, uint8_t *out, size_t most) {
+    if (most < 2 + kMostMembers) return 0;
+    uint8_t *const begin = out, *const end = out + most, *const ranks = ranks_.base();
     Ranks table;
     rank(classes, table);
-    kernels_.translate(symbols, n, table.of, ranks);
-    out += planes;
+    kernels_.translate(symbols_.base(), n, table.of, ranks);
     out[1] = classes.widths;
     out = write_members(classes, out + 2, out);
     size_t passed = n;
@@ -207,7 +242,7 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     }
     if (passed > size_t(end - out)) return 0;
     kernels_.translate(ranks, passed, table.symbols + classes.listed, out);
-    return most - size_t(end - out) + passed;
+    return size_t(out - begin) + passed;
 }
 
 bool ClassCoder::decode(const uint8_t *stored, size_t bytes, int dtype, size_t n, uint8_t *raw) {

@@ -27,9 +27,17 @@ class ClassCoder {
   public:
     explicit ClassCoder(const Kernels &kernels);
 
+    // Classes that were chosen for other elements, which these may be like.
+    struct Kept {
+        Classes classes;
+        float reached = 0;  // coded bytes of an element
+        uint8_t dtype = 0, uses = 0;
+        int pause = 0, paused = 0;  // so many times it is not asked whether they are alike
+    };
+
     // Codes n elements into `out`, planes first; 0: it would take more than `most` bytes. Writes up
     // to kKernelSlack bytes behind those.
-    size_t encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out, size_t most);
+    size_t encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out, size_t most, Kept &kept);
 
     // False: these bytes are not n elements. Reads up to kKernelSlack bytes behind them, on which
     // nothing depends.
@@ -38,6 +46,8 @@ class ClassCoder {
     uint64_t memory_bytes() const { return symbols_.bytes() + ranks_.bytes(); }
 
   private:
+    size_t code(const Classes &classes, size_t n, uint8_t *out, size_t most);
+
     const Kernels &kernels_;
     Mapping symbols_, ranks_;
 };

@@ -109,11 +109,11 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
     Tile tile{kTileRaw, 0, bytes};
     const int first = place.known ? place.best : place.dtype;
     uint32_t stored = bytes;
-    if (place.fixed || place.known) stored = code(raw, bytes, first, mode, out, tile);
+    if (place.fixed || place.known) stored = code(raw, bytes, first, place, mode, out, tile);
     const float ratio = float(stored) / float(bytes), change = ratio / place.ratio;
     // It is not known, or another than what was: perhaps other numbers.
     if (!place.fixed && (!place.known || change > kDrift || change < 1 / kDrift)) {
-        stored = explore(raw, bytes, first, place.known, mode, out, tile);
+        stored = explore(raw, bytes, first, place, mode, out, tile);
         place.ratio = float(stored) / float(bytes);
     } else {
         place.ratio += (ratio - place.ratio) / 8;
@@ -131,22 +131,22 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
 }
 
 // As the dtype that suits best.
-uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, bool known, Mode mode,
+uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, Place &place, Mode mode,
                             uint8_t *out, Tile &tile) {
     const int dtype = guess_dtype(raw, bytes, first, mode);
     if (tile.codec != kTileRaw && tile.dtype == dtype) return tile.stored;
-    uint32_t stored = code(raw, bytes, dtype, mode, out, tile);
+    uint32_t stored = code(raw, bytes, dtype, place, mode, out, tile);
     // Text looks like numbers of one byte, and repeats itself, which only zstd sees.
-    if (known || dtype == first || element_bytes(dtype) > 1 || dtype == UCM_DTYPE_BYTES)
+    if (place.known || dtype == first || element_bytes(dtype) > 1 || dtype == UCM_DTYPE_BYTES)
         return stored;
-    const uint32_t as_bytes = code(raw, bytes, UCM_DTYPE_BYTES, mode, out, tile);
+    const uint32_t as_bytes = code(raw, bytes, UCM_DTYPE_BYTES, place, mode, out, tile);
     const uint32_t enough = mode == Mode::kSmall ? stored : stored - stored / 8;  // for its time
-    return as_bytes < enough ? as_bytes : code(raw, bytes, dtype, mode, out, tile);
+    return as_bytes < enough ? as_bytes : code(raw, bytes, dtype, place, mode, out, tile);
 }
 
 // Returns the bytes it takes; as many as there are if nothing pays, and the tile is raw.
-uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Mode mode, uint8_t *out,
-                         Tile &tile) {
+uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Place &place, Mode mode,
+                         uint8_t *out, Tile &tile) {
     tile = {kTileRaw, 0, bytes};
     const size_t width = element_bytes(dtype), n = bytes / width, tail = bytes - n * width;
     const bool numbers = dtype != UCM_DTYPE_BYTES;
@@ -156,14 +156,14 @@ uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Mode mod
     const size_t most = bytes - tail - std::max<size_t>(bytes / share, kKernelSlack);
     size_t stored = 0;
     if (numbers && mode == Mode::kFast) {
-        stored = classes_.encode(raw, n, dtype, out, most);
+        stored = classes_.encode(raw, n, dtype, out, most, place.kept);
         tile.codec = kTileClasses;
     } else {
         stored = zstd(raw, bytes, dtype, out, most);
         tile.codec = kTileZstd;
         // The head of a zstd frame weighs more than classes in a small plane.
         if (numbers && bytes < kSmallPlane) {
-            const size_t other = classes_.encode(raw, n, dtype, planes_.base(), most);
+            const size_t other = classes_.encode(raw, n, dtype, planes_.base(), most, place.kept);
             if (other != 0 && (stored == 0 || other < stored)) {
                 std::memcpy(out, planes_.base(), stored = other);
                 tile.codec = kTileClasses;

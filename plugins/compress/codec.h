@@ -32,7 +32,8 @@ struct Place {
     uint8_t best = 0;      // its dtype
     float ratio = 1;       // stored bytes of a raw one
     uint8_t failures = 0;  // in a row
-    uint16_t wait = 0;     // so many tiles are not tried
+    ClassCoder::Kept kept;
+    uint16_t wait = 0;  // so many tiles are not tried
 };
 
 // Codes tiles of at most kTileBytes. One thread at a time; allocates in the constructor only.
@@ -59,10 +60,10 @@ class TileCoder {
     void split_top(const uint8_t *raw, size_t n, int dtype, uint8_t *top, uint8_t *rest) const;
     void merge_top(const uint8_t *top, const uint8_t *rest, size_t n, int dtype,
                    uint8_t *raw) const;
-    uint32_t code(const uint8_t *raw, uint32_t bytes, int dtype, Mode mode, uint8_t *out,
-                  Tile &tile);
+    uint32_t code(const uint8_t *raw, uint32_t bytes, int dtype, Place &place, Mode mode,
+                  uint8_t *out, Tile &tile);
     Tile try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
-    uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, bool known, Mode mode,
+    uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, Place &place, Mode mode,
                      uint8_t *out, Tile &tile);
     size_t zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *out, size_t most);
     bool unzstd(const uint8_t *stored, uint32_t stored_bytes, int dtype, uint8_t *raw,
