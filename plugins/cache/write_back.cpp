@@ -115,6 +115,7 @@ void WriteBack::answer_later(const BlockRef &block, const JobRef &job, size_t ro
     work.last_row = row;
     request(block);
     queued_since_ns_ = 0;  // somebody waits for it
+    core_.wakeups.writes.notify_one();
 }
 
 void WriteBack::not_unsaved(Work &work) {
@@ -136,9 +137,11 @@ void WriteBack::request(const BlockRef &block) {
     not_unsaved(work);
     if (work.queued || table_.flagged(block.record, kWriting)) return;  // its end looks again
     work.queued = true;
-    if (queue_.empty()) queued_since_ns_ = monotonic_ns();
+    const bool first = queue_.empty();
+    if (first) queued_since_ns_ = monotonic_ns();
     queue_.push_back(block);
-    core_.wakeups.writes.notify_one();
+    // Amid a burst the writer sleeps until it is over, and is not woken for every block.
+    if (first || quiet_until() <= monotonic_ns()) core_.wakeups.writes.notify_one();
 }
 
 void WriteBack::request_unsaved(size_t most_shards) {
