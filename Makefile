@@ -18,7 +18,7 @@ SOURCES := $(shell find include plugins ucm -name __pycache__ -prune -o -print) 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help deps package wheel dev demo test check style types native native-plain native-asan \
-    native-tsan pytest model neon docs bench bench-posix bench-cache bench-codec e2e e2e-small \
+    native-tsan pytest model neon fuzz docs bench bench-posix bench-cache bench-codec e2e e2e-small \
     nfs clean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
 	@echo 'make model   the protocol of the memory that Cache shares, with spin; part of pytest'
 	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
+	@echo 'make fuzz    the codec of Compress with libFuzzer, a minute a target; a shorter run is part of pytest'
 	@echo 'make deps    the system packages that these need; they call it themselves'
 	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest.'
 	@echo 'make clean   remove $(VENV) and build/'
@@ -119,6 +120,10 @@ model: deps
 neon:
 	@.ci/deps '$(PYTHON)' neon
 	$(PYTHON) tests/neon/run.py
+
+# ARGS="--seconds 600": longer; ARGS=--merge: keep what was found in tests/fuzz/corpus
+fuzz: deps
+	$(PYTHON) tests/fuzz/run.py $(ARGS)
 
 docs: dev package
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees . build/docs

@@ -194,7 +194,8 @@ void TileCoder::merge_top(const uint8_t *top, const uint8_t *rest, size_t n, int
 // Planes, and one zstd frame; 0: it does not fit.
 size_t TileCoder::zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *out, size_t most) {
     const size_t n = bytes / element_bytes(dtype), rest = rest_bytes(dtype, n);
-    if (rest >= most) return 0;
+    // zstd 1.5.4 writes in front of a room that is too small for any frame's head.
+    if (most < rest + ZSTD_FRAMEHEADERSIZE_MAX) return 0;
     size_t coded;
     if (dtype == UCM_DTYPE_BYTES) {
         coded = ZSTD_compress2(encoder_, out, most, raw, n);

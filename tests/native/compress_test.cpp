@@ -591,6 +591,20 @@ TEST_CASE("a zstd part is one frame of one format", "[compress][frame]") {
     }
 }
 
+TEST_CASE("a plane too short for a zstd frame leaves the tile in front of it alone",
+          "[compress][frame]") {
+    for (int32_t dtype : {UCM_DTYPE_BF16, UCM_DTYPE_FP16, UCM_DTYPE_FP32})
+        for (uint64_t n = 60; n < 400; n++) {
+            INFO("dtype " << dtype << " bytes " << n);
+            const Shape shape{{4000 + n}, {{4000, dtype, 1}, {n, dtype, 2}}};
+            const Bytes bytes = numbers(4000 + n, dtype);
+            Bytes back;
+            const Bytes frame = encode(shape, bytes, Mode::kSmall, nullptr, dtype);
+            REQUIRE(decode(shape, frame, &back) == UCM_OK);
+            REQUIRE(bool(back == bytes));
+        }
+}
+
 TEST_CASE("mutated frames never give other bytes and never read or write outside",
           "[compress][frame]") {
     std::mt19937_64 random(42);
