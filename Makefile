@@ -33,7 +33,7 @@ help:
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
 	@echo 'make model   the protocol of the memory that Cache shares, with spin; part of pytest'
 	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
-	@echo 'make fuzz    the codec of Compress with libFuzzer, a minute a target; a shorter run is part of pytest'
+	@echo 'make fuzz    the codec of Compress with libFuzzer, a minute a target; pytest has a shorter run'
 	@echo 'make deps    the system packages that these need; they call it themselves'
 	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest.'
 	@echo 'make clean   remove $(VENV) and build/'
@@ -122,7 +122,8 @@ neon:
 	$(PYTHON) tests/neon/run.py
 
 # ARGS="--seconds 600": longer; ARGS=--merge: keep what was found in tests/fuzz/corpus
-fuzz: deps
+fuzz:
+	@.ci/deps '$(PYTHON)' fuzz
 	$(PYTHON) tests/fuzz/run.py $(ARGS)
 
 docs: dev package
