@@ -45,6 +45,10 @@ NOT_RUN = {
         "docs/performance.md",
         '$ make bench-codec ARGS="--write docs/performance.md"',
     ): "takes ten minutes, and installs peers",
+    (
+        "docs/performance.md",
+        "$ python benchmarks/compress_pays.py",
+    ): "needs root, cgroup 1 and some minutes",
     ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",

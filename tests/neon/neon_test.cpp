@@ -267,8 +267,9 @@ bool decode(ClassCoder &coder, const Bytes &stored, int dtype, size_t n, Bytes *
 Bytes check_tile(Coders &coders, const Bytes &raw, int dtype, size_t most) {
     const size_t n = raw.size() / element_bytes(dtype);
     const Guarded from(raw), plain(most + kKernelSlack), fast(most + kKernelSlack);
-    const size_t stored = coders.plain.encode(from.data(), n, dtype, plain.data(), most);
-    CHECK(coders.fast.encode(from.data(), n, dtype, fast.data(), most) == stored);
+    ClassCoder::Kept kept[2];
+    const size_t stored = coders.plain.encode(from.data(), n, dtype, plain.data(), most, kept[0]);
+    CHECK(coders.fast.encode(from.data(), n, dtype, fast.data(), most, kept[1]) == stored);
     CHECK(plain.front(stored) == fast.front(stored));
     Bytes back;
     if (stored) CHECK(decode(coders.fast, fast.front(stored), dtype, n, &back) && back == raw);
