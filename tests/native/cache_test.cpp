@@ -422,7 +422,7 @@ TEST_CASE("an urgent load overtakes those that wait for room", "[cache]") {
     urgent.transfer.priority = 1;
     REQUIRE(urgent.load() == UCM_OK);
     memory->release(64);  // room for some, then for the urgent one and at most one more
-    for (int k = 0; k < 8 && urgent.wait(300) == UCM_PENDING; k++) memory->release(1);
+    for (int k = 0; k < 24 && urgent.wait(300) == UCM_PENDING; k++) memory->release(1);
     const bool first = urgent.finished() && !patient.finished();
     memory->release();
     REQUIRE(first);
