@@ -33,12 +33,12 @@ SIDES = {
 }
 
 
-def opened(side, folder, block, **more):
+def opened(side, folder, block):
     pipeline, options = SIDES[side]
     return ucm.open_pipeline(
         pipeline, storage_backends=str(folder), namespace=side, block_size=block, shard_size=block,
         tensor_size=demo.PLANE_BYTES, dtype="bf16", cache_buffer_capacity_gb=1, io_direct=True,
-        **{**options, **more},
+        **options,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "sample.h"
 #include "ucm/store_v1.h"
 
 namespace ucm::compress {
@@ -25,8 +26,7 @@ void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
     for (; i < n; i++) counts[0][symbols[i]]++;
 }
 
-// All symbols, or of many a sample of runs that are spread evenly, each shifted by another part of
-// a run: rows of heads would otherwise be met at the same channels only. Returns how many.
+// All symbols, or of many a sample. Returns how many.
 size_t count_some(const uint8_t *symbols, size_t n, bool few, uint32_t (&counts)[256]) {
     uint16_t four[4][256] = {};
     // A fifth of a small tile, for the time that it takes; all where bits are few.
@@ -34,8 +34,7 @@ size_t count_some(const uint8_t *symbols, size_t n, bool few, uint32_t (&counts)
     if (few || n < 2 * runs * kRun) {
         count_run(symbols, n, four);
     } else {
-        const size_t step = (n - 2 * kRun) / runs;
-        for (size_t r = 0; r < runs; r++) count_run(symbols + r * step + r * 37 % kRun, kRun, four);
+        each_run(n, kRun, runs, 1, [&](size_t at) { count_run(symbols + at, kRun, four); });
         n = runs * kRun;
     }
     for (int s = 0; s < 256; s++)
@@ -149,7 +148,7 @@ Classes choose_classes(const uint32_t (&counts)[256], size_t total, size_t n, in
         sort_few(order, found);
 
     // For ranks from s on: how many symbols, the bits they take, and the width of the next level.
-    double left[kMostMembers + 1], bits[kMostMembers + 4];
+    double left[kMostMembers + 1], bits[kMostMembers + 1];
     int width[kMostMembers + 1];
     left[0] = double(total);
     for (int s = 0; s < known; s++) left[s + 1] = left[s] - (order[s] >> 8);

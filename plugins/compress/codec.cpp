@@ -98,9 +98,12 @@ Tile TileCoder::encode(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
             std::memcpy(out, raw, kPattern);
             return {kTileConstant, 0, kPattern};
         }
-        if (place.wait == 0) return try_to(raw, bytes, place, mode, out);
-        place.wait--;
+        if (place.wait > 0)
+            place.wait--;
+        else
+            tile = try_to(raw, bytes, place, mode, out);
     }
+    if (tile.codec != kTileRaw) return tile;
     std::memcpy(out, raw, bytes);
     return tile;
 }
@@ -122,11 +125,10 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
     if (place.known) {
         place.best = tile.dtype;
         place.failures = 0;
-        return tile;
+    } else {
+        if (place.failures < kMostFailures) place.failures++;
+        place.wait = uint16_t((1 << place.failures) - 1);
     }
-    if (place.failures < kMostFailures) place.failures++;
-    place.wait = uint16_t((1 << place.failures) - 1);
-    std::memcpy(out, raw, bytes);
     return tile;
 }
 

@@ -62,6 +62,7 @@ class TileCoder {
                    uint8_t *raw) const;
     uint32_t code(const uint8_t *raw, uint32_t bytes, int dtype, Place &place, Mode mode,
                   uint8_t *out, Tile &tile);
+    // What is raw, `out` does not have yet.
     Tile try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
     uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, Place &place, Mode mode,
                      uint8_t *out, Tile &tile);

@@ -51,6 +51,14 @@ uint64_t hash_of(const Trailer &trailer, const Kernels &kernels) {
     return kernels.hash(&trailer, offsetof(Trailer, trailer_hash), 0);
 }
 
+// Puts it, complete but for what is the same in all, to the end of the frame.
+void seal(Trailer &trailer, uint8_t *frame, const Kernels &kernels) {
+    std::memcpy(trailer.magic, kMagic, sizeof kMagic);
+    trailer.version = kVersion;
+    trailer.trailer_hash = hash_of(trailer, kernels);
+    std::memcpy(frame + trailer.frame_bytes - kTrailerBytes, &trailer, sizeof trailer);
+}
+
 // What can be said before the index is touched, in the order of the format.
 Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity,
                       const Kernels &kernels) {
@@ -84,7 +92,22 @@ ucm_status check_index(const Trailer &trailer, const uint8_t *index, F visit) {
     return raw == trailer.raw_bytes && stored + rest == trailer.frame_bytes ? UCM_OK : UCM_CORRUPT;
 }
 
+ucm_layout layout_of(const std::vector<uint64_t> &segments, const std::vector<ucm_plane> &planes) {
+    ucm_layout layout{};
+    layout.struct_size = sizeof layout;
+    layout.n_segments = uint32_t(segments.size());
+    layout.segment_bytes = segments.data();
+    for (uint64_t bytes : segments) layout.capacity += bytes;
+    layout.n_planes = uint32_t(planes.size());
+    layout.plane_stride = sizeof(ucm_plane);
+    layout.planes = planes.data();
+    return layout;
+}
+
 }  // namespace
+
+Geometry::Geometry(const std::vector<uint64_t> &segments, const std::vector<ucm_plane> &planes)
+    : Geometry(layout_of(segments, planes)) {}
 
 Geometry::Geometry(const ucm_layout &layout) {
     starts_.push_back(0);
@@ -131,6 +154,21 @@ void Geometry::each(void *const *row, uint64_t offset, uint64_t bytes, F visit) 
     }
 }
 
+void Geometry::gather(void *const *row, uint64_t offset, uint64_t bytes, uint8_t *to) const {
+    each(row, offset, bytes, [&](const uint8_t *part, size_t n) {
+        std::memcpy(to, part, n);
+        to += n;
+    });
+}
+
+void Geometry::scatter(const uint8_t *from, void *const *row, uint64_t offset,
+                       uint64_t bytes) const {
+    each(row, offset, bytes, [&](uint8_t *part, size_t n) {
+        std::memcpy(part, from, n);
+        from += n;
+    });
+}
+
 FrameCoder::FrameCoder(const Geometry &geometry, int dtype, const Kernels &kernels)
     : geometry_(geometry),
       kernels_(kernels),
@@ -169,21 +207,14 @@ bool FrameCoder::nothing_pays() {
 
 uint64_t FrameCoder::encode_raw(void *const *row, uint64_t length, uint8_t *frame) {
     Trailer trailer{};
-    std::memcpy(trailer.magic, kMagic, sizeof kMagic);
-    trailer.version = kVersion;
     trailer.raw_bytes = length;
     trailer.frame_bytes = length + kTrailerBytes;
     for (uint64_t at = 0, number = 0; at < length; at += kTileBytes, number++) {
         const uint64_t bytes = std::min<uint64_t>(kTileBytes, length - at);
-        uint8_t *out = frame + at;
-        geometry_.each(row, at, bytes, [&](const uint8_t *part, size_t n) {
-            std::memcpy(out, part, n);
-            out += n;
-        });
+        geometry_.gather(row, at, bytes, frame + at);
         trailer.raw_hash += kernels_.hash(frame + at, bytes, number);
     }
-    trailer.trailer_hash = hash_of(trailer, kernels_);
-    std::memcpy(frame + length, &trailer, sizeof trailer);
+    seal(trailer, frame, kernels_);
     return trailer.frame_bytes;
 }
 
@@ -222,13 +253,10 @@ uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, 
     // Stores keep whole pages.
     const uint64_t unit = length > UCM_ALIGNMENT ? UCM_ALIGNMENT : 1;
     if (round_up(trailer.frame_bytes, unit) >= round_up(length + kTrailerBytes, unit)) return 0;
-    std::memcpy(trailer.magic, kMagic, sizeof kMagic);
-    trailer.version = kVersion;
     trailer.raw_bytes = length;
     trailer.index_hash = kernels_.hash(index_.base(), index, 0);
-    trailer.trailer_hash = hash_of(trailer, kernels_);
     std::memcpy(frame + at, index_.base(), index);
-    std::memcpy(frame + at + index, &trailer, sizeof trailer);
+    seal(trailer, frame, kernels_);
     *counts = mine;
     return trailer.frame_bytes;
 }
@@ -244,11 +272,7 @@ void FrameCoder::encode_part(void *const *row, uint64_t length, Mode mode, uint8
             uint32_t(std::min<uint64_t>(tiles[i].bytes, length - tiles[i].offset));
         const uint8_t *raw = geometry_.find(row, tiles[i].offset, bytes);
         if (!raw) {
-            uint8_t *to = scratch_.base();
-            geometry_.each(row, tiles[i].offset, bytes, [&](const uint8_t *from, size_t n) {
-                std::memcpy(to, from, n);
-                to += n;
-            });
+            geometry_.gather(row, tiles[i].offset, bytes, scratch_.base());
             raw = scratch_.base();
         }
         const uint64_t raw_hash = kernels_.hash(raw, bytes, i);
@@ -296,12 +320,8 @@ Decoded FrameCoder::decode_raw(const uint8_t *frame, uint64_t bytes, uint64_t ra
     uint64_t sum = 0;
     for (uint64_t at = 0, number = 0; at < bytes; at += kTileBytes, number++) {
         const uint64_t piece = std::min<uint64_t>(kTileBytes, bytes - at);
-        const uint8_t *from = frame + at;
-        sum += kernels_.hash(from, piece, number);
-        geometry_.each(row, at, piece, [&](uint8_t *to, size_t n) {
-            std::memcpy(to, from, n);
-            from += n;
-        });
+        sum += kernels_.hash(frame + at, piece, number);
+        geometry_.scatter(frame + at, row, at, piece);
     }
     if (sum != raw_hash) return {UCM_CORRUPT, 0};
     return {UCM_OK, bytes};
@@ -335,11 +355,7 @@ void FrameCoder::decode_part(const uint8_t *frame, const uint8_t *index, void *c
                            entry.raw()))
             return;
         part.raw_hash += entry.codec == kTileRaw ? stored_hash : kernels_.hash(raw, entry.raw(), i);
-        if (!direct)
-            geometry_.each(row, offset, entry.raw(), [&](uint8_t *to, size_t n) {
-                std::memcpy(to, raw, n);
-                raw += n;
-            });
+        if (!direct) geometry_.scatter(raw, row, offset, entry.raw());
         offset += entry.raw();
         stored += entry.stored();
     }

@@ -15,6 +15,7 @@ constexpr uint64_t kTrailerBytes = 64;
 class Geometry {
   public:
     explicit Geometry(const ucm_layout &layout);
+    Geometry(const std::vector<uint64_t> &segments, const std::vector<ucm_plane> &planes);
 
     uint64_t capacity() const { return starts_.back(); }
     size_t segments() const { return starts_.size() - 1; }
@@ -30,11 +31,14 @@ class Geometry {
     // The address of bytes [offset, offset + bytes) of a shard, NULL if they lie in several
     // segments.
     uint8_t *find(void *const *row, uint64_t offset, uint64_t bytes) const;
-    // Calls visit(address, bytes) for each contiguous part of that range.
-    template <typename F>
-    void each(void *const *row, uint64_t offset, uint64_t bytes, F visit) const;
+    // Between that range and flat memory.
+    void gather(void *const *row, uint64_t offset, uint64_t bytes, uint8_t *to) const;
+    void scatter(const uint8_t *from, void *const *row, uint64_t offset, uint64_t bytes) const;
 
   private:
+    // Calls visit(address, bytes) for each contiguous part of a range.
+    template <typename F>
+    void each(void *const *row, uint64_t offset, uint64_t bytes, F visit) const;
     size_t segment_of(uint64_t offset) const;
     void cut(uint64_t end, int32_t dtype);
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "classes.h"
+#include "sample.h"
 #include "ucm/store_v1.h"
 
 namespace ucm::compress {
@@ -57,10 +58,7 @@ int guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
     if (bytes <= kRun * kRuns) {
         count(raw, bytes, counts);
     } else {
-        // Each shifted by another multiple of 4, or they would meet the same channels of a head.
-        const uint32_t step = (bytes - 2 * kRun) / kRuns / 4 * 4;
-        for (uint32_t r = 0; r < kRuns; r++)
-            count(raw + r * step + r * 37 % (kRun / 4) * 4, kRun, counts);
+        each_run(bytes, kRun, kRuns, 4, [&](size_t at) { count(raw + at, kRun, counts); });
     }
     // What a byte takes.
     float cost[kDtypes];

@@ -204,16 +204,11 @@ inline const uint8_t *decode_lane(const uint8_t *codes, __m512i lookup, const ui
 template <int Width>
 const uint8_t *decode(const uint8_t *codes, size_t n, const uint8_t *members, const uint8_t *passed,
                       uint8_t *symbols) {
-    uint32_t table = members[0] * 0x01010101u;
-    if (Width == 2) table = members[0] | uint32_t(members[1]) << 8 | uint32_t(members[2]) << 16;
-    const __m512i lookup = _mm512_set1_epi32(int(table));
-    size_t i = 0;
-    for (; i + 64 <= n; i += 64)
-        passed = decode_lane<Width>(codes + i * Width / 8, lookup, passed, symbols + i);
-    if (i == n) return passed;
-    uint8_t rest[16] = {};
-    memcpy(rest, codes + i * Width / 8, ((n - i) * Width + 7) / 8);
-    return decode_lane<Width>(rest, lookup, passed, symbols + i);
+    const __m512i lookup = _mm512_set1_epi32(int(members_by_code<Width>(members)));
+    return decode_lanes<Width>(codes, n, passed, symbols,
+                               [&](const uint8_t *from, const uint8_t *next, uint8_t *to) {
+                                   return decode_lane<Width>(from, lookup, next, to);
+                               });
 }
 
 }  // namespace

@@ -236,5 +236,24 @@ constexpr Shuffles make_shuffles() {
 
 constexpr Shuffles kShuffles = make_shuffles();
 
+// The members of a class by code, over and over.
+template <int Width>
+inline uint32_t members_by_code(const uint8_t *members) {
+    if (Width == 1) return members[0] * 0x01010101u;
+    return members[0] | uint32_t(members[1]) << 8 | uint32_t(members[2]) << 16;
+}
+
+// By 64 symbols: lane(codes, passed, symbols) returns what of `passed` is left.
+template <int Width, typename Lane>
+inline const uint8_t *decode_lanes(const uint8_t *codes, size_t n, const uint8_t *passed,
+                                   uint8_t *symbols, Lane lane) {
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) passed = lane(codes + i * Width / 8, passed, symbols + i);
+    if (i == n) return passed;
+    uint8_t rest[16] = {};
+    memcpy(rest, codes + i * Width / 8, ((n - i) * Width + 7) / 8);
+    return lane(rest, passed, symbols + i);
+}
+
 }  // namespace
 }  // namespace ucm::compress

@@ -14,17 +14,8 @@ namespace {
 constexpr uint64_t kMaxPlanes = 65536;  // of a shard
 
 Geometry geometry_of(uint64_t plane_bytes, uint64_t planes, int32_t dtype) {
-    const uint64_t capacity = plane_bytes * planes;
-    const std::vector<ucm_plane> each(planes, ucm_plane{plane_bytes, dtype, 0});
-    ucm_layout layout{};
-    layout.struct_size = sizeof layout;
-    layout.n_segments = 1;
-    layout.segment_bytes = &capacity;
-    layout.capacity = capacity;
-    layout.n_planes = uint32_t(planes);
-    layout.plane_stride = sizeof(ucm_plane);
-    layout.planes = each.data();
-    return Geometry(layout);
+    return Geometry({plane_bytes * planes},
+                    std::vector<ucm_plane>(planes, ucm_plane{plane_bytes, dtype, 0}));
 }
 
 uint64_t no_hash(const void *, size_t, uint64_t) {
@@ -43,7 +34,7 @@ ucm_status measure(const uint8_t *data, uint64_t bytes, const Geometry &geometry
                    Mode mode, const Kernels &kernels, ucm_bench_figures &figures) {
     const uint64_t capacity = geometry.capacity(), shards = (bytes + capacity - 1) / capacity;
     // Each shard has a frame of its own: what is decoded has left the caches, if there is much.
-    const uint64_t room = ucm::round_up(capacity + kTrailerBytes + kKernelSlack, 64);
+    const uint64_t room = ucm::round_up(capacity + kTrailerBytes, 64);
     FrameCoder coder(geometry, named, kernels);
     Mapping frames(room * shards), again(bytes);
     std::vector<uint64_t> stored(shards);

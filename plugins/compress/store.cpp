@@ -118,7 +118,7 @@ CompressStore::CompressStore(const ucm_open_args &args)
     if (geometry_->capacity() != args.layout->capacity || lower_->capacity != frame_bytes)
         throw Error(UCM_INVALID, "the capacity of the layout, or of the store below, does not fit");
     const size_t threads = size_t(Values(args)[kOptionConcurrency].i);
-    const uint64_t buffer_bytes = round_up(frame_bytes + kKernelSlack);
+    const uint64_t buffer_bytes = round_up(frame_bytes);
     loads_ = std::make_unique<Lane>(this, lower_, false, buffer_bytes, threads);
     dumps_ = std::make_unique<Lane>(this, lower_, true, buffer_bytes, threads);
     const int dtype = dtype_named(Values(args)[kOptionDtype].s, *args.layout);
@@ -128,8 +128,10 @@ CompressStore::CompressStore(const ucm_open_args &args)
                               coders_.size() * coders_.front()->memory_bytes());
     // More threads than cores decode no faster.
     const double cores = double(std::min<size_t>(threads, std::thread::hardware_concurrency()));
-    if (pace_.automatic())
-        pace_.set_decoders(decoding_speed(false) * cores, decoding_speed(true) * cores);
+    if (pace_.automatic()) {
+        static const double fast = decoding_speed(false), small = decoding_speed(true);
+        pace_.set_decoders(fast * cores, small * cores);
+    }
     start_threads();
 }
 

@@ -73,17 +73,7 @@ struct Shape {
             planes[i] = {(input.half() >> shift) + 1, dtype, int32_t(i)};
         }
     }
-    ucm::compress::Geometry geometry() const {
-        ucm_layout layout{};
-        layout.struct_size = sizeof layout;
-        layout.n_segments = uint32_t(segments.size());
-        layout.segment_bytes = segments.data();
-        for (uint64_t bytes : segments) layout.capacity += bytes;
-        layout.n_planes = uint32_t(planes.size());
-        layout.plane_stride = sizeof(ucm_plane);
-        layout.planes = planes.data();
-        return ucm::compress::Geometry(layout);
-    }
+    ucm::compress::Geometry geometry() const { return {segments, planes}; }
 };
 
 // A shard in segments of exactly their sizes, of which every other is not aligned.

@@ -88,17 +88,7 @@ struct Shape {
     static Shape of(size_t bytes, int32_t dtype) {
         return {{std::max<uint64_t>(bytes, 1)}, {{std::max<uint64_t>(bytes, 1), dtype, 0}}};
     }
-    ucm::compress::Geometry geometry() const {
-        ucm_layout layout{};
-        layout.struct_size = sizeof layout;
-        layout.n_segments = uint32_t(segments.size());
-        layout.segment_bytes = segments.data();
-        for (uint64_t bytes : segments) layout.capacity += bytes;
-        layout.n_planes = uint32_t(planes.size());
-        layout.plane_stride = sizeof(ucm_plane);
-        layout.planes = planes.data();
-        return ucm::compress::Geometry(layout);
-    }
+    ucm::compress::Geometry geometry() const { return {segments, planes}; }
 };
 
 // One shard as separate, unaligned segments that end at unmapped pages.

@@ -14,7 +14,6 @@ from ucm import errors, options
 from ucm.cli._measure import machine
 from ucm.registry import registry
 
-KERNELS = ("best", "scalar", "avx2", "avx512", "neon")
 SHARD_BYTES = 2 << 20
 
 
