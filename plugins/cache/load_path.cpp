@@ -366,8 +366,9 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         hits.back().second.push_back({block, row});
         return Planned::kYes;
     }
-    core_.metrics.add(kMissShards, 1);
+    const auto missed = [&] { core_.metrics.add(kMissShards, 1); };  // not those that try again
     if (state_of(word) == ShardState::kLoading) {
+        missed();
         job->rows[row] = Row::kWaiting;
         core_.metrics.add(kCoalescedShards, 1);
         if (member_of(word) == table_.member())
@@ -377,15 +378,19 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         table_.want(true);
         return Planned::kYes;
     }
-    if (!core_.lower_loads) return answer(UCM_NOT_FOUND);
-    const bool probe = core_.load_breaker.open();
-    if (probe && core_.load_breaker.ask() != Breaker::Says::kProbe) return answer(UCM_UNAVAILABLE);
+    const bool probe = core_.lower_loads && core_.load_breaker.open();
+    const bool down = probe && core_.load_breaker.ask() != Breaker::Says::kProbe;
+    if (!core_.lower_loads || down) {
+        missed();
+        return answer(down ? UCM_UNAVAILABLE : UCM_NOT_FOUND);
+    }
     fill.probe = fill.probe || probe;
     if (!block) {
         const uint32_t record = table_.take(Taking::kLoad, id);
         if (record == kNone) return Planned::kNoRoom;
         block = table_.start(record, id, State::kClean);
     }
+    missed();
     table_.put(block.record, shard, ShardState::kLoading);
     job->rows[row] = Row::kWaiting;
     fill.shards.push_back({block, shard, {waiter}});

@@ -379,7 +379,8 @@ TEST_CASE("every set of kernels gives the same bytes, and reads them", "[compres
             }
 }
 
-TEST_CASE("parts of a long shard are coded at once, and give the same frame", "[compress][frame]") {
+TEST_CASE("parts of a long shard are coded at once, and give the same frame",
+          "[compress][threads]") {
     // Every part on a coder of its own, the last first.
     struct Backwards final : ucm::compress::Team {
         explicit Backwards(const ucm::compress::Geometry &geometry) : geometry_(geometry) {}
