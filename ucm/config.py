@@ -47,6 +47,7 @@ class Config:
     persist_token_threshold: int
     load_tokens_threshold: int
     use_request_async_load: bool
+    use_async_save: bool
     enable_metrics: bool | None
     metrics_config_path: str | None
     metrics_config: dict[str, Any] | None

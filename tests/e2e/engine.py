@@ -1,7 +1,8 @@
 """Runs prompts through one vLLM engine, in a process of its own: engine.py SPEC.json RESULT.json
 
-SPEC: model, storage (a directory, or null to go without the connector), pipeline, prefix_caching,
-and jobs: lists of token ids, run one after the other. The result has, for each, the tokens, their
+SPEC: model, storage (a directory, or null to go without the connector), pipeline, options (the
+configuration's top-level keys), prefix_caching, engine (more arguments of vLLM's LLM), and jobs:
+lists of token ids, run one after the other. The result has, for each, the tokens, their
 log-probabilities and the time to the first token.
 """
 
@@ -29,11 +30,11 @@ CONNECTOR = {
 }
 
 
-def configured(storage, pipeline):
+def configured(storage, pipeline, options):
     config = {"store_pipeline": pipeline, "storage_backends": storage}
     config["cache_buffer_capacity_gb"] = 0.5
     store = {"ucm_connector_name": "UcmPipelineStore", "ucm_connector_config": config}
-    return {**CONNECTOR, "kv_connector_extra_config": {"ucm_connectors": [store]}}
+    return {**CONNECTOR, "kv_connector_extra_config": {"ucm_connectors": [store], **options}}
 
 
 def run(llm, tokens, outputs):
@@ -50,7 +51,9 @@ def run(llm, tokens, outputs):
 
 def main(spec, result):
     spec = json.loads(Path(spec).read_text())
-    transfer = configured(spec["storage"], spec["pipeline"]) if spec["storage"] else None
+    transfer = None
+    if spec["storage"]:
+        transfer = configured(spec["storage"], spec["pipeline"], spec["options"])
     llm = LLM(
         model=spec["model"],
         dtype="bfloat16",
@@ -60,6 +63,7 @@ def main(spec, result):
         enable_prefix_caching=spec["prefix_caching"],
         kv_transfer_config=transfer,
         disable_log_stats=False,
+        **spec["engine"],
     )
     run(llm, list(range(10)), 2)  # the first request of an engine is slow
     Path(result).write_text(json.dumps([run(llm, job, spec["outputs"]) for job in spec["jobs"]]))

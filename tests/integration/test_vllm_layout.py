@@ -14,7 +14,7 @@ BLOCK_BYTES = HEADS * TOKENS * 2 * DIM * 2  # of one layer
 
 def bytes_at(layout, block):
     """Return what stands at a block's addresses: for each shard the bytes of its segments."""
-    rows = layout.addresses([block])
+    _, _, rows = layout.rows([b"a" * 16], [block])
     return [b"".join(ctypes.string_at(a, layout.segment_size) for a in map(int, r)) for r in rows]
 
 
@@ -73,11 +73,27 @@ def test_a_cache_that_layers_share_is_stored_once():
     assert KvLayout(tensors, BLOCKS).names == ("0", "1")
 
 
-def test_ids_and_indexes_name_the_shards_in_the_order_of_the_addresses(layout):
-    ids, indexes = layout.shards([b"a" * 16, b"b" * 16])
+def test_a_row_is_a_shard_and_its_id_and_index_name_it(layout):
+    ids, indexes, addresses = layout.rows([b"a" * 16, b"b" * 16], [4, 2])
     assert [bytes(i) for i in ids] == [b"a" * 16] * LAYERS + [b"b" * 16] * LAYERS
     assert list(indexes) == [0, 1, 2, 0, 1, 2]
-    assert layout.addresses([0, 1]).shape == (2 * LAYERS, 1)
+    assert addresses.shape == (2 * LAYERS, 1)
+
+
+def test_rows_of_one_layer_are_the_same_ones(layout):
+    every = layout.rows([b"a" * 16, b"b" * 16], [4, 2])
+    for layer in range(LAYERS):
+        some = layout.rows([b"a" * 16, b"b" * 16], [4, 2], layer)
+        for all_rows, rows in zip(every, some, strict=True):
+            assert (all_rows[layer::LAYERS] == rows).all()
+
+
+def test_layers_that_share_a_cache_wait_for_the_same_shard_and_one_of_them_fills_it():
+    memory = np.zeros((2, BLOCKS, 8), np.float16)
+    tensors = {"0": Tensor(memory[0]), "1": Tensor(memory[1]), "2": Tensor(memory[0])}
+    layout = KvLayout(tensors, BLOCKS)
+    assert [layout.place(name) for name in ("0", "1", "2", "none")] == [0, 1, 0, None]
+    assert [layout.owner(name) for name in ("0", "1", "2", "none")] == [0, 1, None, None]
 
 
 @pytest.mark.parametrize(
@@ -105,4 +121,5 @@ def test_what_cannot_be_stored_is_refused_by_name(tensors, message):
 def test_registering_in_another_order_changes_nothing(kv, layout):
     turned = KvLayout(dict(reversed(registered(kv).items())), BLOCKS)
     assert turned.names == layout.names
-    assert (turned.addresses([1, 2]) == layout.addresses([1, 2])).all()
+    ids = [b"a" * 16, b"b" * 16]
+    assert (turned.rows(ids, [1, 2])[2] == layout.rows(ids, [1, 2])[2]).all()

@@ -6,7 +6,7 @@ import pytest
 
 import ucm
 from ucm.hashing import Namer
-from ucm.integration.vllm.scheduler import SchedulerSide
+from ucm.integration.vllm.scheduler import Policy, SchedulerSide
 
 SIZE = 4  # tokens of a block
 
@@ -26,6 +26,9 @@ class Ids:
         found = self.lookup(ids)
         return (found.index(False) if False in found else len(ids)) - 1
 
+    def tiers(self, ids):
+        return [2 * (i in self.known) for i in ids]
+
 
 class Broken(Ids):
     def lookup(self, ids):
@@ -42,10 +45,11 @@ def hashes(made):
     return [f"{made.prefix}{i}".encode() for i in range(made.num_tokens // SIZE)]
 
 
-def step(new=(), cached=(), resumed=()):
+def step(new=(), cached=(), resumed=(), preempted=()):
     """A scheduler's output: new (request, blocks, computed, scheduled), cached alike."""
     rows = [*new, *cached]
     return types.SimpleNamespace(
+        preempted_req_ids={r.request_id for r in preempted},
         num_scheduled_tokens={r.request_id: scheduled for r, _, _, scheduled in rows},
         scheduled_new_reqs=[
             types.SimpleNamespace(req_id=r.request_id, block_ids=(blocks,), num_computed_tokens=c)
@@ -70,8 +74,8 @@ def side(store):
     return attached(store)
 
 
-def attached(store, ranks=("tp0",)):
-    side = SchedulerSide(SIZE, hashes)
+def attached(store, ranks=("tp0",), **policy):
+    side = SchedulerSide(SIZE, hashes, Policy(**policy))
     side.attach(store, [Namer("space", rank) for rank in ranks])
     return side
 
@@ -83,7 +87,7 @@ def publish(store, made, blocks, ranks=("tp0",)):
 
 def run(side, made, blocks, computed_locally=0, scheduled=None):
     """Admit a request and plan its first step, as an engine does."""
-    external = side.matched_tokens(made, computed_locally)
+    external, _ = side.matched_tokens(made, computed_locally)
     side.admit(made, external)
     computed = computed_locally + external
     scheduled = made.num_tokens - computed if scheduled is None else scheduled
@@ -105,7 +109,7 @@ def test_what_is_not_stored_is_computed_and_saved(side):
 def test_a_stored_prefix_is_loaded_and_only_the_rest_is_saved(side, store):
     one = request("one", 14)
     publish(store, one, [0, 1])
-    assert side.matched_tokens(one, 0) == 8
+    assert side.matched_tokens(one, 0)[0] == 8
     plan = run(side, one, [7, 3, 9, 5])
     (load,) = plan.loads
     assert (load.hashes, load.blocks) == ([b"p0", b"p1"], [7, 3])
@@ -115,21 +119,21 @@ def test_a_stored_prefix_is_loaded_and_only_the_rest_is_saved(side, store):
 def test_matching_may_be_repeated_and_tells_the_same(side, store):
     one = request("one", 14)
     publish(store, one, [0, 1])
-    assert [side.matched_tokens(one, 0) for _ in range(3)] == [8, 8, 8]
+    assert [side.matched_tokens(one, 0)[0] for _ in range(3)] == [8, 8, 8]
 
 
 def test_a_prompt_that_is_stored_whole_leaves_a_block_to_compute(side, store):
     """The engine needs a token to start from; what was found is told in full."""
     one = request("one", 12)
     publish(store, one, [0, 1, 2])
-    assert side.matched_tokens(one, 0) == 8
+    assert side.matched_tokens(one, 0)[0] == 8
     assert side.admit(one, 8) == (3, 0, 3)
 
 
 def test_blocks_that_the_engine_has_are_not_loaded(side, store):
     one = request("one", 17)
     publish(store, one, [0, 1, 2])
-    assert side.matched_tokens(one, 4) == 8
+    assert side.matched_tokens(one, 4)[0] == 8
     plan = run(side, one, [7, 3, 9, 5, 6], computed_locally=4)
     assert plan.loads[0].blocks == [3, 9]
     assert saved(plan) == {"one": [5]}
@@ -147,7 +151,7 @@ def test_a_hit_needs_the_blocks_of_every_rank(store):
     side, one = attached(store, ranks), request("one", 17)
     publish(store, one, [0, 1, 2], ranks[:1])
     publish(store, one, [0], ranks[1:])
-    assert side.matched_tokens(one, 0) == 4
+    assert side.matched_tokens(one, 0)[0] == 4
     assert saved(run(side, one, [7, 3, 9, 5, 6])) == {"one": [3, 9, 5]}
 
 
@@ -195,7 +199,7 @@ def test_a_preempted_request_is_matched_and_loaded_anew(side, store):
     one = request("one", 14)
     run(side, one, [7, 3, 9, 5])
     publish(store, one, [0, 1, 2])
-    assert side.matched_tokens(one, 0) == 12
+    assert side.matched_tokens(one, 0)[0] == 12
     side.admit(one, 12)
     plan = side.plan(step(cached=[(one, [2, 4, 6, 8], 12, 2)], resumed=[one]))
     assert plan.loads[0].blocks == [2, 4, 6]
@@ -213,18 +217,18 @@ def test_what_was_found_is_told_once_for_each_admission(side, store):
 def test_a_request_that_must_not_read_the_cache_finds_nothing(side, store):
     one = request("one", 14, skip_reading_prefix_cache=True)
     publish(store, one, [0, 1])
-    assert side.matched_tokens(one, 0) == 0
+    assert side.matched_tokens(one, 0)[0] == 0
 
 
 def test_a_prompt_of_less_than_a_block_asks_the_store_nothing(side, store):
-    assert side.matched_tokens(request("one", 3), 0) == 0
+    assert side.matched_tokens(request("one", 3), 0)[0] == 0
     assert store.looked_up == 0
 
 
 def test_a_store_that_fails_is_a_store_without_the_blocks():
     side = attached(Broken())
     one = request("one", 14)
-    assert side.matched_tokens(one, 0) == 0
+    assert side.matched_tokens(one, 0)[0] == 0
     assert saved(run(side, one, [7, 3, 9, 5])) == {"one": [7, 3, 9]}
 
 
@@ -243,3 +247,139 @@ def test_without_a_store_nothing_is_found_or_saved():
     one = request("one", 14)
     plan = run(side, one, [7, 3, 9, 5])
     assert (plan.loads, saved(plan)) == ([], {})
+
+
+def outside(side, made, blocks, computed_locally=0):
+    """Admit a request that loads outside the batch; return what the next step does for it."""
+    tokens, waits = side.matched_tokens(made, computed_locally)
+    assert waits
+    side.admit(made, tokens, blocks)
+    plan = side.plan(step())
+    assert (plan.loads, plan.saves) == ([], [])
+    return plan.background
+
+
+def test_a_request_outside_the_batch_loads_before_it_is_scheduled(store):
+    side, one = attached(store, async_load=True), request("one", 17)
+    publish(store, one, [0, 1, 2])
+    (load,) = outside(side, one, [7, 3, 9, 5, 6], computed_locally=4)
+    assert (load.request_id, load.hashes, load.blocks) == ("one", [b"p1", b"p2"], [3, 9])
+    assert side.plan(step()).background == []
+    one.num_computed_tokens = 12
+    assert side.admit(one, 0) is None
+    plan = side.plan(step(new=[(one, [7, 3, 9, 5, 6], 12, 5)]))
+    assert (plan.loads, saved(plan)) == ([], {"one": [5]})
+
+
+def test_blocks_that_failed_outside_the_batch_are_computed_and_saved_again(store):
+    side, one = attached(store, async_load=True), request("one", 17)
+    publish(store, one, [0, 1, 2])
+    outside(side, one, [7, 3, 9, 5, 6])
+    side.load_failed({3})
+    store.known -= set(Namer("space", "tp0")([b"p1", b"p2"]))
+    one.num_computed_tokens = 4
+    side.admit(one, 0)
+    plan = side.plan(step(new=[(one, [7, 3, 9, 5, 6], 4, 13)]))
+    assert saved(plan) == {"one": [3, 9, 5]}
+
+
+def test_what_could_not_be_loaded_is_not_tried_again_for_the_same_request(store):
+    """A store that fails each time would keep the request waiting for ever."""
+    side, one = attached(store, async_load=True), request("one", 17)
+    publish(store, one, [0, 1, 2])
+    outside(side, one, [7, 3, 9, 5, 6])
+    side.load_failed({7})
+    assert side.matched_tokens(one, 0) == (0, False)
+    assert side.matched_tokens(request("two", 17), 0)[0] == 12
+    side.finished("one")
+    assert side.matched_tokens(one, 0)[0] == 12
+
+
+def test_only_what_is_loaded_waits_outside_the_batch(store):
+    side = attached(store, async_load=True)
+    assert side.matched_tokens(request("one", 17), 0) == (0, False)
+
+
+@pytest.mark.parametrize(("local", "tokens"), [(0, 8), (4, 4), (8, 0), (12, 0)])
+def test_hit_ratio_limits_what_a_prompt_finds_in_all(store, local, tokens):
+    side, one = attached(store, hit_ratio=0.5), request("one", 20)
+    publish(store, one, range(5))
+    assert side.matched_tokens(one, local)[0] == tokens
+    assert side.admit(one, tokens) == (5, local // SIZE, tokens // SIZE)
+
+
+def test_prompts_below_the_threshold_are_neither_loaded_nor_saved(store):
+    side, one, two = (
+        attached(store, persist_token_threshold=15),
+        request("one", 14),
+        request("two", 15),
+    )
+    publish(store, one, [0, 1])
+    assert saved(run(side, one, [7, 3, 9, 5])) == {}
+    assert side.matched_tokens(one, 0)[0] == 0
+    assert side.matched_tokens(two, 0)[0] == 8
+    assert store.looked_up > 0
+
+
+def test_hits_below_their_threshold_are_not_loaded(store):
+    side, one = attached(store, load_tokens_threshold=9), request("one", 17)
+    publish(store, one, [0, 1])
+    assert side.matched_tokens(one, 0)[0] == 0
+    publish(store, one, [2])
+    assert side.matched_tokens(one, 0)[0] == 12
+
+
+def test_a_request_holds_its_blocks_exactly_if_something_of_it_was_saved(store):
+    side = attached(store, async_save=True)
+    one, two = request("one", 14), request("two", 14)
+    run(side, one, [7, 3, 9, 5])
+    run(side, two, [1, 2, 4, 6])  # the same blocks: they are on their way
+    assert (side.finished("one"), side.finished("two")) == (True, False)
+    assert side.holds_blocks
+    side.saved({"one"})
+    assert not side.holds_blocks
+
+
+def test_a_preempted_request_holds_nothing_more(store):
+    side, one = attached(store, async_save=True), request("one", 14)
+    run(side, one, [7, 3, 9, 5])
+    assert side.plan(step(preempted=[one])).preempted == ["one"]
+    assert not side.finished("one")
+
+
+def test_a_request_that_ends_while_it_receives_is_let_go_of_by_that(store):
+    side, one = attached(store, async_load=True, async_save=True), request("one", 17)
+    publish(store, one, [0, 1, 2])
+    outside(side, one, [7, 3, 9, 5, 6])
+    assert not side.finished("one")
+
+
+def test_where_a_hit_lies_is_told_block_by_block(store):
+    side, one = attached(store), request("one", 17)
+    publish(store, one, [0, 1, 2])
+    tokens, _ = side.matched_tokens(one, 4)
+    side.admit(one, tokens)
+    assert side.hit_tiers("one") == [2, 2]
+    assert side.hit_tiers("never seen") == []
+
+
+def test_what_is_computed_already_is_not_saved_after_a_reset(side):
+    one = request("one", 14)
+    side.matched_tokens(one, 0)
+    side.admit(one, 0)
+    side.plan(step(new=[(one, [7, 3], 0, 6)]))
+    side.forget()
+    assert saved(side.plan(step(cached=[(one, [9, 5], 6, 8)]))) == {}
+    assert saved(run(side, request("two", 9), [1, 2, 4])) == {"two": [1, 2]}
+
+
+def test_counting_alone_loads_and_saves_nothing_and_remembers_what_it_would_save(store):
+    kept = []
+    side = SchedulerSide(SIZE, hashes, Policy(lite=True))
+    side.attach(store, [Namer("space", "lite")], kept.extend)
+    one = request("one", 14)
+    store.known.update(Namer("space", "lite")([b"p0"]))
+    assert side.matched_tokens(one, 0) == (0, False)
+    assert side.admit(one, 0) == (3, 0, 1)
+    plan = side.plan(step(new=[(one, [7, 3, 9, 5], 0, 14)]))
+    assert (plan.loads, plan.saves, kept) == ([], [], [b"p1", b"p2"])

@@ -1,5 +1,7 @@
 """Blocks on their way between KV cache and store, and what a failure costs."""
 
+import time
+
 import numpy as np
 import pytest
 from kv_tensors import BLOCKS
@@ -7,7 +9,7 @@ from kv_tensors import BLOCKS
 import ucm
 from ucm.hashing import Namer
 from ucm.integration.vllm.metadata import Load, Plan, Save
-from ucm.integration.vllm.worker import WorkerSide
+from ucm.integration.vllm.worker import Moving, WorkerSide
 
 NAMER = Namer("space", "tp0")
 HASHES = [f"block {i}".encode() for i in range(BLOCKS)]
@@ -17,14 +19,23 @@ def alone(failed):
     return failed
 
 
+@pytest.fixture(params=[Moving(a, b) for a in (False, True) for b in (False, True)], ids=str)
+def moving(request):
+    """Every way in which blocks move: all promises hold in each."""
+    return request.param
+
+
 @pytest.fixture
-def worker(layout, tmp_path):
-    side = make(layout, tmp_path)
+def worker(layout, tmp_path, moving):
+    side = make(layout, tmp_path, moving=moving)
     yield side
     side.detach().close()
 
 
-def make(layout, folder, agree=alone):
+PLAIN = Moving()
+
+
+def make(layout, folder, agree=alone, moving=PLAIN):
     store = ucm.open_pipeline(
         "Posix",
         storage_backends=str(folder),
@@ -33,14 +44,32 @@ def make(layout, folder, agree=alone):
         tensor_size=layout.segment_size,
         dtype="fp16",
     )
-    return WorkerSide(store, layout, NAMER, agree)
+    return WorkerSide(store, layout, NAMER, agree, moving)
+
+
+def step(worker, plan, finished=()):
+    """Run one step of an engine, with a forward over all layers."""
+    worker.begin(plan)
+    worker.load(plan)
+    for name in worker._layout.names:
+        worker.wait_layer(name)
+        worker.save_layer(name, plan)
+    worker.save(plan)
+    return worker.finished(finished)
+
+
+def settle(worker):
+    """Let what is being saved end."""
+    while worker._saving:
+        step(worker, Plan())
 
 
 def save_all(worker, places=range(BLOCKS)):
     """Save block i of the KV cache as the i-th block of a request."""
     places = list(places)
     hashes = [HASHES[i] for i in places]
-    worker.save(Plan(saves=[Save("r", list(range(BLOCKS)), 0, places, hashes)]))
+    step(worker, Plan(saves=[Save("r", list(range(BLOCKS)), 0, places, hashes)]))
+    settle(worker)
 
 
 def load(hashes, blocks):
@@ -63,7 +92,7 @@ def test_what_was_saved_is_loaded_into_other_blocks(worker, kv):
     before = kv.copy()
     save_all(worker)
     kv[:] = 0
-    worker.load(load([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]))
+    step(worker, load([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]))
     assert (kv.view(np.uint16) == before[:, ::-1].view(np.uint16)).all()
     assert worker.take_failed() == set()
 
@@ -74,14 +103,14 @@ def test_several_requests_load_in_one_step(worker, kv):
     kv[:] = 0
     plan = load([0], [3])
     plan.loads += load([1, 2], [5, 1]).loads
-    worker.load(plan)
+    step(worker, plan)
     for source, place in ((0, 3), (1, 5), (2, 1)):
         assert (kv[:, place].view(np.uint16) == before[:, source].view(np.uint16)).all()
 
 
 def test_a_missing_block_fails_alone_and_is_told_once(worker):
     save_all(worker, [0, 2])
-    worker.load(load([0, 1, 2], [3, 4, 5]))
+    step(worker, load([0, 1, 2], [3, 4, 5]))
     assert worker.take_failed() == {4}
     assert worker.take_failed() == set()
 
@@ -91,53 +120,58 @@ def test_a_damaged_block_fails_alone(worker, tmp_path, kv):
     save_all(worker)
     damage(file_of(tmp_path, 1))
     kv[:] = 0
-    worker.load(load([0, 1, 2], [0, 1, 2]))
+    step(worker, load([0, 1, 2], [0, 1, 2]))
     assert worker.take_failed() == {1}
     assert (kv[:, [0, 2]].view(np.uint16) == before[:, [0, 2]].view(np.uint16)).all()
 
 
-def test_what_is_computed_after_a_failed_block_is_not_saved(worker, tmp_path):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_is_computed_after_a_failed_block_is_not_saved(worker, at_once):
     """Blocks 3 and 4 were computed in a step for which block 1 could not be loaded."""
     save_all(worker, [0])
-    worker.load(load([0, 1, 2], [0, 1, 2]))
+    plan = load([0, 1, 2], [0, 1, 2])
     wrong = Save("r", [0, 1, 2, 3, 4], 3, [3, 4], HASHES[3:5])
     other = Save("s", [5], 0, [0], [HASHES[5]])
-    worker.save(Plan(saves=[wrong, other]))
+    if not at_once:
+        step(worker, plan)
+        plan = Plan()
+    plan.saves += [wrong, other]
+    step(worker, plan)
     assert stored(worker) == [0, 5]
 
 
 def test_a_step_planned_before_the_failure_was_known_is_not_saved_either(worker):
-    worker.load(load([1], [1]))
-    worker.save(Plan())
-    worker.save(Plan(saves=[Save("r", [0, 1, 2], 2, [2], [HASHES[2]])]))
+    step(worker, load([1], [1]))
+    step(worker, Plan())
+    step(worker, Plan(saves=[Save("r", [0, 1, 2], 2, [2], [HASHES[2]])]))
     assert stored(worker) == []
 
 
 def test_once_computed_again_everything_is_saved(worker):
-    worker.load(load([1], [1]))
-    worker.save(Plan(saves=[Save("r", [0, 1, 2], 1, [1, 2], HASHES[1:3])]))
+    step(worker, load([1], [1]))
+    step(worker, Plan(saves=[Save("r", [0, 1, 2], 1, [1, 2], HASHES[1:3])]))
     assert stored(worker) == [1, 2]
 
 
 def test_a_block_that_is_loaded_well_later_is_good_again(worker):
-    worker.load(load([1], [1]))
+    step(worker, load([1], [1]))
     save_all(make_clean(worker), [0])
-    worker.load(load([0], [1]))
-    worker.save(Plan(saves=[Save("r", [1, 2], 1, [1], [HASHES[2]])]))
+    step(worker, load([0], [1]))
+    step(worker, Plan(saves=[Save("r", [1, 2], 1, [1], [HASHES[2]])]))
     assert stored(worker) == [0, 2]
 
 
 def make_clean(worker):
     """Let block 1 count as computed, which a save of it says."""
-    worker.save(Plan(saves=[Save("r", [1], 0, [], [])]))
+    step(worker, Plan(saves=[Save("r", [1], 0, [], [])]))
     return worker
 
 
 def test_what_fails_at_another_worker_spoils_this_ones_blocks(layout, tmp_path):
     worker = make(layout, tmp_path, agree=lambda failed: failed | {1})
     save_all(worker, [0, 1])
-    worker.load(load([0, 1], [0, 1]))
-    worker.save(Plan(saves=[Save("r", [0, 1, 2], 2, [2], [HASHES[2]])]))
+    step(worker, load([0, 1], [0, 1]))
+    step(worker, Plan(saves=[Save("r", [0, 1, 2], 2, [2], [HASHES[2]])]))
     assert stored(worker) == [0, 1]
     assert worker.take_failed() == {1}
     worker.detach().close()
@@ -146,11 +180,152 @@ def test_what_fails_at_another_worker_spoils_this_ones_blocks(layout, tmp_path):
 def test_workers_agree_in_every_step_that_loads_and_in_no_other(layout, tmp_path):
     calls = []
     worker = make(layout, tmp_path, agree=lambda failed: calls.append(failed) or failed)
-    worker.load(Plan())
-    worker.load(load([0], [0]))
+    step(worker, Plan())
+    step(worker, load([0], [0]))
     worker.detach().close()
-    worker.load(load([0], [2]))
+    step(worker, load([0], [2]))
     assert calls == [{0}, {2}]
+
+
+def test_a_layer_is_there_once_it_has_been_waited_for(layout, tmp_path, kv):
+    before = kv.copy()
+    worker = make(layout, tmp_path, moving=Moving(layerwise=True))
+    save_all(worker)
+    kv[:] = 0
+    plan = load([0, 1, 2], [3, 4, 5])
+    worker.load(plan)
+    for i, name in enumerate(layout.names):
+        worker.wait_layer(name)
+        worker.wait_layer(name)  # two layers may share a cache
+        assert (kv[i, 3:6].view(np.uint16) == before[i, :3].view(np.uint16)).all()
+    worker.save(plan)
+    assert worker.take_failed() == set()
+    worker.detach().close()
+
+
+def test_a_layer_is_saved_as_it_was_when_it_was_computed(layout, tmp_path, kv):
+    """What the step does to a layer's cache before that, and to other blocks after, is not seen."""
+    worker = make(layout, tmp_path, moving=Moving(layerwise=True, async_save=True))
+    plan = Plan(saves=[Save("r", [2], 0, [0], [HASHES[0]])])
+    before = kv[:, 2].copy()
+    for i, name in enumerate(layout.names):
+        kv[i, 2] = before[i]
+        worker.save_layer(name, plan)
+        worker.save_layer(name, plan)
+    worker.save(plan)
+    settle(worker)
+    kv[:] = 0
+    step(worker, load([0], [4]))
+    assert (kv[:, 4].view(np.uint16) == before.view(np.uint16)).all()
+    worker.detach().close()
+
+
+def test_layers_that_no_forward_came_by_are_saved_at_the_end(layout, tmp_path):
+    worker = make(layout, tmp_path, moving=Moving(layerwise=True))
+    plan = Plan(saves=[Save("r", [2], 0, [0], [HASHES[0]])])
+    worker.save_layer(layout.names[1], plan)
+    worker.save(plan)
+    assert stored(worker) == [0]
+    worker.detach().close()
+
+
+def background(hashes, blocks, name="r"):
+    return Plan(background=[Load(name, [HASHES[i] for i in hashes], blocks)])
+
+
+def received(worker):
+    """Step until a request has received its blocks."""
+    for _ in range(1000):
+        sent, got = step(worker, Plan())
+        assert not sent
+        if got:
+            return got
+        time.sleep(0.005)
+    raise AssertionError("nothing was received")
+
+
+def test_a_request_outside_the_batch_is_told_once_that_its_blocks_are_there(worker, kv):
+    before = kv.copy()
+    save_all(worker)
+    kv[:] = 0
+    _, got = step(worker, background([0, 1], [4, 5]))
+    assert (got or received(worker)) == {"r"}
+    assert (kv[:, 4:6].view(np.uint16) == before[:, :2].view(np.uint16)).all()
+    assert step(worker, Plan()) == (set(), set())
+
+
+def test_what_cannot_be_loaded_outside_the_batch_is_told_with_it_or_before(worker):
+    save_all(worker, [0])
+    _, got = step(worker, background([0, 1], [4, 5]))
+    failed = worker.take_failed()
+    if not got:
+        assert received(worker) == {"r"}
+    assert failed | worker.take_failed() == {5}
+    step(worker, Plan(saves=[Save("r", [4, 5, 3], 2, [2], [HASHES[2]])]))
+    assert stored(worker) == [0]
+
+
+def sent(worker, names):
+    """Step until nothing of these requests is being saved."""
+    told, _ = step(worker, Plan(), names)
+    for _ in range(1000):
+        if told >= set(names):
+            return told
+        time.sleep(0.005)
+        told |= step(worker, Plan())[0]
+    raise AssertionError("nothing was sent")
+
+
+def test_a_request_that_ends_is_told_once_when_all_of_it_is_saved(layout, tmp_path):
+    worker = make(layout, tmp_path, moving=Moving(async_save=True))
+    saves = [Save(name, [i], 0, [0], [HASHES[i]]) for i, name in enumerate("rs")]
+    assert step(worker, Plan(saves=saves)) == (set(), set())  # they have not ended
+    assert sent(worker, ["r"]) == {"r"}
+    assert step(worker, Plan(), ["r", "other"]) == (set(), set())
+    assert sent(worker, ["s"]) == {"s"}
+    assert stored(worker) == [0, 1]
+    worker.detach().close()
+
+
+def test_a_request_whose_blocks_must_not_be_saved_lets_go_of_them_too(layout, tmp_path):
+    """The scheduler has planned a save, and waits to hear of it."""
+    worker = make(layout, tmp_path, moving=Moving(async_save=True))
+    plan = load([0], [0])
+    plan.saves.append(Save("r", [0, 1], 1, [1], [HASHES[1]]))
+    step(worker, plan)
+    assert sent(worker, ["r"]) == {"r"}
+    assert stored(worker) == []
+    worker.detach().close()
+
+
+def test_blocks_of_a_preempted_request_are_saved_before_others_get_them(layout, tmp_path, kv):
+    before = kv.copy()
+    worker = make(layout, tmp_path, moving=Moving(async_save=True))
+    step(worker, Plan(saves=[Save("r", [0, 1], 0, [0, 1], HASHES[:2])]))
+    worker.begin(Plan(preempted=["r"]))
+    assert not worker._saving
+    kv[:, :2] = 0
+    assert worker.finished(["r"]) == (set(), set())  # nothing is held any more
+    step(worker, load([0, 1], [3, 4]))
+    assert (kv[:, 3:5].view(np.uint16) == before[:, :2].view(np.uint16)).all()
+    worker.detach().close()
+
+
+def test_a_step_that_waits_for_its_saves_holds_nothing(layout, tmp_path):
+    worker = make(layout, tmp_path)
+    step(worker, Plan(saves=[Save("r", [0], 0, [0], [HASHES[0]])]))
+    assert not worker._saving
+    assert step(worker, Plan(), ["r"]) == (set(), set())
+    worker.detach().close()
+
+
+def test_without_a_store_requests_are_let_go_of_all_the_same(layout, tmp_path):
+    worker = make(layout, tmp_path, moving=Moving(async_save=True))
+    worker.detach().close()
+    plan = background([0], [1], "b")
+    plan.saves.append(Save("r", [0], 0, [0], [HASHES[0]]))
+    assert step(worker, plan, ["r"]) == ({"r"}, {"b"})
+    assert worker.take_failed() == {1}
 
 
 def test_a_save_that_fails_is_no_error_of_the_engine(layout, tmp_path, monkeypatch):
@@ -162,10 +337,11 @@ def test_a_save_that_fails_is_no_error_of_the_engine(layout, tmp_path, monkeypat
     monkeypatch.setattr(worker._store, "dump_data", refuse)
     save_all(worker)
     monkeypatch.setattr(worker._store, "load_data", lambda *args: 1 / 0)
-    worker.load(load([0], [0]))
+    step(worker, load([0], [0]))
     assert worker.take_failed() == {0}
     worker.detach().close()
 
 
 def stored(worker):
+    settle(worker)
     return [i for i, known in enumerate(worker._store.lookup(NAMER(HASHES))) if known]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ucm import hashing
@@ -21,6 +23,9 @@ def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
     ):
         if value > 1:
             raise UnsupportedError(f"UCMConnector: {name} is {value}; only 1 is supported yet")
+    cache = vllm_config.cache_config
+    if kv_cache_config is None:  # the two-argument form
+        return int(cache.block_size)
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
         raise UnsupportedError(
@@ -33,8 +38,31 @@ def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
             f"UCMConnector: the model's KV cache is a {kind}; only full attention is supported yet"
         )
     # With decode context parallelism a block covers the tokens of several ranks.
-    cache = vllm_config.cache_config
     return int(getattr(kv_cache_config, "hash_block_size", None) or cache.block_size)
+
+
+def bound_caches(forward_context: Any) -> dict[str, Any]:
+    """Return the layers' KV caches that a forward is about to use; empty if there are none."""
+    layers = getattr(forward_context, "no_compile_layers", None) or {}
+    found = {}
+    for name, layer in layers.items():
+        tensor = getattr(layer, "kv_cache", None)
+        if isinstance(tensor, (list, tuple)):  # one for each virtual engine, up to vLLM 0.1x
+            tensor = tensor[getattr(forward_context, "virtual_engine", 0)] if tensor else None
+        if tensor is not None and tensor.numel():
+            found[name] = tensor
+    return found
+
+
+def number_of_blocks(vllm_config: Any, kv_cache_config: Any, tensors: Mapping[str, Any]) -> int:
+    """Return how many blocks the KV cache has."""
+    known = getattr(kv_cache_config, "num_blocks", None)
+    known = known or getattr(vllm_config.cache_config, "num_gpu_blocks", None)
+    shape = next(iter(tensors.values())).shape
+    if known and known in tuple(shape[:2]):
+        return int(known)
+    # K and V may stand before the blocks.
+    return int(shape[1] if shape[0] == 2 else shape[0])
 
 
 def tensor_rank() -> int:
@@ -59,6 +87,23 @@ def agree(failed: set[int]) -> set[int]:
     gathered: list[Any] = [None] * group.world_size
     torch.distributed.all_gather_object(gathered, failed, group=group.cpu_group)
     return set().union(*gathered)
+
+
+def hit_sources(layers: Sequence[str], tiers: Sequence[int], tokens: int) -> dict[Any, int]:
+    """Split a hit's tokens by what keeps them; ``tiers`` has a number for each block."""
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+    kinds = {"Cache": CacheHitSource.HOST, "Posix": CacheHitSource.DISK}
+    each = tokens // len(tiers) if tiers else 0
+    found: dict[Any, int] = {}
+    for tier in tiers:
+        # A block that has gone since it was found may lie anywhere.
+        word = layers[tier - 1] if 0 < tier <= len(layers) else ""
+        kind = kinds.get(word.rpartition(":")[2], CacheHitSource.EXTERNAL_UNSPECIFIED)
+        found[kind] = found.get(kind, 0) + each
+    if sum(found.values()) != tokens:
+        return {CacheHitSource.EXTERNAL_UNSPECIFIED: tokens}
+    return found
 
 
 def packing(vllm_config: Any, layer_name: str) -> list[str]:
@@ -100,6 +145,29 @@ def block_hashes(vllm_config: Any, block_tokens: int) -> Callable[[Any], Sequenc
         return again(request)
 
     return hashes
+
+
+class Since:
+    """Hashes of requests that are unlike all those before, once ``reset`` has been called."""
+
+    def __init__(self, hashes: Callable[[Any], Sequence[bytes]]) -> None:
+        self._hashes = hashes
+        self._epoch = b""
+        self._known: weakref.WeakKeyDictionary[Any, list[bytes]] = weakref.WeakKeyDictionary()
+
+    def reset(self) -> None:
+        """Begin anew: no other process has these hashes, and this one never had them."""
+        self._epoch = secrets.token_bytes(16)
+        self._known.clear()
+
+    def __call__(self, request: Any) -> Sequence[bytes]:
+        """Return the hashes of the request's full blocks."""
+        plain = self._hashes(request)
+        if not self._epoch:
+            return plain
+        known = self._known.setdefault(request, [])
+        known += (hashlib.sha256(self._epoch + each).digest() for each in plain[len(known) :])
+        return known
 
 
 class Rehash:

@@ -39,6 +39,11 @@ class KvLayout:
         if not unique:
             raise UnsupportedError("the model has no KV cache that could be stored")
         self.names = tuple(unique.values())
+        places = {key: place for place, key in enumerate(unique)}
+        # Of every layer, those too that share another's cache.
+        self._places = {
+            name: places[tensor.data_ptr(), tuple(tensor.shape)] for name, tensor in tensors.items()
+        }
         layers = [_layer(name, tensors[name], num_blocks) for name in self.names]
         first = layers[0]
         for name, layer in zip(self.names, layers, strict=True):
@@ -65,17 +70,33 @@ class KvLayout:
         """How many layers have a cache of their own."""
         return len(self.names)
 
-    def addresses(self, blocks: Sequence[int]) -> Any:
-        """Return uint64 (blocks * shards, segments): all shards of a block, then the next's."""
-        numbers = np.asarray(blocks, np.uint64)
-        starts = numbers[:, None, None] * self._strides[None, :, None] + self._bases[None]
-        return np.ascontiguousarray(starts.reshape(-1, self.segments))
+    def place(self, layer_name: str) -> int | None:
+        """Return which shard a layer's cache is, or None if it has none."""
+        return self._places.get(layer_name)
 
-    def shards(self, ids: Sequence[bytes]) -> tuple[Any, Any]:
-        """Return (ids, indexes) of all shards of these blocks, in the order of ``addresses``."""
-        rows = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
-        indexes = np.tile(np.arange(self.shards_per_block, dtype=np.uint32), len(ids))
-        return np.repeat(rows, self.shards_per_block, axis=0), indexes
+    def owner(self, layer_name: str) -> int | None:
+        """Return the same for the layer that fills the cache, None for those that share it."""
+        place = self._places.get(layer_name)
+        return place if place is not None and self.names[place] == layer_name else None
+
+    def rows(
+        self, ids: Sequence[bytes], blocks: Sequence[int], layer: int | None = None
+    ) -> tuple[Any, Any, Any]:
+        """Return (ids, indexes, addresses), a row for each shard of these blocks.
+
+        A row for each block if only one layer is asked for. Addresses are uint64 (rows, segments).
+        """
+        names = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
+        numbers = np.asarray(blocks, np.uint64)[:, None, None]
+        layers = slice(None) if layer is None else slice(layer, layer + 1)
+        starts = numbers * self._strides[None, layers, None] + self._bases[None, layers]
+        count = starts.shape[1]
+        shards = np.arange(count, dtype=np.uint32) + np.uint32(layer or 0)
+        return (
+            np.repeat(names, count, axis=0),
+            np.tile(shards, len(ids)),
+            np.ascontiguousarray(starts.reshape(-1, self.segments)),
+        )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(slots=True)
 class Load:
-    """Blocks to fill before the step's forward."""
+    """Blocks of one request to fill."""
 
     request_id: str
     hashes: list[bytes]
@@ -33,5 +33,9 @@ class Save:
 class Plan:
     """The loads and saves of one step."""
 
-    loads: list[Load] = dataclasses.field(default_factory=list)
+    loads: list[Load] = dataclasses.field(default_factory=list)  # for the step's own forward
+    # For requests that wait outside the batch until they are told to have received.
+    background: list[Load] = dataclasses.field(default_factory=list)
     saves: list[Save] = dataclasses.field(default_factory=list)
+    # Their blocks may be given to others in this very step.
+    preempted: list[str] = dataclasses.field(default_factory=list)

@@ -18,6 +18,7 @@ _ON_THE_WAY_S = 10.0  # so long after a save was planned lookup may not see it y
 _ON_THE_WAY_MAX = 65536
 
 Hashes = Callable[[Any], Sequence[bytes]]
+Remember = Callable[[Sequence[bytes]], None]
 
 
 class Match(NamedTuple):
@@ -28,46 +29,114 @@ class Match(NamedTuple):
     external: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policy:
+    """What a configuration lets the scheduler look for and keep."""
+
+    hit_ratio: float | None = None  # hits are at most that part of a prompt's tokens
+    persist_token_threshold: int = 0  # shorter prompts are neither loaded nor saved
+    load_tokens_threshold: int = 0  # smaller hits are not loaded
+    async_load: bool = False  # requests wait for their loads outside the batch
+    async_save: bool = False  # requests hold their blocks until these are saved
+    lite: bool = False  # hits are counted, nothing is loaded
+
+
+_ALL = Policy()
+
+
 @dataclasses.dataclass(slots=True)
 class _Tracked:
     request: Any
     load: int = 0  # so many blocks are to be loaded in its first step
+    hit: range = range(0)  # these of its blocks are loaded, then or before
     table: list[int] = dataclasses.field(default_factory=list)  # the engine's block numbers
     done: int = 0  # so many blocks need not be looked at again
+    keep: bool = True  # its blocks may be saved
 
 
 class SchedulerSide:
     """Bookkeeping of requests; every call comes from the scheduler's one thread."""
 
-    def __init__(self, block_tokens: int, hashes: Hashes) -> None:
+    def __init__(self, block_tokens: int, hashes: Hashes, policy: Policy = _ALL) -> None:
         self._block_tokens = block_tokens
         self._hashes = hashes
+        self._policy = policy
         self._store: Store | None = None
         self._namers: list[Namer] = []
+        self._remember: Remember | None = None
         self._matches: dict[str, Match] = {}
         self._tracked: dict[str, _Tracked] = {}
         self._on_the_way: collections.OrderedDict[bytes, float] = collections.OrderedDict()
+        self._background: list[Load] = []  # for the next step
+        # Requests outside the batch: which of their blocks they load, and where to.
+        self._receiving: dict[str, tuple[range, list[int]]] = {}
+        self._denied: set[str] = set()  # a load of theirs has failed; another may fail as well
+        self._savers: set[str] = set()  # requests of which something is or was being saved
+        self._leaving: set[str] = set()  # finished ones that hold their blocks until then
 
-    def attach(self, store: Store, namers: Sequence[Namer]) -> None:
-        """Take the store to look blocks up in, and what names the blocks of each rank."""
-        self._store, self._namers = store, list(namers)
+    def attach(
+        self, store: Store, namers: Sequence[Namer], remember: Remember | None = None
+    ) -> None:
+        """Take the store to look blocks up in, and what names the blocks of each rank.
+
+        ``remember`` takes what would be saved, where hits are only counted.
+        """
+        self._store, self._namers, self._remember = store, list(namers), remember
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The pipeline's layers, top first."""
+        return self._store.layers if self._store is not None else ()
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a store."""
+        return self._store is not None
 
     def detach(self) -> Store | None:
         """Hand the store back; nothing is found any more."""
         store, self._store = self._store, None
         return store
 
-    def matched_tokens(self, request: Any, computed_tokens: int) -> int:
-        """Return how many tokens after the computed ones can be loaded. Changes nothing."""
-        local = computed_tokens // self._block_tokens
-        total = request.num_tokens // self._block_tokens
+    def matched_tokens(self, request: Any, computed_tokens: int) -> tuple[int, bool]:
+        """Return how many tokens after the computed ones can be loaded, and whether outside.
+
+        Outside the batch, that is. Changes nothing.
+        """
+        size = self._block_tokens
+        local = computed_tokens // size
+        total = request.num_tokens // size
         external = 0
-        if not getattr(request, "skip_reading_prefix_cache", False):
-            external = self._prefix(self._hashes(request)[local:total])
+        if self._looks(request):
+            external = self._limited(
+                request, local, self._prefix(self._hashes(request)[local:total])
+            )
         self._matches[request.request_id] = Match(total, local, external)
+        if self._policy.lite:
+            return 0, False
         # The engine has to compute at least one token.
-        usable: int = min(local + external, (request.num_tokens - 1) // self._block_tokens)
-        return max(usable - local, 0) * self._block_tokens
+        usable: int = min(local + external, (request.num_tokens - 1) // size)
+        tokens = max(usable - local, 0) * size
+        return tokens, self._policy.async_load and tokens > 0
+
+    def _looks(self, request: Any) -> bool:
+        return (
+            not getattr(request, "skip_reading_prefix_cache", False)
+            and request.request_id not in self._denied
+            and self._keeps(request)
+        )
+
+    def _keeps(self, request: Any) -> bool:
+        return _prompt_tokens(request) >= self._policy.persist_token_threshold
+
+    def _limited(self, request: Any, local: int, external: int) -> int:
+        """Take away what the configuration does not want to be loaded."""
+        if self._policy.hit_ratio is not None:
+            most = int(self._policy.hit_ratio * _prompt_tokens(request)) // self._block_tokens
+            external = max(0, min(external, most - local))
+        return (
+            external if external * self._block_tokens >= self._policy.load_tokens_threshold else 0
+        )
 
     def _prefix(self, hashes: Sequence[bytes]) -> int:
         """Count the leading blocks of which every rank's part is published."""
@@ -84,20 +153,81 @@ class SchedulerSide:
             return 0
         return count
 
-    def admit(self, request: Any, external_tokens: int) -> Match | None:
-        """Take note of a request that was given its blocks; return what it found, once."""
-        blocks = external_tokens // self._block_tokens
-        self._tracked[request.request_id] = _Tracked(request, blocks)
-        return self._matches.pop(request.request_id, None)
+    def admit(self, request: Any, external_tokens: int, table: Sequence[int] = ()) -> Match | None:
+        """Take note of a request that was given its blocks; return what it found, once.
 
-    def finished(self, request_id: str) -> None:
-        """Forget a request."""
+        A request that loads outside the batch comes twice, the second time when all is there.
+        """
+        name, blocks = request.request_id, external_tokens // self._block_tokens
+        match = self._matches.pop(name, None)
+        tracked = _Tracked(request, keep=self._keeps(request))
+        self._tracked[name] = tracked
+        if match is not None:
+            tracked.hit = range(match.local, match.local + blocks)
+        if name in self._receiving:
+            hit, _ = self._receiving.pop(name)
+            there = request.num_computed_tokens // self._block_tokens  # fewer if some have failed
+            tracked.hit = range(hit.start, max(hit.start, min(hit.stop, there)))
+        elif blocks and self._policy.async_load:
+            where = list(table[tracked.hit.start : tracked.hit.stop])
+            hashes = self._hashes(request)[tracked.hit.start : tracked.hit.stop]
+            self._background.append(Load(name, list(hashes), where))
+            self._receiving[name] = (tracked.hit, where)
+        else:
+            tracked.load = blocks
+        return match
+
+    def hit_tiers(self, request_id: str) -> list[int]:
+        """Tell for each block that a request loads how deep in the pipeline it lies."""
+        tracked = self._tracked.get(request_id)
+        if self._store is None or tracked is None or not tracked.hit:
+            return []
+        hashes = self._hashes(tracked.request)[tracked.hit.start : tracked.hit.stop]
+        try:
+            return self._store.tiers(self._namers[0](hashes))
+        except StoreError:
+            return []
+
+    def finished(self, request_id: str) -> bool:
+        """Forget a request; tell whether its blocks are still being saved."""
         self._tracked.pop(request_id, None)
         self._matches.pop(request_id, None)
+        self._denied.discard(request_id)
+        receives = self._receiving.pop(request_id, None) is not None
+        saves = request_id in self._savers
+        self._savers.discard(request_id)
+        if saves and not receives:
+            self._leaving.add(request_id)
+        return saves and not receives
+
+    def saved(self, request_ids: Iterable[str]) -> None:
+        """Take note of finished requests of which all has been saved."""
+        self._leaving.difference_update(request_ids)
+
+    @property
+    def holds_blocks(self) -> bool:
+        """Whether blocks of finished requests come free as soon as they are saved."""
+        return bool(self._leaving)
+
+    def load_failed(self, blocks: Iterable[int]) -> None:
+        """Do not look up again what the requests of these blocks could not load."""
+        bad = set(blocks)
+        for name, tracked in self._tracked.items():
+            table = self._receiving[name][1] if name in self._receiving else tracked.table
+            if not bad.isdisjoint(table):
+                self._denied.add(name)
+
+    def forget(self) -> None:
+        """What is computed already is not to be saved: from now on it counts as outdated."""
+        for tracked in self._tracked.values():
+            tracked.keep = False
+        self._on_the_way.clear()
 
     def plan(self, step: Any) -> Plan:
         """Say what the workers load and save in this step."""
-        plan = Plan()
+        plan = Plan(preempted=sorted(getattr(step, "preempted_req_ids", None) or ()))
+        self._savers.difference_update(plan.preempted)
+        plan.background, self._background = self._background, []
         scheduled = step.num_scheduled_tokens
         for new in step.scheduled_new_reqs:
             tracked = self._tracked.get(new.req_id)
@@ -115,14 +245,21 @@ class SchedulerSide:
             elif blocks:
                 tracked.table.extend(blocks[0])
             self._step(plan, tracked, computed, scheduled[request_id])
+        if self._policy.async_save:
+            self._savers.update(save.request_id for save in plan.saves if save.picks)
+        if self._remember is not None:
+            for save in plan.saves:
+                self._remember(save.hashes)
+            plan.saves.clear()
         return plan
 
     def _step(self, plan: Plan, tracked: _Tracked, computed: int, scheduled: int) -> None:
         hashes = self._hashes(tracked.request)
         request_id = tracked.request.request_id
         first = computed // self._block_tokens
-        loaded = range(first - tracked.load, first)
+        loaded, tracked.hit = tracked.hit, range(0)
         if tracked.load:
+            loaded = range(first - tracked.load, first)
             where = tracked.table[loaded.start : loaded.stop]
             plan.loads.append(Load(request_id, list(hashes[loaded.start : loaded.stop]), where))
             tracked.load = 0
@@ -134,10 +271,10 @@ class SchedulerSide:
         if full <= tracked.done:
             return
         places = [i for i in range(tracked.done, full) if i not in loaded]
-        picks = self._wanted(hashes, places)
         tracked.done = full
-        table, chosen = tracked.table[:full], [hashes[i] for i in picks]
-        plan.saves.append(Save(request_id, table, first, picks, chosen))
+        picks = self._wanted(hashes, places) if tracked.keep else []
+        chosen = [hashes[i] for i in picks]
+        plan.saves.append(Save(request_id, tracked.table[:full], first, picks, chosen))
 
     def _wanted(self, hashes: Sequence[bytes], places: Iterable[int]) -> list[int]:
         """Choose the blocks that are neither published nor on their way."""
@@ -167,3 +304,7 @@ class SchedulerSide:
             logger.warning("lookup of %d blocks failed, they are saved: %s", len(hashes), error)
             return [False] * len(hashes)
         return known
+
+
+def _prompt_tokens(request: Any) -> int:
+    return int(getattr(request, "num_prompt_tokens", request.num_tokens))

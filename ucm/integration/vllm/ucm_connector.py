@@ -5,14 +5,15 @@
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {"UCM_CONFIG_FILE": "/path/of/config.yaml"}}'
 
-Made for vLLM 0.32. Blocks are loaded before the forward and saved after it, whole and in the
-forward's own thread.
+Made for vLLM 0.32. How blocks move (before the forward or within it, layer by layer or whole, in
+the step or outside it) is a matter of the configuration's top-level keys.
 """
 
 from __future__ import annotations
 
 import atexit
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -25,13 +26,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from ucm.errors import ConfigError, StoreError
 from ucm.hashing import Namer, rank_name
-from ucm.integration.vllm import engine
+from ucm.integration.vllm import engine, lite
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Plan
 from ucm.integration.vllm.namespace import data_parallel_rank, model_name, model_parts, namespace
 from ucm.integration.vllm.opening import open_store, settings, share_logging, sizes
-from ucm.integration.vllm.scheduler import SchedulerSide
-from ucm.integration.vllm.worker import WorkerSide
+from ucm.integration.vllm.rendezvous import Rendezvous
+from ucm.integration.vllm.scheduler import Policy, SchedulerSide
+from ucm.integration.vllm.worker import Moving, WorkerSide
 from ucm.logs import logger
 from ucm.store_api import Store
 
@@ -53,9 +55,15 @@ class UCMHandshake(KVConnectorHandshakeMetadata):  # type: ignore[misc]
 
 
 class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
-    """One instance is the scheduler's, one each worker's; ``role`` says which."""
+    """One instance is the scheduler's, one each worker's; ``role`` says which.
 
-    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+    Without ``kv_cache_config`` it is the two-argument form that engines wrap in a class of their
+    own: KV caches are taken from the forward's context, and a step waits for what it saves.
+    """
+
+    def __init__(
+        self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None
+    ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         share_logging()
         self._config = vllm_config
@@ -66,25 +74,49 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._handshake: UCMHandshake | None = None
+        self._rendezvous: Rendezvous | None = None
+        wrapped = kv_cache_config is None
+        if wrapped:
+            self._rendezvous = Rendezvous(str(self._transfer.engine_id))
+        now = self._settings
+        self._moving = Moving(
+            layerwise=now.use_layerwise and not wrapped and not now.use_request_async_load,
+            async_save=now.use_async_save and not wrapped,
+        )
         # An engine inside the caller's process is never told to shut down.
         atexit.register(_shut_down, weakref.ref(self))
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerSide(
-                self._block_tokens, engine.block_hashes(vllm_config, self._block_tokens)
+            self._hashes = engine.Since(engine.block_hashes(vllm_config, self._block_tokens))
+            policy = Policy(
+                hit_ratio=now.hit_ratio,
+                persist_token_threshold=now.persist_token_threshold,
+                load_tokens_threshold=now.load_tokens_threshold,
+                async_load=now.use_request_async_load and not wrapped,
+                async_save=self._moving.async_save,
+                lite=now.use_lite,
             )
+            self._scheduler = SchedulerSide(self._block_tokens, self._hashes, policy)
             self._remark()
+            if now.use_lite:
+                store, namers, remember = lite.open_counting(now, self._namespace({}))
+                self._scheduler.attach(store, namers, remember)
 
     def _remark(self) -> None:
         """Say at the start what else would be found out late."""
         for note in self._settings.notes:
             logger.warning("%s", note)
         policy = self._transfer.kv_load_failure_policy
-        if policy != "recompute":
+        if policy != "recompute" and not self._settings.use_lite:
             logger.warning(
                 'kv_load_failure_policy is "%s": a request fails when one of its blocks cannot '
                 'be loaded; put "kv_load_failure_policy": "recompute" into --kv-transfer-config',
                 policy,
             )
+
+    def _namespace(self, more: dict[str, Any]) -> str:
+        parts = model_parts(self._config)
+        parts["block_tokens"] = self._block_tokens
+        return namespace(model_name(str(self._config.model_config.model)), {**parts, **more})
 
     def _open(self, name: str, sizes: dict[str, Any], lookup_only: bool) -> Store:
         return open_store(
@@ -101,11 +133,12 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         """Open the store: now its geometry is known."""
-        layout = KvLayout(kv_caches, self._cache_config.num_blocks)
-        parts = model_parts(self._config)
-        parts["block_tokens"] = self._block_tokens
-        parts["layout"] = [layout.signature, engine.packing(self._config, layout.names[0])]
-        name = namespace(model_name(str(self._config.model_config.model)), parts)
+        if self._settings.use_lite:
+            return
+        blocks = engine.number_of_blocks(self._config, self._cache_config, kv_caches)
+        layout = KvLayout(kv_caches, blocks)
+        packing = engine.packing(self._config, layout.names[0])
+        name = self._namespace({"layout": [layout.signature, packing]})
         rank = rank_name(engine.tensor_rank())
         told = sizes(layout, str(self._config.cache_config.cache_dtype))
         store = self._open(name, told, lookup_only=False)
@@ -115,30 +148,42 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             layout.segments,
         )  # fmt: skip
         self._handshake = UCMHandshake(name, rank, told)
-        self._worker = WorkerSide(store, layout, Namer(name, rank), engine.agree)
+        self._worker = WorkerSide(store, layout, Namer(name, rank), engine.agree, self._moving)
+        if self._rendezvous is not None:
+            self._rendezvous.tell(engine.tensor_rank(), dict(vars(self._handshake)))
 
     def get_handshake_metadata(self) -> UCMHandshake | None:
         """Return what the scheduler needs to know."""
         return self._handshake
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        """Do nothing: between steps no block is being read or written."""
+        """Finish what is being saved of preempted requests, whose blocks others get now."""
+        if self._worker is not None and isinstance(kv_connector_metadata, UCMMetadata):
+            self._worker.begin(kv_connector_metadata.plan)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Load what this step needs."""
+        """Begin this step's loads; unless layerwise, those for its forward are there after it."""
+        if self._worker is None and self._rendezvous is not None:
+            tensors = engine.bound_caches(forward_context)
+            if tensors:
+                self.register_kv_caches(tensors)
         if self._worker is not None:
             self._worker.load(self._plan())
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Do nothing: all layers were loaded before the forward."""
+        """Return when the layer's part of the step's loads is there."""
+        if self._worker is not None:
+            self._worker.wait_layer(layer_name)
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        """Do nothing: all layers are saved after the forward."""
+        """Begin to save a layer of what the step completes, if layerwise."""
+        if self._worker is not None:
+            self._worker.save_layer(layer_name, self._plan())
 
     def wait_for_save(self) -> None:
-        """Save what this step completed."""
+        """Begin to save what is left of the step, and wait for it unless saving is asynchronous."""
         if self._worker is not None:
             self._worker.save(self._plan())
 
@@ -146,8 +191,15 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         metadata = self._get_connector_metadata()
         return metadata.plan if isinstance(metadata, UCMMetadata) else Plan()
 
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """Return the requests that have been saved, and those that have received their blocks."""
+        if self._worker is None:
+            return None, None
+        sent, received = self._worker.finished(finished_req_ids)
+        return sent or None, received or None
+
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Return the blocks that could not be loaded in this step."""
+        """Return the blocks that could not be loaded, as far as it is known now."""
         return self._worker.take_failed() if self._worker is not None else set()
 
     # The scheduler's methods.
@@ -177,32 +229,54 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        """Return how many tokens can be loaded, and that loading them holds up the step."""
+        """Return how many tokens can be loaded, and whether outside the batch."""
         assert self._scheduler is not None
-        return self._scheduler.matched_tokens(request, num_computed_tokens), False
+        if self._rendezvous is not None and not self._scheduler.attached:
+            told = self._rendezvous.ask(int(self._config.parallel_config.tensor_parallel_size))
+            self._attach([UCMHandshake(**each) for each in told or ()])
+        return self._scheduler.matched_tokens(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Take note that a request runs now."""
+        """Take note that a request has its blocks."""
         assert self._scheduler is not None
-        found = self._scheduler.admit(request, num_external_tokens)
+        table: Iterable[int] = ()
+        if num_external_tokens and self._settings.use_request_async_load:
+            (table,) = blocks.get_block_ids()
+        found = self._scheduler.admit(request, num_external_tokens, list(table))
         if found is not None:
             logger.info(
                 "request_id: %s, total_blocks_num: %d, hit hbm: %d, hit external: %d",
                 request.request_id, found.total, found.local, found.external,
             )  # fmt: skip
 
+    def get_external_cache_hit_sources(
+        self, request: Any, num_external_tokens: int
+    ) -> dict[Any, int]:
+        """Split a hit by where its blocks lie: in Cache's memory, or below it."""
+        if not num_external_tokens or self._scheduler is None:
+            return {}
+        tiers = self._scheduler.hit_tiers(request.request_id)
+        return engine.hit_sources(self._scheduler.layers, tiers, num_external_tokens)
+
     def build_connector_meta(self, scheduler_output: Any) -> UCMMetadata:
         """Return this step's plan."""
         assert self._scheduler is not None
         return UCMMetadata(self._scheduler.plan(scheduler_output))
 
+    def update_connector_output(self, connector_output: Any) -> None:
+        """Take note of what the workers report."""
+        if self._scheduler is None:
+            return
+        self._scheduler.saved(connector_output.finished_sending or ())
+        if connector_output.invalid_block_ids:
+            self._scheduler.load_failed(connector_output.invalid_block_ids)
+
     def request_finished(
         self, request: Any, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Forget the request; its blocks may be freed at once."""
-        if self._scheduler is not None:
-            self._scheduler.finished(request.request_id)
-        return False, None
+        """Forget the request; its blocks stay as long as they are being saved."""
+        holds = self._scheduler is not None and self._scheduler.finished(request.request_id)
+        return holds, None
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
@@ -210,15 +284,36 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Do the same; there is one group."""
         return self.request_finished(request, [])
 
+    def has_pending_block_frees(self) -> bool:
+        """Tell whether blocks come free by themselves, so that nobody need be preempted."""
+        return self._scheduler is not None and self._scheduler.holds_blocks
+
+    def reset_cache(self) -> bool | None:
+        """From now on find nothing that was stored before: other weights may compute it."""
+        if self._scheduler is None:
+            return None
+        self._hashes.reset()
+        self._scheduler.forget()
+        logger.info("reset: what was stored before is not found any more by this engine")
+        return True
+
     @property
     def requires_kv_delivery(self) -> bool:
         """A store is a cache: nobody waits for what it did not keep."""
         return False
 
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """Layers that move one by one need the graph to be cut at each."""
+        now = settings(dict(extra_config))
+        return now.use_layerwise and not now.use_request_async_load
+
     # Both.
 
     def shutdown(self) -> None:
         """Store what was saved, and close. May be called again."""
+        if self._rendezvous is not None:
+            self._rendezvous.leave()
         for side in (self._worker, self._scheduler):
             store = side.detach() if side is not None else None
             if store is None:

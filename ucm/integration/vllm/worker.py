@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ucm.errors import StoreError, StoreTimeout
 from ucm.hashing import Namer
 from ucm.integration.vllm.layout import KvLayout
-from ucm.integration.vllm.metadata import Plan, Save
+from ucm.integration.vllm.metadata import Load, Plan, Save
 from ucm.logs import logger
 from ucm.store_api import Store
 from ucm.task import Task
@@ -18,89 +21,79 @@ from ucm.task import Task
 Agree = Callable[[set[int]], set[int]]
 
 
-class WorkerSide:
-    """Executes plans; every call comes from the worker's one thread."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Moving:
+    """How blocks move: layer by layer within the forward, and who waits for what is saved."""
 
-    def __init__(self, store: Store, layout: KvLayout, namer: Namer, agree: Agree) -> None:
-        self._store: Store | None = store
-        self._layout = layout
-        self._namer = namer
-        self._agree = agree
-        self._failed: set[int] = set()  # to be reported after this step
-        # Blocks that hold wrong bytes, here or at another worker, until they are computed again.
-        self._tainted: set[int] = set()
+    layerwise: bool = False
+    async_save: bool = False  # a step does not wait; requests hold their blocks until saved
 
-    def load(self, plan: Plan) -> None:
-        """Fill the blocks that the plan loads; returns when they are there or have failed."""
-        if not plan.loads:
-            return
-        hashes = [block_hash for load in plan.loads for block_hash in load.hashes]
-        blocks = [block for load in plan.loads for block in load.blocks]
+
+_PLAIN = Moving()
+
+
+class Picks(NamedTuple):
+    """Blocks to move, in columns; ``requests`` and ``depths`` belong to a save."""
+
+    hashes: list[bytes]
+    blocks: list[int]
+    depths: list[int]
+    requests: list[str]
+
+
+class Transfer:
+    """Tasks over whole blocks, each over all layers or over one of them."""
+
+    def __init__(self, what: str, picks: Picks) -> None:
+        self._what = what
+        self._tasks: list[tuple[Task, int]] = []  # and its rows for each block
+        self._began = time.monotonic()
+        self.picks = picks
+        self.failed: set[int] = set()  # the engine's blocks
+
+    def start(self, move: Callable[..., Task], rows: tuple[Any, Any, Any], **hints: Any) -> bool:
+        """Begin a task; False: it was refused, and every block has failed."""
         try:
-            failed = self._move(False, hashes, blocks)
+            task = move(*rows, **hints)
+        except StoreError as error:
+            count = len(self.picks.blocks)
+            logger.warning("%s of %d blocks was refused: %s", self._what, count, error)
+            self.failed.update(self.picks.blocks)
+            return False
         except Exception:
-            # The other workers wait in agree(), and the engine can compute what is not there.
-            logger.exception("load of %d blocks broke off; they are computed", len(blocks))
-            failed = set(blocks)
-        failed = self._agree(failed)
-        self._failed |= failed
-        self._tainted = (self._tainted - set(blocks)) | failed
+            logger.exception("%s of %d blocks broke off", self._what, len(self.picks.blocks))
+            self.failed.update(self.picks.blocks)
+            return False
+        self._tasks.append((task, len(rows[1]) // len(self.picks.blocks)))
+        return True
 
-    def save(self, plan: Plan) -> None:
-        """Store the blocks that the plan saves. What cannot be stored is logged and left out."""
-        picks = [pick for save in plan.saves for pick in self._clean(save)]
-        if not picks:
-            return
-        hashes, blocks, depths = map(list, zip(*picks, strict=True))
-        try:
-            failed = self._move(True, hashes, blocks, depths)
-        except Exception:
-            logger.exception("save of %d blocks broke off; they are not stored", len(blocks))
-            return
-        if failed:
-            logger.warning("%d of %d blocks are not stored", len(failed), len(blocks))
+    @property
+    def seconds(self) -> float:
+        """How long it has been running."""
+        return time.monotonic() - self._began
 
-    def _clean(self, save: Save) -> Iterable[tuple[bytes, int, int]]:
-        """Yield the picks that do not build on a block which failed to load.
+    def done(self) -> bool:
+        """Tell whether every task has ended."""
+        return all(task.done() for task, _ in self._tasks)
 
-        Each is its hash, the engine's block, and its place in the prefix.
+    def finish(self, store: Store, first: int | None = None) -> None:
+        """Wait for the tasks, or the ``first`` ones, and note what failed.
+
+        To their very end: until then the store may read or write the engine's memory.
         """
-        if self._tainted:
-            self._tainted.difference_update(save.table[save.computed_from :])
-        good = next((i for i, b in enumerate(save.table) if b in self._tainted), len(save.table))
-        for place, block_hash in zip(save.picks, save.hashes, strict=True):
-            if place < good:
-                yield block_hash, save.table[place], place
+        ending = self._tasks if first is None else self._tasks[:first]
+        self._tasks = self._tasks[len(ending) :]
+        for task, rows in ending:
+            try:
+                self._wait(store, task)
+            except StoreError as error:
+                logger.warning("%s", error)
+                bad = [i for i, result in enumerate(task.results) if result.status]
+                places = np.unique(np.asarray(bad) // rows)
+                self.failed.update(self.picks.blocks[place] for place in places)
 
-    def _move(
-        self, dump: bool, hashes: Sequence[bytes], blocks: Sequence[int], depths: Sequence[int] = ()
-    ) -> set[int]:
-        """Load or dump whole blocks; return those of which a part failed."""
-        store, what = self._store, "save" if dump else "load"
-        if store is None:
-            return set(blocks)
-        ids, indexes = self._layout.shards(self._namer(hashes))
-        addresses = self._layout.addresses(blocks)
-        try:
-            if dump:
-                hints = np.repeat(np.asarray(depths, "u4"), self._layout.shards_per_block)
-                task = store.dump_data(ids, indexes, addresses, depths=hints)
-            else:
-                task = store.load_data(ids, indexes, addresses)
-        except StoreError as error:
-            logger.warning("%s of %d blocks was refused: %s", what, len(blocks), error)
-            return set(blocks)
-        try:
-            self._wait(store, task)
-        except StoreError as error:
-            logger.warning("%s", error)
-            bad = [i for i, result in enumerate(task.results) if result.status]
-            places = np.unique(np.asarray(bad) // self._layout.shards_per_block)
-            return {blocks[place] for place in places}
-        return set()
-
-    def _wait(self, store: Store, task: Task) -> None:
-        """Wait to the end: until then the store may read or write the engine's memory."""
+    @staticmethod
+    def _wait(store: Store, task: Task) -> None:
         while True:
             try:
                 return store.wait(task)
@@ -108,6 +101,195 @@ class WorkerSide:
                 if task.done():  # the shards themselves were late
                     raise
                 logger.warning("%r goes on; its memory cannot be used before its end", task)
+
+
+class WorkerSide:
+    """Executes plans; every call comes from the worker's one thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        layout: KvLayout,
+        namer: Namer,
+        agree: Agree,
+        moving: Moving = _PLAIN,
+    ) -> None:
+        self._store: Store | None = store
+        self._layout = layout
+        self._namer = namer
+        self._agree = agree
+        self._moving = moving
+        self._failed: set[int] = set()  # to be reported after this step
+        # Blocks that hold wrong bytes, here or at another worker, until they are computed again.
+        self._tainted: set[int] = set()
+        self._loading: Transfer | None = None  # this step's, layer by layer
+        self._waited = 0  # so many layers of it are there
+        self._dumping: Transfer | None = None  # this step's, layer by layer
+        self._dumped: set[int] = set()  # its layers
+        self._saving: list[Transfer] = []  # of earlier steps
+        self._receiving: dict[str, Transfer] = {}  # of requests that wait outside the batch
+        self._savers: set[str] = set()  # requests of which something was saved
+        self._leaving: set[str] = set()  # those of them that have finished
+
+    # The order of a step: begin, load, per layer: wait_layer and save_layer, save, finished.
+
+    def begin(self, plan: Plan) -> None:
+        """Before anything of the step: let go of the blocks of preempted requests."""
+        if not plan.preempted or self._store is None:
+            return
+        gone = set(plan.preempted)
+        for saving in self._saving:
+            if not gone.isdisjoint(saving.picks.requests):
+                saving.finish(self._store)
+        self._reap()
+        self._savers -= gone
+
+    def load(self, plan: Plan) -> None:
+        """Begin this step's loads; those for its forward are waited for unless layerwise."""
+        for load in plan.background:
+            self._receiving[load.request_id] = self._start_load([load])
+        if not plan.loads:
+            return
+        self._loading = self._start_load(plan.loads, self._moving.layerwise)
+        self._waited = 0
+        if not self._moving.layerwise:
+            self._end_loading()
+
+    def _start_load(self, loads: Iterable[Load], layerwise: bool = False) -> Transfer:
+        loads = list(loads)
+        hashes = [block_hash for load in loads for block_hash in load.hashes]
+        blocks = [block for load in loads for block in load.blocks]
+        transfer = Transfer("load", Picks(hashes, blocks, [], []))
+        if self._store is None:
+            transfer.failed.update(blocks)
+            return transfer
+        ids = self._namer(hashes)
+        for layer in range(self._layout.shards_per_block) if layerwise else (None,):
+            if not transfer.start(self._store.load_data, self._layout.rows(ids, blocks, layer)):
+                break
+        return transfer
+
+    def wait_layer(self, layer_name: str) -> None:
+        """Return when a layer's part of this step's loads is there or has failed."""
+        if self._loading is None or self._store is None:
+            return
+        place = self._layout.place(layer_name)
+        if place is not None and place >= self._waited:
+            self._loading.finish(self._store, place + 1 - self._waited)
+            self._waited = place + 1
+
+    def _end_loading(self) -> None:
+        """Wait for the rest of this step's loads, and agree with the others what has failed."""
+        loading, self._loading = self._loading, None
+        if loading is None:
+            return
+        try:
+            if self._store is not None:
+                loading.finish(self._store)
+        except Exception:
+            # The other workers wait in agree(), and the engine can compute what is not there.
+            logger.exception("load of %d blocks broke off", len(loading.picks.blocks))
+            loading.failed.update(loading.picks.blocks)
+        failed = self._agree(loading.failed)
+        self._failed |= failed
+        self._tainted = (self._tainted - set(loading.picks.blocks)) | failed
+
+    def save_layer(self, layer_name: str, plan: Plan) -> None:
+        """Begin to save a layer of what this step completes.
+
+        Not where blocks are loaded in the same step: whether what it computes is right, and may be
+        published, is known at its end.
+        """
+        if not self._moving.layerwise or plan.loads or not plan.saves:
+            return
+        layer = self._layout.owner(layer_name)
+        if layer is None or layer in self._dumped:
+            return
+        if self._dumping is None:
+            self._dumping = self._picked(plan)
+        self._dump(self._dumping, layer)
+        self._dumped.add(layer)
+
+    def save(self, plan: Plan) -> None:
+        """Save what this step completed. What cannot be stored is logged and left out."""
+        self._end_loading()
+        dumping, self._dumping = self._dumping, None
+        if dumping is None and plan.saves:
+            dumping = self._picked(plan)
+            self._dump(dumping)
+        elif dumping is not None:
+            for layer in range(self._layout.shards_per_block):
+                if layer not in self._dumped:
+                    self._dump(dumping, layer)
+        self._dumped.clear()
+        if dumping is not None:
+            self._saving.append(dumping)
+        if self._moving.async_save:  # the scheduler counts them alike, whatever became of the picks
+            self._savers.update(save.request_id for save in plan.saves if save.picks)
+        if not self._moving.async_save and self._store is not None:
+            for saving in self._saving:
+                saving.finish(self._store)
+        self._reap()
+
+    def _picked(self, plan: Plan) -> Transfer:
+        rows = [row for save in plan.saves for row in self._clean(save)]
+        columns = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
+        return Transfer("save", Picks(*columns))
+
+    def _clean(self, save: Save) -> Iterable[tuple[bytes, int, int, str]]:
+        """Yield the picks that do not build on a block which failed to load.
+
+        Each is its hash, the engine's block, its place in the prefix, and the request.
+        """
+        if self._tainted:
+            self._tainted.difference_update(save.table[save.computed_from :])
+        good = next((i for i, b in enumerate(save.table) if b in self._tainted), len(save.table))
+        for place, block_hash in zip(save.picks, save.hashes, strict=True):
+            if place < good:
+                yield block_hash, save.table[place], place, save.request_id
+
+    def _dump(self, transfer: Transfer, layer: int | None = None) -> None:
+        hashes, blocks, depths, _ = transfer.picks
+        # Whoever misses a layer is not published; there is no use in the rest.
+        if not blocks or transfer.failed or self._store is None:
+            return
+        rows = self._layout.rows(self._namer(hashes), blocks, layer)
+        hints = np.repeat(np.asarray(depths, "u4"), len(rows[1]) // len(blocks))
+        transfer.start(self._store.dump_data, rows, depths=hints)
+
+    def _reap(self) -> None:
+        """Let go of what has been saved."""
+        still = []
+        for saving in self._saving:
+            if not saving.done():
+                still.append(saving)
+                continue
+            if self._store is not None:
+                saving.finish(self._store)
+            if saving.failed:
+                failed, count = len(saving.failed), len(saving.picks.blocks)
+                logger.warning("%d of %d blocks are not stored", failed, count)
+        self._saving = still
+
+    def finished(self, request_ids: Iterable[str]) -> tuple[set[str], set[str]]:
+        """Return the requests of which all is saved, and those that have received their blocks.
+
+        Of the first only those that have finished, in this call's ``request_ids`` or earlier.
+        """
+        self._leaving.update(self._savers.intersection(request_ids))
+        self._reap()
+        busy = {name for saving in self._saving for name in saving.picks.requests}
+        sent = self._leaving - busy
+        self._leaving -= sent
+        self._savers -= sent
+        received = {name for name, transfer in self._receiving.items() if transfer.done()}
+        for name in received:
+            transfer = self._receiving.pop(name)
+            if self._store is not None:
+                transfer.finish(self._store)
+            self._failed |= transfer.failed
+            self._tainted = (self._tainted - set(transfer.picks.blocks)) | transfer.failed
+        return sent, received
 
     def take_failed(self) -> set[int]:
         """Return the blocks that failed to load since the last call."""
