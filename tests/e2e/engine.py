@@ -54,6 +54,7 @@ def main(spec, result):
     transfer = None
     if spec["storage"]:
         transfer = configured(spec["storage"], spec["pipeline"], spec["options"])
+        transfer.update(spec.get("transfer", {}))
     llm = LLM(
         model=spec["model"],
         dtype="bfloat16",

@@ -11,10 +11,13 @@ import json
 import os
 import stat
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
 from ucm.errors import ConfigError
+
+_PID = "pid"
 
 
 class Rendezvous:
@@ -31,7 +34,8 @@ class Rendezvous:
             )
         self._folder = folder
         self._engine_id = engine_id
-        self._told: Path | None = None
+        self._told: weakref.finalize[..., Rendezvous] | None = None
+        self._sweep()
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"{self._engine_id}-{rank}.json"
@@ -40,9 +44,9 @@ class Rendezvous:
         """Leave what one worker says of itself."""
         path = self._path(rank)
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(told))
+        new.write_text(json.dumps({_PID: os.getpid(), **told}))
         new.replace(path)
-        self._told = path
+        self._told = weakref.finalize(self, path.unlink, missing_ok=True)
 
     def ask(self, ranks: int) -> list[dict[str, Any]] | None:
         """Return what all workers say, or None as long as one has not spoken."""
@@ -50,13 +54,20 @@ class Rendezvous:
         try:
             for rank in range(ranks):
                 told.append(json.loads(self._path(rank).read_text()))
-        except (OSError, ValueError):
+                del told[-1][_PID]
+        except (OSError, ValueError, LookupError):
             return None
         return told
+
+    def _sweep(self) -> None:
+        """Remove what killed workers have left."""
+        for path in self._folder.glob("*-*.json"):
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                if not Path(f"/proc/{json.loads(path.read_text())[_PID]}").exists():
+                    path.unlink()
 
     def leave(self) -> None:
         """Take this worker's file away."""
         if self._told is not None:
             with contextlib.suppress(OSError):
-                self._told.unlink()
-            self._told = None
+                self._told()
