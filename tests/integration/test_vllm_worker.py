@@ -345,3 +345,11 @@ def test_a_save_that_fails_is_no_error_of_the_engine(layout, tmp_path, monkeypat
 def stored(worker):
     settle(worker)
     return [i for i, known in enumerate(worker._store.lookup(NAMER(HASHES))) if known]
+
+
+def test_what_has_been_dumped_is_told_if_asked_for(layout, tmp_path):
+    worker = make(layout, tmp_path, moving=Moving(async_save=True, tells=True))
+    save_all(worker, [0, 2])
+    assert sorted(worker.take_stored()) == sorted([HASHES[0], HASHES[2]])
+    assert worker.take_stored() == []
+    worker.detach().close()

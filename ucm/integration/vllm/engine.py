@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ucm import hashing
@@ -104,6 +104,28 @@ def hit_sources(layers: Sequence[str], tiers: Sequence[int], tokens: int) -> dic
     if sum(found.values()) != tokens:
         return {CacheHitSource.EXTERNAL_UNSPECIFIED: tokens}
     return found
+
+
+def wants_events(vllm_config: Any) -> bool:
+    """Tell whether the engine publishes KV cache events."""
+    events = getattr(vllm_config, "kv_events_config", None)
+    return bool(events is not None and events.enable_kv_cache_events)
+
+
+def stored_events(blocks: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Make vLLM's events of what an Announcer tells."""
+    from vllm.distributed.kv_events import MEDIUM_STORAGE, BlockStored
+    from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash as outer
+
+    events = []
+    for fields in blocks:
+        parent = fields["parent_block_hash"]
+        names = {
+            "block_hashes": [outer(each) for each in fields["block_hashes"]],
+            "parent_block_hash": parent if parent is None else outer(parent),
+        }
+        events.append(BlockStored(**{**fields, **names}, medium=MEDIUM_STORAGE))
+    return events
 
 
 def packing(vllm_config: Any, layer_name: str) -> list[str]:

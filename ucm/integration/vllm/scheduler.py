@@ -19,6 +19,8 @@ _ON_THE_WAY_MAX = 65536
 
 Hashes = Callable[[Any], Sequence[bytes]]
 Remember = Callable[[Sequence[bytes]], None]
+# Takes a request, its hashes, and the places of the blocks that are going to be saved.
+Planned = Callable[[Any, Sequence[bytes], Sequence[int]], None]
 
 
 class Match(NamedTuple):
@@ -57,10 +59,17 @@ class _Tracked:
 class SchedulerSide:
     """Bookkeeping of requests; every call comes from the scheduler's one thread."""
 
-    def __init__(self, block_tokens: int, hashes: Hashes, policy: Policy = _ALL) -> None:
+    def __init__(
+        self,
+        block_tokens: int,
+        hashes: Hashes,
+        policy: Policy = _ALL,
+        planned: Planned | None = None,
+    ) -> None:
         self._block_tokens = block_tokens
         self._hashes = hashes
         self._policy = policy
+        self._planned = planned
         self._store: Store | None = None
         self._namers: list[Namer] = []
         self._remember: Remember | None = None
@@ -87,6 +96,11 @@ class SchedulerSide:
     def layers(self) -> tuple[str, ...]:
         """The pipeline's layers, top first."""
         return self._store.layers if self._store is not None else ()
+
+    @property
+    def ranks(self) -> int:
+        """How many workers hold a part of each block."""
+        return len(self._namers)
 
     @property
     def attached(self) -> bool:
@@ -274,6 +288,8 @@ class SchedulerSide:
         tracked.done = full
         picks = self._wanted(hashes, places) if tracked.keep else []
         chosen = [hashes[i] for i in picks]
+        if self._planned is not None:
+            self._planned(tracked.request, hashes, picks)
         plan.saves.append(Save(request_id, tracked.table[:full], first, picks, chosen))
 
     def _wanted(self, hashes: Sequence[bytes], places: Iterable[int]) -> list[int]:

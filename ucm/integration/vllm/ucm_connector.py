@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,12 +22,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorWorkerMetadata,
     SupportsHMA,
 )
 
 from ucm.errors import ConfigError, StoreError
 from ucm.hashing import Namer, rank_name
 from ucm.integration.vllm import engine, lite
+from ucm.integration.vllm.events import Announcer
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Plan
 from ucm.integration.vllm.namespace import data_parallel_rank, model_name, model_parts, namespace
@@ -54,6 +57,18 @@ class UCMHandshake(KVConnectorHandshakeMetadata):  # type: ignore[misc]
         self.sizes = sizes
 
 
+class UCMStored(KVConnectorWorkerMetadata):  # type: ignore[misc]
+    """Which blocks have been dumped in a step, and by how many workers."""
+
+    def __init__(self, parts: dict[bytes, int]) -> None:
+        self.parts = parts
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> UCMStored:
+        """Add up what two workers tell."""
+        assert isinstance(other, UCMStored)
+        return UCMStored(dict(Counter(self.parts) + Counter(other.parts)))
+
+
 class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """One instance is the scheduler's, one each worker's; ``role`` says which.
 
@@ -79,9 +94,12 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if wrapped:
             self._rendezvous = Rendezvous(str(self._transfer.engine_id))
         now = self._settings
+        events = engine.wants_events(vllm_config) and not wrapped
+        self._announcer = Announcer(self._block_tokens) if events else None
         self._moving = Moving(
             layerwise=now.use_layerwise and not wrapped and not now.use_request_async_load,
             async_save=now.use_async_save and not wrapped,
+            tells=events,
         )
         # An engine inside the caller's process is never told to shut down.
         atexit.register(_shut_down, weakref.ref(self))
@@ -95,7 +113,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 async_save=self._moving.async_save,
                 lite=now.use_lite,
             )
-            self._scheduler = SchedulerSide(self._block_tokens, self._hashes, policy)
+            planned = self._announcer.planned if self._announcer else None
+            self._scheduler = SchedulerSide(self._block_tokens, self._hashes, policy, planned)
             self._remark()
             if now.use_lite:
                 store, namers, remember = lite.open_counting(now, self._namespace({}))
@@ -202,6 +221,11 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Return the blocks that could not be loaded, as far as it is known now."""
         return self._worker.take_failed() if self._worker is not None else set()
 
+    def build_connector_worker_meta(self) -> UCMStored | None:
+        """Tell the scheduler which blocks have been dumped, if it wants to know."""
+        stored = self._worker.take_stored() if self._worker is not None else None
+        return UCMStored(dict.fromkeys(stored, 1)) if stored else None
+
     # The scheduler's methods.
 
     def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Any]) -> None:
@@ -270,6 +294,13 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._scheduler.saved(connector_output.finished_sending or ())
         if connector_output.invalid_block_ids:
             self._scheduler.load_failed(connector_output.invalid_block_ids)
+        told = connector_output.kv_connector_worker_meta
+        if self._announcer is not None and isinstance(told, UCMStored):
+            self._announcer.stored(told.parts, self._scheduler.ranks)
+
+    def take_events(self) -> Iterable[Any]:
+        """Return vLLM's events for what has been stored."""
+        return engine.stored_events(self._announcer.take() if self._announcer else ())
 
     def request_finished(
         self, request: Any, block_ids: list[int]

@@ -27,6 +27,7 @@ class Moving:
 
     layerwise: bool = False
     async_save: bool = False  # a step does not wait; requests hold their blocks until saved
+    tells: bool = False  # which blocks have been dumped is asked for
 
 
 _PLAIN = Moving()
@@ -130,6 +131,7 @@ class WorkerSide:
         self._receiving: dict[str, Transfer] = {}  # of requests that wait outside the batch
         self._savers: set[str] = set()  # requests of which something was saved
         self._leaving: set[str] = set()  # those of them that have finished
+        self._stored: list[bytes] = []  # hashes to be told of
 
     # The order of a step: begin, load, per layer: wait_layer and save_layer, save, finished.
 
@@ -269,6 +271,9 @@ class WorkerSide:
             if saving.failed:
                 failed, count = len(saving.failed), len(saving.picks.blocks)
                 logger.warning("%d of %d blocks are not stored", failed, count)
+            if self._moving.tells:
+                rows = zip(saving.picks.hashes, saving.picks.blocks, strict=True)
+                self._stored += (name for name, block in rows if block not in saving.failed)
         self._saving = still
 
     def finished(self, request_ids: Iterable[str]) -> tuple[set[str], set[str]]:
@@ -295,6 +300,11 @@ class WorkerSide:
         """Return the blocks that failed to load since the last call."""
         failed, self._failed = self._failed, set()
         return failed
+
+    def take_stored(self) -> list[bytes]:
+        """Return the hashes of the blocks that have been dumped since the last call."""
+        stored, self._stored = self._stored, []
+        return stored
 
     def detach(self) -> Store | None:
         """Hand the store back; nothing is moved any more."""

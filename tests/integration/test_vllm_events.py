@@ -1,0 +1,57 @@
+"""What vLLM's KV events are told of stored blocks."""
+
+import types
+
+from ucm.integration.vllm.events import Announcer
+
+HASHES = [b"p0", b"p1", b"p2"]
+REQUEST = types.SimpleNamespace(all_token_ids=list(range(14)), lora_request=None)
+
+
+def told(announcer):
+    return [(each["block_hashes"], each["parent_block_hash"]) for each in announcer.take()]
+
+
+def test_a_block_is_told_of_once_with_its_tokens_and_its_parent():
+    announcer = Announcer(4)
+    announcer.planned(REQUEST, HASHES, [0, 2])
+    assert announcer.take() == []
+    announcer.stored({b"p2": 1, b"other": 1}, 1)
+    (block,) = announcer.take()
+    assert block == {
+        "block_hashes": [b"p2"],
+        "parent_block_hash": b"p1",
+        "token_ids": [8, 9, 10, 11],
+        "block_size": 4,
+        "lora_id": None,
+        "lora_name": None,
+    }
+    announcer.stored({b"p0": 1, b"p2": 1}, 1)
+    assert told(announcer) == [([b"p0"], None)]
+
+
+def test_a_block_is_told_of_when_every_rank_has_stored_its_part():
+    announcer = Announcer(4)
+    announcer.planned(REQUEST, HASHES, [0])
+    announcer.stored({b"p0": 1}, 2)
+    assert announcer.take() == []
+    announcer.stored({b"p0": 1}, 2)
+    assert told(announcer) == [([b"p0"], None)]
+
+
+def test_blocks_of_an_adapter_name_it():
+    lora = types.SimpleNamespace(adapter_id=3, name="poet")
+    request = types.SimpleNamespace(all_token_ids=list(range(4)), lora_request=lora)
+    announcer = Announcer(4)
+    announcer.planned(request, HASHES, [0])
+    announcer.stored({b"p0": 1}, 1)
+    (block,) = announcer.take()
+    assert (block["lora_id"], block["lora_name"]) == (3, "poet")
+
+
+def test_what_is_never_stored_is_forgotten_in_the_end(monkeypatch):
+    monkeypatch.setattr("ucm.integration.vllm.events._PLANNED_MAX", 2)
+    announcer = Announcer(4)
+    announcer.planned(REQUEST, HASHES, [0, 1, 2])
+    announcer.stored(dict.fromkeys(HASHES, 1), 1)
+    assert told(announcer) == [([b"p1"], b"p0"), ([b"p2"], b"p1")]
