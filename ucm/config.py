@@ -48,6 +48,7 @@ class Config:
     load_tokens_threshold: int
     use_request_async_load: bool
     use_async_save: bool
+    kv_head_groups: int | None
     enable_metrics: bool | None
     metrics_config_path: str | None
     metrics_config: dict[str, Any] | None

@@ -85,6 +85,18 @@ class Namer:
         return ids
 
 
+class Namers:
+    """Makes the ids of all parts of a block that one worker holds, one after the other."""
+
+    def __init__(self, namespace: str, parts: Sequence[str]) -> None:
+        self._namers = [Namer(namespace, part) for part in parts]
+
+    def __call__(self, block_hashes: Iterable[bytes]) -> list[bytes]:
+        """Return 16 bytes for each part of each block."""
+        named = [namer(block_hashes) for namer in self._namers]
+        return [part for parts in zip(*named, strict=True) for part in parts]
+
+
 def rank_name(tensor_rank: int) -> str:
     """Name the part of a block's bytes that one worker holds."""
     return f"tp{tensor_rank}"

@@ -123,3 +123,28 @@ def test_registering_in_another_order_changes_nothing(kv, layout):
     assert turned.names == layout.names
     ids = [b"a" * 16, b"b" * 16]
     assert (turned.rows(ids, [1, 2])[2] == layout.rows(ids, [1, 2])[2]).all()
+
+
+def test_a_block_in_parts_has_its_heads_apart(kv, layout):
+    parts = KvLayout(registered(kv), BLOCKS, parts=HEADS, heads=HEADS)
+    assert parts.block_size * HEADS == layout.block_size
+    ids, indexes, addresses = parts.rows([b"a" * 16, b"b" * 16] * 2, [4, 1])
+    assert len(addresses) == 2 * HEADS * LAYERS
+    assert list(indexes[:LAYERS]) == list(range(LAYERS))
+    assert [bytes(i) for i in ids[::LAYERS]] == [b"a" * 16, b"b" * 16] * 2
+    found = [ctypes.string_at(int(a), parts.segment_size) for (a,) in addresses]
+    wanted = [kv[i, b, h].tobytes() for b in (4, 1) for h in range(HEADS) for i in range(LAYERS)]
+    assert found == wanted
+
+
+def test_a_part_looks_alike_whatever_number_of_heads_its_worker_holds(kv):
+    both = KvLayout(registered(kv), BLOCKS, parts=HEADS, heads=HEADS)
+    one = KvLayout(registered(np.ascontiguousarray(kv[:, :, :1])), BLOCKS, parts=1, heads=1)
+    assert both.signature == one.signature
+    assert both.block_size == one.block_size
+
+
+def test_heads_that_do_not_lie_apart_are_not_cut(kv):
+    inside = {f"{i}": Tensor(np.zeros((BLOCKS, TOKENS, HEADS, DIM), np.float16)) for i in range(2)}
+    with pytest.raises(ucm.UnsupportedError, match="2 KV heads do not lie one behind the other"):
+        KvLayout(inside, BLOCKS, parts=2, heads=HEADS)

@@ -172,7 +172,6 @@ def test_whatever_changes_the_bytes_changes_the_namespace():
         {"revision": "main"},
         {"dtype": "torch.float16"},
         {"cache_dtype": "fp8"},
-        {"tensor_parallel_size": 2},
         {"theta": 5e5},
         {"decode_context_parallel_size": 2},
     ]

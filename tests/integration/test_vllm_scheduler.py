@@ -6,7 +6,7 @@ import pytest
 
 import ucm
 from ucm.hashing import Namer
-from ucm.integration.vllm.scheduler import Policy, SchedulerSide
+from ucm.integration.vllm.scheduler import Part, Policy, SchedulerSide
 
 SIZE = 4  # tokens of a block
 
@@ -76,7 +76,7 @@ def side(store):
 
 def attached(store, ranks=("tp0",), **policy):
     side = SchedulerSide(SIZE, hashes, Policy(**policy))
-    side.attach(store, [Namer("space", rank) for rank in ranks])
+    side.attach([Part(store, Namer("space", rank)) for rank in ranks])
     return side
 
 
@@ -153,6 +153,17 @@ def test_a_hit_needs_the_blocks_of_every_rank(store):
     publish(store, one, [0], ranks[1:])
     assert side.matched_tokens(one, 0)[0] == 4
     assert saved(run(side, one, [7, 3, 9, 5, 6])) == {"one": [3, 9, 5]}
+
+
+def test_the_stages_of_a_pipeline_may_have_stores_of_their_own():
+    stores = [Ids(), Ids()]
+    side, one = SchedulerSide(SIZE, hashes), request("one", 17)
+    side.attach([Part(s, Namer("space", f"layers{i}")) for i, s in enumerate(stores)])
+    for i, (store, blocks) in enumerate(zip(stores, ([0, 1], [0, 1, 2]), strict=True)):
+        store.known.update(Namer("space", f"layers{i}")(hashes(one)[b] for b in blocks))
+    assert side.matched_tokens(one, 0)[0] == 8
+    assert saved(run(side, one, [7, 3, 9, 5, 6])) == {"one": [9, 5]}
+    assert side.detach() == stores
 
 
 def test_a_long_prompt_is_saved_chunk_by_chunk(side):
@@ -376,7 +387,7 @@ def test_what_is_computed_already_is_not_saved_after_a_reset(side):
 def test_counting_alone_loads_and_saves_nothing_and_remembers_what_it_would_save(store):
     kept = []
     side = SchedulerSide(SIZE, hashes, Policy(lite=True))
-    side.attach(store, [Namer("space", "lite")], kept.extend)
+    side.attach([Part(store, Namer("space", "lite"))], kept.extend)
     one = request("one", 14)
     store.known.update(Namer("space", "lite")([b"p0"]))
     assert side.matched_tokens(one, 0) == (0, False)

@@ -7,11 +7,11 @@ import pytest
 from kv_tensors import BLOCKS
 
 import ucm
-from ucm.hashing import Namer
+from ucm.hashing import Namers
 from ucm.integration.vllm.metadata import Load, Plan, Save
 from ucm.integration.vllm.worker import Moving, WorkerSide
 
-NAMER = Namer("space", "tp0")
+NAMER = Namers("space", ["tp0"])
 HASHES = [f"block {i}".encode() for i in range(BLOCKS)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ucm import hashing
 from ucm.errors import UnsupportedError
+from ucm.integration.vllm.division import Workers
 
 _ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
 
@@ -18,7 +19,6 @@ def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
     """Refuse at the start what cannot be stored rightly; return a block's number of tokens."""
     parallel = vllm_config.parallel_config
     for name, value in (
-        ("pipeline_parallel_size", parallel.pipeline_parallel_size),
         ("prefill_context_parallel_size", getattr(parallel, "prefill_context_parallel_size", 1)),
     ):
         if value > 1:
@@ -72,12 +72,30 @@ def tensor_rank() -> int:
     return int(get_tp_group().rank_in_group)
 
 
-def agree(failed: set[int]) -> set[int]:
-    """Return what failed at any tensor-parallel rank; all of them call this in the same steps."""
-    import torch
-    from vllm.distributed.parallel_state import get_tp_group
+def workers(vllm_config: Any, kv_cache_config: Any) -> Workers:
+    """Return this worker's place."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    groups = getattr(kv_cache_config, "kv_cache_groups", None) or ()
+    return Workers(
+        tensor_rank=tensor_rank(),
+        tensor_size=int(parallel.tensor_parallel_size),
+        heads=int(model.get_num_kv_heads(parallel)),
+        all_heads=int(model.get_total_num_kv_heads()),
+        replicated=any(type(g.kv_cache_spec).__name__ == "MLAAttentionSpec" for g in groups),
+        stages=int(parallel.pipeline_parallel_size),
+    )
 
-    group = get_tp_group()
+
+def agree(failed: set[int]) -> set[int]:
+    """Return what failed at any worker; all of them call this in the same steps."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    return _agree(get_pp_group(), _agree(get_tp_group(), failed))
+
+
+def _agree(group: Any, failed: set[int]) -> set[int]:
+    import torch
+
     if group.world_size == 1:
         return failed
     count = torch.tensor([len(failed)])

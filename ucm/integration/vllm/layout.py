@@ -28,9 +28,15 @@ class _Layer:
 
 
 class KvLayout:
-    """The layers' tensors as shards and segments. ``names`` are the layers in order."""
+    """The layers' tensors as shards and segments. ``names`` are the layers in order.
 
-    def __init__(self, tensors: Mapping[str, Any], num_blocks: int) -> None:
+    Each block is cut into ``parts`` with as many of its ``heads`` each, which are stored as blocks
+    of their own; every size here is a part's.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Any], num_blocks: int, parts: int = 1, heads: int = 0
+    ) -> None:
         unique: dict[tuple[int, tuple[int, ...]], str] = {}
         for name in sorted(tensors, key=_natural):
             tensor = tensors[name]
@@ -44,7 +50,7 @@ class KvLayout:
         self._places = {
             name: places[tensor.data_ptr(), tuple(tensor.shape)] for name, tensor in tensors.items()
         }
-        layers = [_layer(name, tensors[name], num_blocks) for name in self.names]
+        layers = [_layer(name, tensors[name], num_blocks, parts, heads) for name in self.names]
         first = layers[0]
         for name, layer in zip(self.names, layers, strict=True):
             if (layer.segment, len(layer.offsets)) != (first.segment, len(first.offsets)):
@@ -54,6 +60,7 @@ class KvLayout:
                     "layers differ are not supported yet"
                 )
         self.num_blocks = num_blocks
+        self.parts = parts
         self.segment_size = first.segment
         self.segments = len(first.offsets)
         self.shard_size = first.segment * self.segments
@@ -64,6 +71,7 @@ class KvLayout:
             [[layer.base + offset for offset in layer.offsets] for layer in layers], np.uint64
         )
         self._strides = np.array([layer.stride for layer in layers], np.uint64)
+        self._parts = np.arange(parts, dtype=np.uint64) * np.uint64(first.segment)
 
     @property
     def shards_per_block(self) -> int:
@@ -82,15 +90,17 @@ class KvLayout:
     def rows(
         self, ids: Sequence[bytes], blocks: Sequence[int], layer: int | None = None
     ) -> tuple[Any, Any, Any]:
-        """Return (ids, indexes, addresses), a row for each shard of these blocks.
+        """Return (ids, indexes, addresses), a row for each shard of each part of these blocks.
 
-        A row for each block if only one layer is asked for. Addresses are uint64 (rows, segments).
+        ``ids``: of every block's parts. A row for each part if only one layer is asked for.
+        Addresses are uint64 (rows, segments).
         """
         names = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
-        numbers = np.asarray(blocks, np.uint64)[:, None, None]
+        numbers = np.asarray(blocks, np.uint64)[:, None, None, None]
         layers = slice(None) if layer is None else slice(layer, layer + 1)
-        starts = numbers * self._strides[None, layers, None] + self._bases[None, layers]
-        count = starts.shape[1]
+        starts = numbers * self._strides[layers, None] + self._bases[layers]
+        starts = starts + self._parts[:, None, None]  # blocks, parts, layers, segments
+        count = starts.shape[2]
         shards = np.arange(count, dtype=np.uint32) + np.uint32(layer or 0)
         return (
             np.repeat(names, count, axis=0),
@@ -104,7 +114,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _layer(name: str, tensor: Any, num_blocks: int) -> _Layer:
+def _layer(name: str, tensor: Any, num_blocks: int, parts: int, heads: int) -> _Layer:
     if tensor.device.type != "cpu":
         raise UnsupportedError(
             f"{name}: its KV cache is on {tensor.device}; only host memory is supported yet"
@@ -134,10 +144,20 @@ def _layer(name: str, tensor: Any, num_blocks: int) -> _Layer:
         raise UnsupportedError(f"{where} scatters a block over {len(offsets)} places")
     if num_blocks > 1 and strides[block_dim] < dense:
         raise UnsupportedError(f"{where} mixes blocks with each other")
+    part = {d: shape[d] for d in rest}
+    if parts > 1:
+        inside = [d for d in rest if d not in outer]
+        if not inside or shape[inside[-1]] != heads or heads % parts:
+            raise UnsupportedError(
+                f"{where}: its {heads} KV heads do not lie one behind the other in a block, which "
+                f"would be cut into {parts} parts"
+            )
+        part[inside[-1]] //= parts
     return _Layer(
         base=tensor.data_ptr(),
         stride=strides[block_dim] * itemsize,
         offsets=tuple(offset * itemsize for offset in offsets),
-        segment=dense * itemsize,
-        order=",".join(f"{d}x{shape[d]}" for d in rest) + f":{len(offsets)}x{tensor.dtype}",
+        segment=dense * itemsize // parts,
+        order=",".join(f"{d}x{size}" for d, size in part.items() if size > 1)
+        + f":{len(offsets)}x{tensor.dtype}",
     )

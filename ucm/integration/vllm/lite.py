@@ -9,17 +9,17 @@ import numpy as np
 from ucm import config
 from ucm.errors import StoreError
 from ucm.hashing import Namer
+from ucm.integration.vllm.scheduler import Part
 from ucm.logs import logger
 from ucm.store.pipeline.connector import UcmPipelineStoreBuilder
-from ucm.store_api import Store
 
 _BYTES = 4096  # of a block that stands for others
 
 
 def open_counting(
     settings: config.Config, namespace: str
-) -> tuple[Store, list[Namer], Callable[[Sequence[bytes]], None]]:
-    """Open a pipeline that ends in Fake; return it, what names blocks, and what takes them."""
+) -> tuple[Part, Callable[[Sequence[bytes]], None]]:
+    """Open a pipeline that ends in Fake; return what looks blocks up, and what takes them."""
     sizes = {"block_size": _BYTES, "shard_size": _BYTES, "tensor_size": _BYTES}
     options = {k: v for k, v in settings.connector_config.items() if k != "tensor_size_list"}
     store = UcmPipelineStoreBuilder.open({**options, **sizes, "dtype": "bytes", "device_id": 0})
@@ -35,4 +35,4 @@ def open_counting(
         except StoreError as error:
             logger.warning("%d blocks are not counted: %s", len(hashes), error)
 
-    return store, [namer], remember
+    return Part(store, namer), remember

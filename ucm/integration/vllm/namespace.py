@@ -43,7 +43,8 @@ def unique_id(namespace: str, data_parallel_rank: int, role: str, options: dict[
 
     It is made of what all of them have and what a restart does not change.
     """
-    where = {key: options.get(key) for key in ("store_pipeline", "storage_backends")}
+    names = ("store_pipeline", "storage_backends", "block_size")
+    where = {key: options.get(key) for key in names}
     return "ucm-" + digest([namespace, data_parallel_rank, role, os.getuid(), where], 16)
 
 
@@ -100,7 +101,10 @@ def model_name(model: str) -> str:
 
 
 def model_parts(vllm_config: Any) -> dict[str, Any]:
-    """Gather what an engine's configuration says of the bytes in its KV cache."""
+    """Gather what an engine's configuration says of the bytes in its KV cache.
+
+    Not how they are divided among workers, see ``division``.
+    """
     model, cache = vllm_config.model_config, vllm_config.cache_config
     parallel = vllm_config.parallel_config
     described = model.hf_config.to_dict() if hasattr(model.hf_config, "to_dict") else {}
@@ -115,8 +119,6 @@ def model_parts(vllm_config: Any) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "quantization": str(getattr(model, "quantization", None)),
         "cache_dtype": str(cache.cache_dtype),
-        "tensor_parallel": parallel.tensor_parallel_size,
-        "pipeline_parallel": parallel.pipeline_parallel_size,
         "context_parallel": [
             getattr(parallel, "prefill_context_parallel_size", 1),
             getattr(parallel, "decode_context_parallel_size", 1),

@@ -87,7 +87,8 @@ def open_store(
         if name in taken:
             options.setdefault(name, value)
     if not options.get("unique_id"):
-        options["unique_id"] = unique_id(namespace, data_parallel_rank, role, options)
+        shared = {**options, "block_size": sizes["block_size"]}  # stages of a pipeline differ
+        options["unique_id"] = unique_id(namespace, data_parallel_rank, role, shared)
     if options.get("memory") not in (None, "host"):
         raise ConfigError(
             f"memory: {options['memory']!r} is not supported by this connector yet, which takes KV "

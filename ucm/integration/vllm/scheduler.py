@@ -23,6 +23,13 @@ Remember = Callable[[Sequence[bytes]], None]
 Planned = Callable[[Any, Sequence[bytes], Sequence[int]], None]
 
 
+class Part(NamedTuple):
+    """What every block has a piece of: a worker's layers and heads."""
+
+    store: Store
+    name: Namer
+
+
 class Match(NamedTuple):
     """What a request's prompt finds, in blocks."""
 
@@ -70,8 +77,7 @@ class SchedulerSide:
         self._hashes = hashes
         self._policy = policy
         self._planned = planned
-        self._store: Store | None = None
-        self._namers: list[Namer] = []
+        self._parts: list[Part] = []
         self._remember: Remember | None = None
         self._matches: dict[str, Match] = {}
         self._tracked: dict[str, _Tracked] = {}
@@ -83,34 +89,27 @@ class SchedulerSide:
         self._savers: set[str] = set()  # requests of which something is or was being saved
         self._leaving: set[str] = set()  # finished ones that hold their blocks until then
 
-    def attach(
-        self, store: Store, namers: Sequence[Namer], remember: Remember | None = None
-    ) -> None:
-        """Take the store to look blocks up in, and what names the blocks of each rank.
+    def attach(self, parts: Sequence[Part], remember: Remember | None = None) -> None:
+        """Take what a block consists of, and where each part of it is looked up.
 
         ``remember`` takes what would be saved, where hits are only counted.
         """
-        self._store, self._namers, self._remember = store, list(namers), remember
+        self._parts, self._remember = list(parts), remember
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The pipeline's layers, top first."""
-        return self._store.layers if self._store is not None else ()
-
-    @property
-    def ranks(self) -> int:
-        """How many workers hold a part of each block."""
-        return len(self._namers)
+        return self._parts[0].store.layers if self._parts else ()
 
     @property
     def attached(self) -> bool:
         """Whether there is a store."""
-        return self._store is not None
+        return bool(self._parts)
 
-    def detach(self) -> Store | None:
-        """Hand the store back; nothing is found any more."""
-        store, self._store = self._store, None
-        return store
+    def detach(self) -> list[Store]:
+        """Hand the stores back; nothing is found any more."""
+        parts, self._parts = self._parts, []
+        return list({id(part.store): part.store for part in parts}.values())
 
     def matched_tokens(self, request: Any, computed_tokens: int) -> tuple[int, bool]:
         """Return how many tokens after the computed ones can be loaded, and whether outside.
@@ -153,15 +152,15 @@ class SchedulerSide:
         )
 
     def _prefix(self, hashes: Sequence[bytes]) -> int:
-        """Count the leading blocks of which every rank's part is published."""
-        if self._store is None:
+        """Count the leading blocks of which every part is published."""
+        if not self._parts:
             return 0
         count = len(hashes)
         try:
-            for name in self._namers:
+            for part in self._parts:
                 if not count:
                     break
-                count = self._store.lookup_on_prefix(name(hashes[:count])) + 1
+                count = part.store.lookup_on_prefix(part.name(hashes[:count])) + 1
         except StoreError as error:
             logger.warning("lookup of %d blocks failed, which counts as a miss: %s", count, error)
             return 0
@@ -194,11 +193,11 @@ class SchedulerSide:
     def hit_tiers(self, request_id: str) -> list[int]:
         """Tell for each block that a request loads how deep in the pipeline it lies."""
         tracked = self._tracked.get(request_id)
-        if self._store is None or tracked is None or not tracked.hit:
+        if not self._parts or tracked is None or not tracked.hit:
             return []
         hashes = self._hashes(tracked.request)[tracked.hit.start : tracked.hit.stop]
         try:
-            return self._store.tiers(self._namers[0](hashes))
+            return self._parts[0].store.tiers(self._parts[0].name(hashes))
         except StoreError:
             return []
 
@@ -307,15 +306,14 @@ class SchedulerSide:
         return picks
 
     def _published(self, hashes: Sequence[bytes]) -> list[bool]:
-        """Tell for each block whether every rank's part is published."""
-        if self._store is None or not hashes:
-            return [self._store is None] * len(hashes)
+        """Tell for each block whether every part of it is published; all are without a store."""
         known = [True] * len(hashes)
+        if not hashes:
+            return known
         try:
-            for name in self._namers:
-                known = [
-                    a and b for a, b in zip(known, self._store.lookup(name(hashes)), strict=True)
-                ]
+            for part in self._parts:
+                found = part.store.lookup(part.name(hashes))
+                known = [a and b for a, b in zip(known, found, strict=True)]
         except StoreError as error:
             logger.warning("lookup of %d blocks failed, they are saved: %s", len(hashes), error)
             return [False] * len(hashes)

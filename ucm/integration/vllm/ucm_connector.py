@@ -12,6 +12,7 @@ the step or outside it) is a matter of the configuration's top-level keys.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import weakref
 from collections import Counter
 from collections.abc import Iterable
@@ -26,16 +27,18 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from ucm.errors import ConfigError, StoreError
-from ucm.hashing import Namer, rank_name
+from ucm.config import Config
+from ucm.errors import ConfigError, StoreError, UnsupportedError
+from ucm.hashing import Namer, Namers
 from ucm.integration.vllm import engine, lite
+from ucm.integration.vllm.division import Division, Workers, divide
 from ucm.integration.vllm.events import Announcer
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Plan
 from ucm.integration.vllm.namespace import data_parallel_rank, model_name, model_parts, namespace
 from ucm.integration.vllm.opening import open_store, settings, share_logging, sizes
 from ucm.integration.vllm.rendezvous import Rendezvous
-from ucm.integration.vllm.scheduler import Policy, SchedulerSide
+from ucm.integration.vllm.scheduler import Part, Policy, SchedulerSide
 from ucm.integration.vllm.worker import Moving, WorkerSide
 from ucm.logs import logger
 from ucm.store_api import Store
@@ -51,9 +54,9 @@ class UCMMetadata(KVConnectorMetadata):  # type: ignore[misc]
 class UCMHandshake(KVConnectorHandshakeMetadata):  # type: ignore[misc]
     """What only a worker knows and the scheduler needs, to look up what the workers store."""
 
-    def __init__(self, namespace: str, rank: str, sizes: dict[str, Any]) -> None:
+    def __init__(self, namespace: str, parts: list[str], sizes: dict[str, Any]) -> None:
         self.namespace = namespace
-        self.rank = rank
+        self.parts = parts  # of a block, that this worker holds
         self.sizes = sizes
 
 
@@ -89,6 +92,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._handshake: UCMHandshake | None = None
+        self._keepers = 1  # workers that save each block, in parts of their own
         self._rendezvous: Rendezvous | None = None
         wrapped = kv_cache_config is None
         if wrapped:
@@ -97,7 +101,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         events = engine.wants_events(vllm_config) and not wrapped
         self._announcer = Announcer(self._block_tokens) if events else None
         self._moving = Moving(
-            layerwise=now.use_layerwise and not wrapped and not now.use_request_async_load,
+            layerwise=self._layerwise(now) and not wrapped,
             async_save=now.use_async_save and not wrapped,
             tells=events,
         )
@@ -117,8 +121,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._scheduler = SchedulerSide(self._block_tokens, self._hashes, policy, planned)
             self._remark()
             if now.use_lite:
-                store, namers, remember = lite.open_counting(now, self._namespace({}))
-                self._scheduler.attach(store, namers, remember)
+                part, remember = lite.open_counting(now, self._namespace({}))
+                self._scheduler.attach([part], remember)
 
     def _remark(self) -> None:
         """Say at the start what else would be found out late."""
@@ -155,21 +159,48 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._settings.use_lite:
             return
         blocks = engine.number_of_blocks(self._config, self._cache_config, kv_caches)
-        layout = KvLayout(kv_caches, blocks)
+        workers = engine.workers(self._config, self._cache_config)
+        layout, division = self._divided(workers, kv_caches, blocks)
         packing = engine.packing(self._config, layout.names[0])
-        name = self._namespace({"layout": [layout.signature, packing]})
-        rank = rank_name(engine.tensor_rank())
+        one = workers.stages == 1
+        signature = layout.signature if one else layout.signature[1:]  # stages differ in layers
+        name = self._namespace({"layout": [signature, packing], "division": division.identity})
         told = sizes(layout, str(self._config.cache_config.cache_dtype))
         store = self._open(name, told, lookup_only=False)
         logger.info(
             "namespace %s, rank %s: a block of %d tokens has %d bytes, in %d layers of %d segments",
-            name, rank, self._block_tokens, layout.block_size, layout.shards_per_block,
-            layout.segments,
+            name, " and ".join(division.parts), self._block_tokens, layout.block_size,
+            layout.shards_per_block, layout.segments,
         )  # fmt: skip
-        self._handshake = UCMHandshake(name, rank, told)
-        self._worker = WorkerSide(store, layout, Namer(name, rank), engine.agree, self._moving)
+        self._handshake = UCMHandshake(name, list(division.parts), told)
+        # A stage must not wait for the next one at the end of its forward, which starts it.
+        layerwise = self._moving.layerwise and one
+        moving = dataclasses.replace(self._moving, layerwise=layerwise, keeps=division.keeps)
+        self._worker = WorkerSide(store, layout, Namers(name, division.parts), engine.agree, moving)
         if self._rendezvous is not None:
             self._rendezvous.tell(engine.tensor_rank(), dict(vars(self._handshake)))
+
+    def _divided(
+        self, workers: Workers, kv_caches: dict[str, Any], blocks: int
+    ) -> tuple[KvLayout, Division]:
+        """Cut blocks by heads if that is asked for and can be done, else by rank."""
+        groups = self._settings.kv_head_groups
+        whole = KvLayout(kv_caches, blocks)
+        if groups is not None and not workers.replicated:
+            division = divide(workers, whole.names, groups)
+            try:
+                parts = len(division.parts)
+                return KvLayout(kv_caches, blocks, parts, workers.heads), division
+            except UnsupportedError as error:
+                logger.warning(
+                    "kv_head_groups: no effect, blocks are shared with engines of the same tensor "
+                    "parallelism only, because %s", error,
+                )  # fmt: skip
+        return whole, divide(workers, whole.names, None)
+
+    @staticmethod
+    def _layerwise(now: Config) -> bool:
+        return now.use_layerwise and not now.use_request_async_load
 
     def get_handshake_metadata(self) -> UCMHandshake | None:
         """Return what the scheduler needs to know."""
@@ -247,8 +278,16 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 "their models, attention backends or machines differ"
             )
         (name,) = names
-        namers = [Namer(name, worker.rank) for worker in workers]
-        self._scheduler.attach(self._open(name, workers[0].sizes, lookup_only=True), namers)
+        stores: dict[str, Store] = {}  # stages of a pipeline have blocks of other sizes
+        parts: dict[str, Part] = {}
+        for worker in workers:
+            key = repr(sorted(worker.sizes.items()))
+            if key not in stores:
+                stores[key] = self._open(name, worker.sizes, lookup_only=True)
+            for part in worker.parts:
+                parts[part] = Part(stores[key], Namer(name, part))
+        self._scheduler.attach(list(parts.values()))
+        self._keepers = len({tuple(worker.parts) for worker in workers})
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
@@ -296,7 +335,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._scheduler.load_failed(connector_output.invalid_block_ids)
         told = connector_output.kv_connector_worker_meta
         if self._announcer is not None and isinstance(told, UCMStored):
-            self._announcer.stored(told.parts, self._scheduler.ranks)
+            self._announcer.stored(told.parts, self._keepers)
 
     def take_events(self) -> Iterable[Any]:
         """Return vLLM's events for what has been stored."""
@@ -336,8 +375,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
         """Layers that move one by one need the graph to be cut at each."""
-        now = settings(dict(extra_config))
-        return now.use_layerwise and not now.use_request_async_load
+        return cls._layerwise(settings(dict(extra_config)))
 
     # Both.
 
@@ -345,10 +383,9 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Store what was saved, and close. May be called again."""
         if self._rendezvous is not None:
             self._rendezvous.leave()
-        for side in (self._worker, self._scheduler):
-            store = side.detach() if side is not None else None
-            if store is None:
-                continue
+        stores = self._scheduler.detach() if self._scheduler is not None else []
+        own = self._worker.detach() if self._worker is not None else None
+        for store in (*stores, *([own] if own is not None else ())):
             try:
                 report = store.close()
             except StoreError as error:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ucm.errors import StoreError, StoreTimeout
-from ucm.hashing import Namer
+from ucm.hashing import Namers
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Load, Plan, Save
 from ucm.logs import logger
@@ -28,6 +28,7 @@ class Moving:
     layerwise: bool = False
     async_save: bool = False  # a step does not wait; requests hold their blocks until saved
     tells: bool = False  # which blocks have been dumped is asked for
+    keeps: bool = True  # False: another worker has the same bytes and saves them
 
 
 _PLAIN = Moving()
@@ -111,7 +112,7 @@ class WorkerSide:
         self,
         store: Store,
         layout: KvLayout,
-        namer: Namer,
+        namer: Namers,
         agree: Agree,
         moving: Moving = _PLAIN,
     ) -> None:
@@ -253,7 +254,7 @@ class WorkerSide:
     def _dump(self, transfer: Transfer, layer: int | None = None) -> None:
         hashes, blocks, depths, _ = transfer.picks
         # Whoever misses a layer is not published; there is no use in the rest.
-        if not blocks or transfer.failed or self._store is None:
+        if not blocks or transfer.failed or self._store is None or not self._moving.keeps:
             return
         rows = self._layout.rows(self._namer(hashes), blocks, layer)
         hints = np.repeat(np.asarray(depths, "u4"), len(rows[1]) // len(blocks))
@@ -271,7 +272,7 @@ class WorkerSide:
             if saving.failed:
                 failed, count = len(saving.failed), len(saving.picks.blocks)
                 logger.warning("%d of %d blocks are not stored", failed, count)
-            if self._moving.tells:
+            if self._moving.tells and self._moving.keeps:
                 rows = zip(saving.picks.hashes, saving.picks.blocks, strict=True)
                 self._stored += (name for name, block in rows if block not in saving.failed)
         self._saving = still
