@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ucm.errors import StoreError
 from ucm.hashing import Namer
 from ucm.integration.vllm.metadata import Load, Plan, Save
+from ucm.integration.vllm.collector import Collector
 from ucm.logs import logger
 from ucm.store_api import Store
 
@@ -72,14 +73,18 @@ class SchedulerSide:
         hashes: Hashes,
         policy: Policy = _ALL,
         planned: Planned | None = None,
+        metrics: Collector | None = None,
     ) -> None:
         self._block_tokens = block_tokens
         self._hashes = hashes
         self._policy = policy
         self._planned = planned
+        self._metrics = metrics or Collector(None)
         self._parts: list[Part] = []
         self._remember: Remember | None = None
         self._matches: dict[str, Match] = {}
+        # Why the others were missed, and how long the lookup took.
+        self._looked: dict[str, tuple[dict[str, int], float]] = {}
         self._tracked: dict[str, _Tracked] = {}
         self._on_the_way: collections.OrderedDict[bytes, float] = collections.OrderedDict()
         self._background: list[Load] = []  # for the next step
@@ -119,11 +124,11 @@ class SchedulerSide:
         size = self._block_tokens
         local = computed_tokens // size
         total = request.num_tokens // size
-        external = 0
-        if self._looks(request):
-            external = self._limited(
-                request, local, self._prefix(self._hashes(request)[local:total])
-            )
+        began = time.perf_counter()
+        found, cause = self._find(request, local, total)
+        external, limit = self._limited(request, local, found)
+        missed = {cause: total - local - found, limit: found - external}
+        self._looked[request.request_id] = (missed, time.perf_counter() - began)
         self._matches[request.request_id] = Match(total, local, external)
         if self._policy.lite:
             return 0, False
@@ -132,38 +137,44 @@ class SchedulerSide:
         tokens = max(usable - local, 0) * size
         return tokens, self._policy.async_load and tokens > 0
 
-    def _looks(self, request: Any) -> bool:
-        return (
-            not getattr(request, "skip_reading_prefix_cache", False)
-            and request.request_id not in self._denied
-            and self._keeps(request)
-        )
+    def _find(self, request: Any, local: int, total: int) -> tuple[int, str]:
+        """Return how many blocks are found, and why the others are not."""
+        if getattr(request, "skip_reading_prefix_cache", False):
+            return 0, "not_asked"
+        if request.request_id in self._denied:
+            return 0, "load_failed"
+        if not self._keeps(request):
+            return 0, "persist_token_threshold"
+        if not self._parts:
+            return 0, "not_open"
+        hashes = self._hashes(request)[local:total]
+        try:
+            return self._prefix(hashes), "absent"
+        except StoreError as error:
+            count = len(hashes)
+            logger.warning("lookup of %d blocks failed, which counts as a miss: %s", count, error)
+            return 0, "lookup_failed"
 
     def _keeps(self, request: Any) -> bool:
         return _prompt_tokens(request) >= self._policy.persist_token_threshold
 
-    def _limited(self, request: Any, local: int, external: int) -> int:
-        """Take away what the configuration does not want to be loaded."""
+    def _limited(self, request: Any, local: int, found: int) -> tuple[int, str]:
+        """Return how many of the found blocks are wanted, and what takes the others away."""
+        wanted = found
         if self._policy.hit_ratio is not None:
             most = int(self._policy.hit_ratio * _prompt_tokens(request)) // self._block_tokens
-            external = max(0, min(external, most - local))
-        return (
-            external if external * self._block_tokens >= self._policy.load_tokens_threshold else 0
-        )
+            wanted = max(0, min(found, most - local))
+        if wanted * self._block_tokens < self._policy.load_tokens_threshold:
+            return 0, "load_tokens_threshold"
+        return wanted, "hit_ratio"
 
     def _prefix(self, hashes: Sequence[bytes]) -> int:
         """Count the leading blocks of which every part is published."""
-        if not self._parts:
-            return 0
         count = len(hashes)
-        try:
-            for part in self._parts:
-                if not count:
-                    break
-                count = part.store.lookup_on_prefix(part.name(hashes[:count])) + 1
-        except StoreError as error:
-            logger.warning("lookup of %d blocks failed, which counts as a miss: %s", count, error)
-            return 0
+        for part in self._parts:
+            if not count:
+                break
+            count = part.store.lookup_on_prefix(part.name(hashes[:count])) + 1
         return count
 
     def admit(self, request: Any, external_tokens: int, table: Sequence[int] = ()) -> Match | None:
@@ -177,6 +188,7 @@ class SchedulerSide:
         self._tracked[name] = tracked
         if match is not None:
             tracked.hit = range(match.local, match.local + blocks)
+            self._measure(match, *self._looked.pop(name))
         if name in self._receiving:
             hit, _ = self._receiving.pop(name)
             there = request.num_computed_tokens // self._block_tokens  # fewer if some have failed
@@ -189,6 +201,20 @@ class SchedulerSide:
         else:
             tracked.load = blocks
         return match
+
+    def _measure(self, match: Match, missed: dict[str, int], seconds: float) -> None:
+        metrics = self._metrics
+        metrics.count("lookup_requests_total")
+        metrics.count("prompt_blocks_total", match.total)
+        metrics.observe("lookup_seconds", seconds)
+        for source, count in (("local", match.local), ("external", match.external)):
+            metrics.count("hit_blocks_total", count, source=source)
+        for cause, count in missed.items():
+            if count > 0:
+                metrics.count("missed_blocks_total", count, cause=cause)
+        if match.total > match.local:
+            ratio = match.external / (match.total - match.local)
+            metrics.observe("interval_lookup_hit_rates", ratio)
 
     def hit_tiers(self, request_id: str) -> list[int]:
         """Tell for each block that a request loads how deep in the pipeline it lies."""
@@ -205,6 +231,7 @@ class SchedulerSide:
         """Forget a request; tell whether its blocks are still being saved."""
         self._tracked.pop(request_id, None)
         self._matches.pop(request_id, None)
+        self._looked.pop(request_id, None)
         self._denied.discard(request_id)
         receives = self._receiving.pop(request_id, None) is not None
         saves = request_id in self._savers

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ucm.errors import StoreError, StoreTimeout
+from ucm.errors import Status, StoreError, StoreTimeout
 from ucm.hashing import Namers
+from ucm.integration.vllm.collector import Collector
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Load, Plan, Save
+from ucm.integration.vllm.metrics import failure
 from ucm.logs import logger
 from ucm.store_api import Store
 from ucm.task import Task
@@ -47,11 +50,11 @@ class Transfer:
     """Tasks over whole blocks, each over all layers or over one of them."""
 
     def __init__(self, what: str, picks: Picks) -> None:
-        self._what = what
+        self.what = what
         self._tasks: list[tuple[Task, int]] = []  # and its rows for each block
         self._began = time.monotonic()
         self.picks = picks
-        self.failed: set[int] = set()  # the engine's blocks
+        self.failed: dict[int, int] = {}  # the engine's blocks, and the status of each
 
     def start(self, move: Callable[..., Task], rows: tuple[Any, Any, Any], **hints: Any) -> bool:
         """Begin a task; False: it was refused, and every block has failed."""
@@ -59,15 +62,19 @@ class Transfer:
             task = move(*rows, **hints)
         except StoreError as error:
             count = len(self.picks.blocks)
-            logger.warning("%s of %d blocks was refused: %s", self._what, count, error)
-            self.failed.update(self.picks.blocks)
+            logger.warning("%s of %d blocks was refused: %s", self.what, count, error)
+            self.fail(error.status)
             return False
         except Exception:
-            logger.exception("%s of %d blocks broke off", self._what, len(self.picks.blocks))
-            self.failed.update(self.picks.blocks)
+            logger.exception("%s of %d blocks broke off", self.what, len(self.picks.blocks))
+            self.fail(Status.INTERNAL)
             return False
         self._tasks.append((task, len(rows[1]) // len(self.picks.blocks)))
         return True
+
+    def fail(self, status: int) -> None:
+        """Count every block as failed."""
+        self.failed.update(dict.fromkeys(self.picks.blocks, status))
 
     @property
     def seconds(self) -> float:
@@ -90,9 +97,9 @@ class Transfer:
                 self._wait(store, task)
             except StoreError as error:
                 logger.warning("%s", error)
-                bad = [i for i, result in enumerate(task.results) if result.status]
-                places = np.unique(np.asarray(bad) // rows)
-                self.failed.update(self.picks.blocks[place] for place in places)
+                for i, result in enumerate(task.results):
+                    if result.status:
+                        self.failed[self.picks.blocks[i // rows]] = result.status
 
     @staticmethod
     def _wait(store: Store, task: Task) -> None:
@@ -115,12 +122,14 @@ class WorkerSide:
         namer: Namers,
         agree: Agree,
         moving: Moving = _PLAIN,
+        metrics: Collector | None = None,
     ) -> None:
         self._store: Store | None = store
         self._layout = layout
         self._namer = namer
         self._agree = agree
         self._moving = moving
+        self._metrics = metrics or Collector(None)
         self._failed: set[int] = set()  # to be reported after this step
         # Blocks that hold wrong bytes, here or at another worker, until they are computed again.
         self._tainted: set[int] = set()
@@ -162,9 +171,10 @@ class WorkerSide:
         loads = list(loads)
         hashes = [block_hash for load in loads for block_hash in load.hashes]
         blocks = [block for load in loads for block in load.blocks]
-        transfer = Transfer("load", Picks(hashes, blocks, [], []))
+        names = [load.request_id for load in loads]
+        transfer = Transfer("load", Picks(hashes, blocks, [], names))
         if self._store is None:
-            transfer.failed.update(blocks)
+            transfer.fail(Status.CLOSED)
             return transfer
         ids = self._namer(hashes)
         for layer in range(self._layout.shards_per_block) if layerwise else (None,):
@@ -192,8 +202,9 @@ class WorkerSide:
         except Exception:
             # The other workers wait in agree(), and the engine can compute what is not there.
             logger.exception("load of %d blocks broke off", len(loading.picks.blocks))
-            loading.failed.update(loading.picks.blocks)
-        failed = self._agree(loading.failed)
+            loading.fail(Status.INTERNAL)
+        self._measure(loading)
+        failed = self._agree(set(loading.failed))
         self._failed |= failed
         self._tainted = (self._tainted - set(loading.picks.blocks)) | failed
 
@@ -236,6 +247,9 @@ class WorkerSide:
 
     def _picked(self, plan: Plan) -> Transfer:
         rows = [row for save in plan.saves for row in self._clean(save)]
+        held = sum(len(save.picks) for save in plan.saves) - len(rows)
+        if held:
+            self._metrics.count("held_back_blocks_total", held)
         columns = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
         return Transfer("save", Picks(*columns))
 
@@ -269,6 +283,8 @@ class WorkerSide:
                 continue
             if self._store is not None:
                 saving.finish(self._store)
+            if self._moving.keeps:
+                self._measure(saving)
             if saving.failed:
                 failed, count = len(saving.failed), len(saving.picks.blocks)
                 logger.warning("%d of %d blocks are not stored", failed, count)
@@ -276,6 +292,26 @@ class WorkerSide:
                 rows = zip(saving.picks.hashes, saving.picks.blocks, strict=True)
                 self._stored += (name for name, block in rows if block not in saving.failed)
         self._saving = still
+
+    def _measure(self, transfer: Transfer) -> None:
+        """Count what a transfer moved and what it did not; it has ended."""
+        metrics, what, seconds = self._metrics, transfer.what, transfer.seconds
+        blocks = len(transfer.picks.blocks) - len(transfer.failed)
+        for status, count in Counter(transfer.failed.values()).items():
+            metrics.count(f"{what}_failed_blocks_total", count, cause=failure(status))
+        if not blocks:
+            return
+        size = blocks * self._layout.block_size * self._layout.parts
+        requests = len(set(transfer.picks.requests))
+        for name, value in (
+            ("requests", requests), ("blocks", blocks), ("bytes", size), ("seconds", seconds)
+        ):  # fmt: skip
+            metrics.count(f"{what}_{name}_total", value)
+        for name, value in (
+            ("requests_num", requests), ("blocks_num", blocks), ("duration", seconds * 1e3),
+            ("speed", size / seconds / 1e9),
+        ):  # fmt: skip
+            metrics.observe(f"{what}_{name}", value)
 
     def finished(self, request_ids: Iterable[str]) -> tuple[set[str], set[str]]:
         """Return the requests of which all is saved, and those that have received their blocks.
@@ -293,8 +329,10 @@ class WorkerSide:
             transfer = self._receiving.pop(name)
             if self._store is not None:
                 transfer.finish(self._store)
-            self._failed |= transfer.failed
-            self._tainted = (self._tainted - set(transfer.picks.blocks)) | transfer.failed
+            self._measure(transfer)
+            self._failed.update(transfer.failed)
+            self._tainted -= set(transfer.picks.blocks)
+            self._tainted.update(transfer.failed)
         return sent, received
 
     def take_failed(self) -> set[int]:
