@@ -1,8 +1,8 @@
 """Collects metrics in the scheduler and in every worker, in a form that can be sent and added up.
 
 That form is plain: ``counters`` and ``gauges`` have a number for each name and labels, and
-``histograms``, for each name and bucket that has any, how many there were and their sum. Its size is
-bounded by the metrics that exist, however much happens. Needs no vLLM.
+``histograms``, for each name and bucket that has any, how many there were and their sum. Its size
+is bounded by the metrics that exist, however much happens. Needs no vLLM.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ucm.integration.vllm.metrics import (
     METRICS,
     Metric,
     Selection,
+    layer_metrics,
 )
 
 Data = dict[str, dict[str, dict[str, Any]]]
@@ -159,7 +160,10 @@ class Layers:
         self._store = store
         self._rank = rank
         self._selection = selection
-        self._kinds = {(p.name, m.name): (m.kind, m.scope) for p in plugins() for m in p.metrics}
+        self._known = layer_metrics()
+        self._shared = {
+            (p.name, m.name) for p in plugins() for m in p.metrics if m.scope == "shared"
+        }
         self._before: dict[tuple[str, str], float] = {}
 
     def changes(self) -> Data:
@@ -171,8 +175,11 @@ class Layers:
             return changes
         for layer, metrics in stats.items():
             key = f"{layer}{_SEPARATOR}{self._rank}"
-            for name, value, kind, scope in self._flat(layer, metrics):
+            word = layer.partition("#")[0].rpartition(":")[2]
+            for name, value in _flat(metrics):
                 told = LAYER_PREFIX + name
+                guess = "counter" if name.endswith("_total") else "gauge"
+                kind = self._known[told].kind if told in self._known else guess
                 if not self._selection.takes(kind, told):
                     continue
                 before = self._before.get((layer, name))
@@ -182,26 +189,22 @@ class Layers:
                         changes.setdefault("gauges", {}).setdefault(told, {})[key] = value
                     continue
                 # What processes share began to be counted before this one came.
-                first = 0 if scope == "shared" else value
+                first = 0 if (word, name) in self._shared else value
                 more = first if before is None else value - before
                 if more or before is None:
                     more = value if more < 0 else more  # it was made anew
                     changes.setdefault("counters", {}).setdefault(told, {})[key] = more
         return changes
 
-    def _flat(
-        self, layer: str, metrics: Mapping[str, Any]
-    ) -> Iterable[tuple[str, float, str, str]]:
-        """Yield name, value, kind and scope; what nobody describes is told by its name."""
-        word = layer.partition("#")[0].rpartition(":")[2]
-        for name, value in metrics.items():
-            if isinstance(value, Mapping):
-                for part in ("count", "sum"):
-                    yield f"{name}_{part}", value[part], "counter", "store"
-                continue
-            guess = "counter" if name.endswith("_total") else "gauge"
-            kind, scope = self._kinds.get((word, name), (guess, "store"))
-            yield name, value, kind, scope
+
+def _flat(metrics: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    """Yield names and numbers; a histogram has two."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield f"{name}_count", value["count"]
+            yield f"{name}_sum", value["sum"]
+        else:
+            yield name, value
 
 
 def merge(into: Data, other: Data) -> Data:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -75,7 +76,7 @@ def _moves(what: str, done: str) -> tuple[Metric, ...]:
         Metric(f"{what}_blocks_total", "counter", "blocks", f"Blocks that were {done}."),
         Metric(f"{what}_bytes_total", "counter", "bytes", "Their bytes, at all ranks."),
         Metric(
-            f"{what}_seconds_total", "counter", "s", "From the start to the end of each; may overlap."
+            f"{what}_seconds_total", "counter", "s", "From start to end of each; may overlap."
         ),
         Metric(
             f"{what}_failed_blocks_total", "counter", "blocks", f"Blocks that were not {done}.",
@@ -197,14 +198,16 @@ class _Reader:
 
     def read(self, data: Mapping[str, Any]) -> Selection:
         names: dict[str, frozenset[str]] = {}
+        off: list[str] = []
         prefix = PREFIX
         for key, value in data.items():
             if key == "metric_prefix":
                 prefix = self._prefix(value)
             elif key == "enabled_metrics":
-                names.update(dict.fromkeys(self._disabled(value), frozenset()))
+                off = self._disabled(value)
             elif key in _LISTS:
-                names.setdefault(_LISTS[key], self._list(key, value))
+                kind = _LISTS[key]
+                names[kind] = names.get(kind, frozenset()) | self._list(key, value)
             elif key in _WITHOUT_EFFECT:
                 self._note(key)
             else:
@@ -217,6 +220,7 @@ class _Reader:
                 f"{self._where}: {first}{others}: no effect, because layers are measured by "
                 f"{LAYER_PREFIX}* with the label layer"
             )
+        names.update(dict.fromkeys(off, frozenset()))
         return Selection(prefix, self._changed, names, tuple(self._notes))
 
     def _note(self, key: str) -> None:
@@ -225,7 +229,8 @@ class _Reader:
             self._notes.append(note)
 
     def _refusal(self, what: str, problem: str, known: Iterable[str]) -> ConfigError:
-        near = difflib.get_close_matches(what, sorted(known), 1, 0.6)
+        word = what.split(".")[-1].split(" ")[-1]
+        near = difflib.get_close_matches(word, sorted(known), 1, 0.6)
         hint = f"did you mean {near[0]!r}?" if near else "docs/metrics.md lists what there is"
         return ConfigError(f"{self._where}: {what}: {problem}; {hint}")
 
@@ -303,7 +308,7 @@ class _Reader:
             isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n)
             for n in numbers
         )
-        if not numbers or not good or any(a >= b for a, b in zip(numbers, numbers[1:])):  # noqa: B905
+        if not numbers or not good or any(a >= b for a, b in itertools.pairwise(numbers)):
             raise ConfigError(
                 f"{self._where}: {name}: buckets: {value!r} is not a list of rising numbers"
             )

@@ -19,7 +19,7 @@ class UCMStats(KVConnectorStats):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything."""
-        self.data = {}
+        self.data: collector.Data = {}
 
     def aggregate(self, other: KVConnectorStats) -> UCMStats:
         """Add another rank's or a later step's."""
