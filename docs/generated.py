@@ -9,6 +9,7 @@ import click
 import ucm
 from ucm import options
 from ucm.cli import cli
+from ucm.integration.vllm.metrics import METRICS
 from ucm.store import older_options
 
 _PLACE = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
@@ -85,6 +86,15 @@ def _metrics() -> str:
     return "\n".join(parts)
 
 
+def _connector_metrics() -> str:
+    rows = []
+    for m in METRICS.values():
+        label = ", ".join(_code(name) for name in m.labels)
+        values = ", ".join(_code(value) for value in m.values)
+        rows.append((_code(m.name), m.kind, m.unit, f"{label}: {values}" if label else "", m.help))
+    return _table("metric|kind|unit|label|what", rows)
+
+
 def _reasons(reasons: dict[str, str]) -> str:
     return _table("key|why", [(_code(key), reason) for key, reason in reasons.items()])
 
@@ -126,6 +136,7 @@ _CONTENTS = {
     "not-built": lambda: _reasons(options.NOT_BUILT),
     "renamed": _renamed,
     "older-without-effect": lambda: _reasons(older_options.WITHOUT_EFFECT),
+    "connector-metrics": _connector_metrics,
     "metrics": _metrics,
     "commands": _commands,
 }

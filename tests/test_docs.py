@@ -49,6 +49,7 @@ NOT_RUN = {
         "docs/performance.md",
         "$ python benchmarks/compress_pays.py",
     ): "needs root, cgroup 1 and some minutes",
+    ("docs/metrics.md", "$ curl -s localhost:8000/metrics | grep ^ucm:"): "needs vLLM",
     ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",

@@ -1,4 +1,4 @@
-"""Log files of processes that share a folder."""
+"""Files that processes write in a folder they share: their logs, and traces of requests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-_OURS = re.compile(r"(ucm-.+-\d+\.log)(\.\d+)?")
-
 
 class ProcessFile(RotatingFileHandler):
     """Writes ``ucm-HOST-PID.log``, made with the first message and turned over when it is full.
 
-    At most ``max_files`` of this process are kept, and as many of processes that have ended. A lock
-    on its file tells that a process is alive.
+    Other kinds of files have other beginnings and endings than these. At most ``max_files`` of this
+    process are kept, and as many of processes that have ended. A lock on its file tells that a
+    process is alive.
     """
+
+    beginning, ending = "ucm", "log"
 
     def __init__(self, folder: str, max_bytes: int, max_files: int) -> None:
         self._folder = Path(folder).absolute()
@@ -32,7 +33,8 @@ class ProcessFile(RotatingFileHandler):
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _path(self) -> str:
-        return str(self._folder / f"ucm-{socket.gethostname()}-{os.getpid()}.log")
+        name = f"{self.beginning}-{socket.gethostname()}-{os.getpid()}.{self.ending}"
+        return str(self._folder / name)
 
     def _open(self) -> TextIOWrapper:
         stream = super()._open()
@@ -44,9 +46,10 @@ class ProcessFile(RotatingFileHandler):
     def _sweep(self) -> None:
         """Remove the oldest files of processes that have ended."""
         found = []
+        ours = re.compile(rf"({self.beginning}-.+-\d+\.{self.ending})(\.\d+)?")
         with contextlib.suppress(OSError):
             for path in self._folder.iterdir():
-                match = _OURS.fullmatch(path.name)
+                match = ours.fullmatch(path.name)
                 if match and not _alive(self._folder / match[1]):
                     found.append((path.stat().st_mtime, path))
         for _, path in sorted(found)[: -self._max_files]:

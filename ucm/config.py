@@ -141,11 +141,14 @@ def _loader() -> Any:
 
 
 def _checked(data: Mapping[str, Any], source: str) -> Config:
+    from ucm.integration.vllm import metrics
+
     config = _model(data, source)
     notes = [*config.notes, *_check_store(config)]
-    config = dataclasses.replace(config, notes=notes)
     _contradictions(config)
-    return config
+    selection = metrics.select(config)
+    notes += selection.notes if selection is not None else ()
+    return dataclasses.replace(config, notes=notes)
 
 
 def _model(data: Mapping[str, Any], source: str) -> Config:

@@ -116,9 +116,15 @@ def _number(name: str, default: float, whole: bool, problems: list[str]) -> floa
     return default
 
 
-def _file_handler(folder: str, problems: list[str]) -> logging.Handler | None:
+def file_limits(problems: list[str]) -> tuple[int, int]:
+    """Return how large a file may become, in bytes, and how many a process keeps."""
     files = _number("UCM_LOG_MAX_FILES", 10, True, problems)
     megabytes = _number("UCM_LOG_MAX_SIZE", 5, False, problems)
+    return int(megabytes * 2**20), int(files)
+
+
+def _file_handler(folder: str, problems: list[str]) -> logging.Handler | None:
+    max_bytes, max_files = file_limits(problems)
     try:
         os.makedirs(folder, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -130,7 +136,7 @@ def _file_handler(folder: str, problems: list[str]) -> logging.Handler | None:
         return None
     from ucm._logfile import ProcessFile
 
-    return ProcessFile(folder, int(megabytes * 2**20), int(files))
+    return ProcessFile(folder, max_bytes, max_files)
 
 
 def _configure() -> None:

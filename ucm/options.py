@@ -58,7 +58,7 @@ ENGINE_OPTIONS = (
     Option("enable_event_sync", "bool", "true", None, None, "Order device copies by events."),
     Option("use_layerwise", "bool", "true", None, None, "Move blocks layer by layer."),
     Option("hit_ratio", "float", None, "0..1", None, "Most of a prompt that may count as a hit."),
-    Option("enable_record_traces", "bool", "false", None, None, "Log every request's block ids."),
+    Option("enable_record_traces", "bool", "false", None, None, "Log requests, for ucm replay."),
     Option("use_lite", "bool", "false", None, None, "Count hits only; the pipeline is then Fake."),
     Option(
         "persist_token_threshold",
@@ -103,10 +103,6 @@ ENGINE_OPTIONS = (
 # Those that nothing reads yet: accepted, and reported when they ask for something.
 ENGINE_WITHOUT_EFFECT = {
     "enable_event_sync": "KV cache is taken from host memory, where there are no device events",
-    "enable_record_traces": "no connector records traces",
-    "enable_metrics": "only Store.stats() tells metrics",
-    "metrics_config_path": "only Store.stats() tells metrics",
-    "metrics_config": "only Store.stats() tells metrics",
     "use_consistency_manager": "a hit already needs the blocks of every rank",
     "wa_dump_block_wise": "window attention has no layout of its own",
     "hybrid_linear_attention_layerwise": "blocks are loaded and dumped whole",

@@ -105,3 +105,16 @@ def test_a_file_that_is_no_text(read):
 def test_a_torn_package(read):
     with pytest.raises(InvalidError, match="unpack it first"):
         read(record(), pack=lambda data: gzip.compress(data)[:-9])
+
+
+def test_several_files_are_one_trace_in_the_order_of_timestamps(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text(f"{record(timestamp=3, hash_ids=[1])}\n{record(timestamp=1, hash_ids=[2])}")
+    two.write_text(record(timestamp=2, hash_ids=[1, 2]))
+    trace = replay.read(str(one), str(two))
+    assert trace.requests == [[1], [0, 1], [0]]
+    assert trace.path == f"{one}, {two}"
+
+
+def test_without_timestamps_the_order_is_that_of_the_file(read):
+    assert read(record(timestamp=5), '{"hash_ids": [7]}').requests == [[0, 1], [1]]

@@ -17,7 +17,13 @@ _GIB = 1 << 30
 
 
 @click.command("replay", short_help="Hit ratios of a trace of requests, per policy and capacity.")
-@click.argument("trace_path", metavar="TRACE", type=click.Path(exists=True, dir_okay=False))
+@click.argument(
+    "trace_paths",
+    metavar="TRACE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False),
+)
 @click.option(
     "--policy",
     "policies",
@@ -50,7 +56,7 @@ _GIB = 1 << 30
 )
 @_common.json_flag
 def command(
-    trace_path: str,
+    trace_paths: tuple[str, ...],
     policies: tuple[str, ...],
     capacities: tuple[str, ...],
     gigabytes: tuple[float, ...],
@@ -60,8 +66,10 @@ def command(
     """Replay the requests of TRACE against caches of blocks, and show what they would hit.
 
     TRACE has one JSON object a line: timestamp, input_length, output_length, and hash_ids, the ids
-    of the blocks of the prompt in order. Of each pair of figures, the first counts all blocks that
-    were found, the second those before the first miss of their request: what an engine can load.
+    of the blocks of the prompt in order. Several files, such as enable_record_traces lets engines
+    write, are one trace, in the order of timestamps. Of each pair of figures, the first counts all
+    blocks that were found, the second those before the first miss of their request: what an engine
+    can load.
     """
     from ucm import replay
 
@@ -69,7 +77,7 @@ def command(
     _check_sizes(gigabytes, block_bytes)
     for text in capacities:
         _blocks(text, 100)
-    trace = replay.read(trace_path)
+    trace = replay.read(*trace_paths)
     limits = sorted(
         {_blocks(text, trace.distinct) for text in capacities}
         | {_in_blocks(size, block_bytes or 1) for size in gigabytes}

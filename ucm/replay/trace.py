@@ -7,7 +7,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ _RECORD = "a record has timestamp, input_length, output_length and hash_ids"
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Requests in the order of the file; blocks are numbered as they appear."""
+    """Requests in the order of their timestamps; blocks are numbered as they appear."""
 
     path: str
     requests: Sequence[Sequence[int]]
@@ -43,10 +43,28 @@ class Trace:
         return True
 
 
-def read(path: str) -> Trace:
-    """Read a trace, also one that gzip has packed; InvalidError names the line that is wrong."""
+def read(*paths: str) -> Trace:
+    """Read a trace in one file or several, also such as gzip has packed.
+
+    Requests are put in the order of their timestamps, if all have one. InvalidError names the line
+    that is wrong.
+    """
     numbers: dict[int | str, int] = {}
-    requests = []
+    found: list[tuple[float | None, list[int]]] = []
+    for path in paths:
+        for timestamp, ids in _records(path):
+            found.append((timestamp, [numbers.setdefault(one, len(numbers)) for one in ids]))
+    shown = ", ".join(paths)
+    if not numbers:
+        what = "no block in any request" if found else "no requests"
+        raise InvalidError(f"{shown}: {what}; give a file with one JSON object a line, {_RECORD}")
+    if all(timestamp is not None for timestamp, _ in found):
+        found.sort(key=lambda record: record[0] or 0)
+    return Trace(shown, [request for _, request in found], len(numbers))
+
+
+def _records(path: str) -> Iterator[tuple[float | None, list[int | str]]]:
+    """Yield each request's timestamp and ids."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     opened = gzip.open if packed else open
@@ -54,19 +72,14 @@ def read(path: str) -> Trace:
         with opened(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    ids = _ids(line, f"{path}:{number}")
-                    requests.append([numbers.setdefault(one, len(numbers)) for one in ids])
+                    yield _record(line, f"{path}:{number}")
     except UnicodeDecodeError as error:
         raise InvalidError(f"{path}: not UTF-8 text ({error.reason}); {_RECORD}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InvalidError(f"{path}: {error}; pack it again, or unpack it first") from None
-    if not numbers:
-        what = "no block in any request" if requests else "no requests"
-        raise InvalidError(f"{path}: {what}; give a file with one JSON object a line, {_RECORD}")
-    return Trace(path, requests, len(numbers))
 
 
-def _ids(line: str, where: str) -> list[int | str]:
+def _record(line: str, where: str) -> tuple[float | None, list[int | str]]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -81,9 +94,9 @@ def _ids(line: str, where: str) -> list[int | str]:
     ids = record["hash_ids"]
     if not isinstance(ids, list):
         raise InvalidError(f"{where}: hash_ids: {_shown(ids)} is no list of block ids")
-    if set(map(type, ids)) <= {int}:
-        return ids
-    return [_id(one, f"{where}: hash_ids[{i}]") for i, one in enumerate(ids)]
+    if not set(map(type, ids)) <= {int}:
+        ids = [_id(one, f"{where}: hash_ids[{i}]") for i, one in enumerate(ids)]
+    return record.get("timestamp"), ids
 
 
 def _check_number(name: str, value: Any, where: str) -> None:
