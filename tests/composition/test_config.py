@@ -87,7 +87,7 @@ def test_every_top_level_key_is_explained_and_has_its_default():
         assert not value.given
         assert getattr(found, name) == value.value
     assert found.enable_event_sync is found.use_layerwise is True
-    assert found.load_tokens_threshold == 2048
+    assert found.load_tokens_threshold == 0
     assert found.hit_ratio is None
     assert found.metrics_config_path is None
     assert found.notes == []

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from ucm.errors import StoreError
 from ucm.hashing import Namer
-from ucm.integration.vllm.metadata import Load, Plan, Save
 from ucm.integration.vllm.collector import Collector
+from ucm.integration.vllm.metadata import Load, Plan, Save
 from ucm.logs import logger
 from ucm.store_api import Store
 
@@ -188,7 +188,7 @@ class SchedulerSide:
         self._tracked[name] = tracked
         if match is not None:
             tracked.hit = range(match.local, match.local + blocks)
-            self._measure(match, *self._looked.pop(name))
+            self._metrics.looked_up(*match, *self._looked.pop(name))
         if name in self._receiving:
             hit, _ = self._receiving.pop(name)
             there = request.num_computed_tokens // self._block_tokens  # fewer if some have failed
@@ -201,20 +201,6 @@ class SchedulerSide:
         else:
             tracked.load = blocks
         return match
-
-    def _measure(self, match: Match, missed: dict[str, int], seconds: float) -> None:
-        metrics = self._metrics
-        metrics.count("lookup_requests_total")
-        metrics.count("prompt_blocks_total", match.total)
-        metrics.observe("lookup_seconds", seconds)
-        for source, count in (("local", match.local), ("external", match.external)):
-            metrics.count("hit_blocks_total", count, source=source)
-        for cause, count in missed.items():
-            if count > 0:
-                metrics.count("missed_blocks_total", count, cause=cause)
-        if match.total > match.local:
-            ratio = match.external / (match.total - match.local)
-            metrics.observe("interval_lookup_hit_rates", ratio)
 
     def hit_tiers(self, request_id: str) -> list[int]:
         """Tell for each block that a request loads how deep in the pipeline it lies."""

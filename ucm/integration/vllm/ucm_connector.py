@@ -30,15 +30,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from ucm.config import Config
 from ucm.errors import ConfigError, StoreError, UnsupportedError
 from ucm.hashing import Namer, Namers
-from ucm.integration.vllm import engine, lite
+from ucm.integration.vllm import engine, lite, prometheus
+from ucm.integration.vllm.collector import Collector
 from ucm.integration.vllm.division import Division, Workers, divide
 from ucm.integration.vllm.events import Announcer
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Plan
+from ucm.integration.vllm.metrics import select
 from ucm.integration.vllm.namespace import data_parallel_rank, model_name, model_parts, namespace
 from ucm.integration.vllm.opening import open_store, settings, share_logging, sizes
+from ucm.integration.vllm.prometheus import UCMPromMetrics, UCMStats
 from ucm.integration.vllm.rendezvous import Rendezvous
 from ucm.integration.vllm.scheduler import Part, Policy, SchedulerSide
+from ucm.integration.vllm.traces import Recorder
 from ucm.integration.vllm.worker import Moving, WorkerSide
 from ucm.logs import logger
 from ucm.store_api import Store
@@ -98,6 +102,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if wrapped:
             self._rendezvous = Rendezvous(str(self._transfer.engine_id))
         now = self._settings
+        self._metrics = Collector(select(now))
+        self._recorder: Recorder | None = None
         events = engine.wants_events(vllm_config) and not wrapped
         self._announcer = Announcer(self._block_tokens) if events else None
         self._moving = Moving(
@@ -118,7 +124,11 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 lite=now.use_lite,
             )
             planned = self._announcer.planned if self._announcer else None
-            self._scheduler = SchedulerSide(self._block_tokens, self._hashes, policy, planned)
+            self._scheduler = SchedulerSide(
+                self._block_tokens, self._hashes, policy, planned, self._metrics
+            )
+            if now.enable_record_traces:
+                self._recorder = Recorder(self._block_tokens)
             self._remark()
             if now.use_lite:
                 part, remember = lite.open_counting(now, self._namespace({}))
@@ -176,7 +186,10 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         # A stage must not wait for the next one at the end of its forward, which starts it.
         layerwise = self._moving.layerwise and one
         moving = dataclasses.replace(self._moving, layerwise=layerwise, keeps=division.keeps)
-        self._worker = WorkerSide(store, layout, Namers(name, division.parts), engine.agree, moving)
+        self._worker = WorkerSide(
+            store, layout, Namers(name, division.parts), engine.agree, moving, self._metrics
+        )
+        self._metrics.watch(store, division.parts[0])
         if self._rendezvous is not None:
             self._rendezvous.tell(engine.tensor_rank(), dict(vars(self._handshake)))
 
@@ -345,8 +358,12 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self, request: Any, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Forget the request; its blocks stay as long as they are being saved."""
-        holds = self._scheduler is not None and self._scheduler.finished(request.request_id)
-        return holds, None
+        if self._scheduler is None:
+            return False, None
+        if self._recorder is not None:
+            length = int(request.num_output_tokens)
+            self._recorder.finished(request, self._hashes(request), length)
+        return self._scheduler.finished(request.request_id), None
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
@@ -379,8 +396,37 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     # Both.
 
+    def get_kv_connector_stats(self) -> UCMStats | None:
+        """Return what happened since the last call, if metrics are on."""
+        return prometheus.take(self._metrics)
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> UCMStats:
+        """Make of what another process sent what can be added up."""
+        return prometheus.rebuild(data)
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> UCMPromMetrics | None:
+        """Register the selected metrics, if any, beside the engine's own."""
+        extra = dict(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        selection = select(settings(extra))
+        if selection is None:
+            return None
+        return UCMPromMetrics(
+            vllm_config, metric_types, labelnames, per_engine_labelvalues, selection
+        )
+
     def shutdown(self) -> None:
         """Store what was saved, and close. May be called again."""
+        self._metrics.unwatch()
+        if self._recorder is not None:
+            self._recorder.close()
         if self._rendezvous is not None:
             self._rendezvous.leave()
         stores = self._scheduler.detach() if self._scheduler is not None else []

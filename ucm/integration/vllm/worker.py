@@ -295,23 +295,14 @@ class WorkerSide:
 
     def _measure(self, transfer: Transfer) -> None:
         """Count what a transfer moved and what it did not; it has ended."""
-        metrics, what, seconds = self._metrics, transfer.what, transfer.seconds
-        blocks = len(transfer.picks.blocks) - len(transfer.failed)
-        for status, count in Counter(transfer.failed.values()).items():
-            metrics.count(f"{what}_failed_blocks_total", count, cause=failure(status))
-        if not blocks:
-            return
-        size = blocks * self._layout.block_size * self._layout.parts
-        requests = len(set(transfer.picks.requests))
-        for name, value in (
-            ("requests", requests), ("blocks", blocks), ("bytes", size), ("seconds", seconds)
-        ):  # fmt: skip
-            metrics.count(f"{what}_{name}_total", value)
-        for name, value in (
-            ("requests_num", requests), ("blocks_num", blocks), ("duration", seconds * 1e3),
-            ("speed", size / seconds / 1e9),
-        ):  # fmt: skip
-            metrics.observe(f"{what}_{name}", value)
+        self._metrics.moved(
+            transfer.what,
+            len(set(transfer.picks.requests)),
+            len(transfer.picks.blocks) - len(transfer.failed),
+            self._layout.block_size * self._layout.parts,
+            transfer.seconds,
+            Counter(map(failure, transfer.failed.values())),
+        )
 
     def finished(self, request_ids: Iterable[str]) -> tuple[set[str], set[str]]:
         """Return the requests of which all is saved, and those that have received their blocks.
