@@ -73,7 +73,7 @@ def test_every_value_says_what_it_is_whence_and_whither(report, file, directory)
             storage_backends=str(directory),
             timeout_ms=20000,
             **{"Posix.timeout_ms": 10000},
-            top={"use_layerwise": False},
+            top={"enable_event_sync": False},
         )
     )
     timeouts = rows(made, "timeout_ms")
@@ -85,9 +85,9 @@ def test_every_value_says_what_it_is_whence_and_whither(report, file, directory)
     assert all(row["given"] for row in timeouts.values())
     (direct,) = rows(made, "io_direct").values()
     assert (direct["value"], direct["given"], direct["taken_by"]) == (False, False, "Posix")
-    layerwise = rows(made, "use_layerwise")["the engine's connector"]
-    assert (layerwise["value"], layerwise["given"]) == (False, True)
-    assert layerwise["effect"].startswith("no effect yet, because ")
+    events = rows(made, "enable_event_sync")["the engine's connector"]
+    assert (events["value"], events["given"]) == (False, True)
+    assert events["effect"].startswith("no effect yet, because ")
     assert all(row["help"] for row in made["values"])
 
 
@@ -101,13 +101,13 @@ def test_what_is_given_and_not_taken_is_shown_with_the_reason(report, file):
 
 
 def test_the_text_says_the_same(ucm_command, file, directory):
-    path = file("Cache|Posix", storage_backends=str(directory), top={"use_layerwise": True})
+    path = file("Cache|Posix", storage_backends=str(directory), top={"enable_event_sync": True})
     outcome = ucm_command("check", path)
     assert outcome.code == 0, outcome.err
     for words in (
         f"{path}: UcmPipelineStore Cache|Posix",
         "storage_backends",
-        "note: use_layerwise: no effect yet, because",
+        "note: enable_event_sync: no effect yet, because",
         "may grow until the disk is full",
         "why: ",
         "do:  ",
