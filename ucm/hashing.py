@@ -108,13 +108,15 @@ def block_ids(
     namespace: str,
     *,
     rank: int = 0,
+    part: str | None = None,
     algorithm: str = "sha256",
     cache_salt: str | None = None,
     lora: tuple[str, str] | None = None,
 ) -> list[bytes]:
     """Return the ids under which the vLLM connector keeps the full blocks of a text prompt.
 
-    ``namespace`` is what the connector logs at its start; ``rank`` is the tensor-parallel rank.
+    ``namespace`` is what the connector logs at its start; ``rank`` is the tensor-parallel rank, or
+    ``part`` what the connector logs as such.
     ``algorithm`` is vLLM's ``prefix_caching_hash_algo``, ``sha256`` (its default) or
     ``sha256_cbor``; ``lora`` is the adapter's (name, path).
 
@@ -133,4 +135,4 @@ def block_ids(
     hash_function = ALGORITHMS.get(algorithm)
     if hash_function is None:
         raise InvalidError(f"algorithm: {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
-    return Namer(namespace, rank_name(rank))(chain(blocks, hash_function))
+    return Namer(namespace, part or rank_name(rank))(chain(blocks, hash_function))

@@ -64,6 +64,7 @@ def test_any_kind_of_integers_will_do():
     [
         {"namespace": "other"},
         {"rank": 1},
+        {"part": "heads0of2"},
         {"algorithm": "sha256_cbor"},
         {"cache_salt": "tenant"},
         {"lora": ("adapter", "/path")},
