@@ -55,3 +55,11 @@ def test_what_is_never_stored_is_forgotten_in_the_end(monkeypatch):
     announcer.planned(REQUEST, HASHES, [0, 1, 2])
     announcer.stored(dict.fromkeys(HASHES, 1), 1)
     assert told(announcer) == [([b"p1"], b"p0"), ([b"p2"], b"p1")]
+
+
+def test_what_only_some_ranks_could_store_begins_anew():
+    announcer = Announcer(4)
+    for _ in range(2):
+        announcer.planned(REQUEST, HASHES, [0])
+        announcer.stored({b"p0": 1}, 2)
+    assert announcer.take() == []

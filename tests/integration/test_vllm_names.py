@@ -10,7 +10,7 @@ import pytest
 import ucm
 from ucm import hashing
 from ucm.integration.vllm import namespace as names
-from ucm.integration.vllm.engine import Rehash
+from ucm.integration.vllm.engine import Rehash, Since
 
 TOKENS = [[0, 1, 23, 24], [255, 256, 65536, 151643]]
 EXTRA = [None, (("lora", "a", "/p"), ("cache_salt", "x"))]
@@ -221,3 +221,39 @@ def test_requests_that_the_engine_hashes_from_another_seed_are_hashed_again():
     assert asked == [(0, 4, 0), (4, 8, 1), (8, 12, 2)]  # each block once, going on where it was
     named = hashing.Namer("space", "tp0")(again)
     assert named == ucm.block_ids(range(12), 4, "space", cache_salt="x")
+
+
+def session(tokens):
+    """A request whose tokens may be taken back, as a streaming session's are."""
+
+    class Request:
+        def __init__(self):
+            self.all_token_ids = list(tokens)
+
+        @property
+        def num_tokens(self):
+            return len(self.all_token_ids)
+
+    return Request()
+
+
+def fresh():
+    return Rehash(4, hashing.sha256, lambda request, start, end, media: (None, media))
+
+
+def test_tokens_that_a_session_takes_back_are_hashed_again():
+    request, again = session(range(8)), fresh()
+    before = list(again(request))
+    request.all_token_ids[7:] = [99, 100, 101, 102, 103]
+    assert list(again(request)) == list(fresh()(request))
+    assert again(request)[0] == before[0]
+    assert again(request)[1] != before[1]
+    plain = {"hashes": [b"a", b"b"]}
+    since = Since(lambda request: plain["hashes"])
+    assert since(request) == [b"a", b"b"]
+    since.reset()
+    first = list(since(request))
+    plain["hashes"] = [b"a", b"c", b"d"]
+    second = list(since(request))
+    assert (second[0], len(second)) == (first[0], 3)
+    assert second[1] != first[1]

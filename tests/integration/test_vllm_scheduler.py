@@ -340,22 +340,82 @@ def test_hits_below_their_threshold_are_not_loaded(store):
     assert side.matched_tokens(one, 0)[0] == 12
 
 
-def test_a_request_holds_its_blocks_exactly_if_something_of_it_was_saved(store):
+def test_a_request_holds_its_blocks_as_long_as_something_of_it_is_being_saved(store):
     side = attached(store, async_save=True)
     one, two = request("one", 14), request("two", 14)
-    run(side, one, [7, 3, 9, 5])
+    (save,) = run(side, one, [7, 3, 9, 5]).saves
     run(side, two, [1, 2, 4, 6])  # the same blocks: they are on their way
     assert (side.finished("one"), side.finished("two")) == (True, False)
     assert side.holds_blocks
+    assert side.plan(step()).leaving == ["one"]
+    assert side.plan(step()).leaving == []
+    side.ended({save.number: 1})
     side.saved({"one"})
     assert not side.holds_blocks
 
 
+def test_a_request_of_which_all_is_saved_holds_nothing(store):
+    side, one = attached(store, async_save=True), request("one", 14)
+    (save,) = run(side, one, [7, 3, 9, 5]).saves
+    side.ended({save.number: 1})
+    assert not side.finished("one")
+
+
+def test_a_save_has_ended_when_every_worker_says_so(store):
+    side, one = SchedulerSide(SIZE, hashes, Policy(async_save=True)), request("one", 14)
+    side.attach([Part(store, Namer("space", f"tp{i}")) for i in range(2)], workers=2)
+    (save,) = run(side, one, [7, 3, 9, 5]).saves
+    side.ended({save.number: 1, 999: 2})
+    assert "one" in side._savers
+    side.ended({save.number: 1})
+    assert not side.finished("one")
+    assert not side._saving
+
+
 def test_a_preempted_request_holds_nothing_more(store):
     side, one = attached(store, async_save=True), request("one", 14)
-    run(side, one, [7, 3, 9, 5])
+    (save,) = run(side, one, [7, 3, 9, 5]).saves
     assert side.plan(step(preempted=[one])).preempted == ["one"]
+    side.ended({save.number: 1})
     assert not side.finished("one")
+
+
+def test_a_request_that_ends_between_its_preemption_and_the_next_step_is_let_go(store):
+    """Engines that are reset preempt outside of their steps."""
+    side, one = attached(store, async_save=True), request("one", 14)
+    run(side, one, [7, 3, 9, 5])
+    assert side.finished("one")
+    plan = side.plan(step(preempted=[one]))
+    assert (plan.preempted, plan.leaving) == (["one"], ["one"])
+
+
+def test_what_was_computed_from_a_failed_block_is_told_though_its_request_has_ended(store):
+    side = attached(store)
+    one, two = request("one", 17), request("two", 9, "q")
+    publish(store, one, [0, 1, 2])
+    run(side, one, [7, 3, 9, 5, 6])
+    run(side, two, [1, 2, 4])
+    side.finished("one")
+    assert side.load_failed({3}) == {3, 9, 5, 6}
+
+
+@pytest.mark.parametrize("role", ["loads", "saves"])
+def test_an_engine_may_load_or_save_alone(store, role):
+    side = attached(store, **{name: name == role for name in ("loads", "saves")})
+    one = request("one", 14)
+    publish(store, one, [0])
+    assert side.matched_tokens(one, 0)[0] == (4 if role == "loads" else 0)
+    assert saved(run(side, one, [7, 3, 9, 5])) == ({} if role == "loads" else {"one": [3, 9]})
+
+
+def test_a_reset_reaches_requests_that_wait_outside_the_batch(store):
+    side, one = attached(store, async_load=True), request("one", 17)
+    publish(store, one, [0, 1])
+    outside(side, one, [7, 3, 9, 5, 6])
+    side.forget()
+    one.num_computed_tokens = 8
+    side.admit(one, 0)
+    assert saved(side.plan(step(new=[(one, [7, 3, 9, 5, 6], 8, 9)]))) == {}
 
 
 def test_a_request_that_ends_while_it_receives_is_let_go_of_by_that(store):

@@ -47,7 +47,7 @@ def make(layout, folder, agree=alone, moving=PLAIN):
     return WorkerSide(store, layout, NAMER, agree, moving)
 
 
-def step(worker, plan, finished=()):
+def step(worker, plan):
     """Run one step of an engine, with a forward over all layers."""
     worker.begin(plan)
     worker.load(plan)
@@ -55,7 +55,7 @@ def step(worker, plan, finished=()):
         worker.wait_layer(name)
         worker.save_layer(name, plan)
     worker.save(plan)
-    return worker.finished(finished)
+    return worker.finished(plan.leaving)
 
 
 def settle(worker):
@@ -68,7 +68,7 @@ def save_all(worker, places=range(BLOCKS)):
     """Save block i of the KV cache as the i-th block of a request."""
     places = list(places)
     hashes = [HASHES[i] for i in places]
-    step(worker, Plan(saves=[Save("r", list(range(BLOCKS)), 0, places, hashes)]))
+    step(worker, Plan(saves=[Save("r", 1, list(range(BLOCKS)), 0, places, hashes)]))
     settle(worker)
 
 
@@ -130,8 +130,8 @@ def test_what_is_computed_after_a_failed_block_is_not_saved(worker, at_once):
     """Blocks 3 and 4 were computed in a step for which block 1 could not be loaded."""
     save_all(worker, [0])
     plan = load([0, 1, 2], [0, 1, 2])
-    wrong = Save("r", [0, 1, 2, 3, 4], 3, [3, 4], HASHES[3:5])
-    other = Save("s", [5], 0, [0], [HASHES[5]])
+    wrong = Save("r", 1, [0, 1, 2, 3, 4], 3, [3, 4], HASHES[3:5])
+    other = Save("s", 1, [5], 0, [0], [HASHES[5]])
     if not at_once:
         step(worker, plan)
         plan = Plan()
@@ -143,13 +143,13 @@ def test_what_is_computed_after_a_failed_block_is_not_saved(worker, at_once):
 def test_a_step_planned_before_the_failure_was_known_is_not_saved_either(worker):
     step(worker, load([1], [1]))
     step(worker, Plan())
-    step(worker, Plan(saves=[Save("r", [0, 1, 2], 2, [2], [HASHES[2]])]))
+    step(worker, Plan(saves=[Save("r", 1, [0, 1, 2], 2, [2], [HASHES[2]])]))
     assert stored(worker) == []
 
 
 def test_once_computed_again_everything_is_saved(worker):
     step(worker, load([1], [1]))
-    step(worker, Plan(saves=[Save("r", [0, 1, 2], 1, [1, 2], HASHES[1:3])]))
+    step(worker, Plan(saves=[Save("r", 1, [0, 1, 2], 1, [1, 2], HASHES[1:3])]))
     assert stored(worker) == [1, 2]
 
 
@@ -157,13 +157,13 @@ def test_a_block_that_is_loaded_well_later_is_good_again(worker):
     step(worker, load([1], [1]))
     save_all(make_clean(worker), [0])
     step(worker, load([0], [1]))
-    step(worker, Plan(saves=[Save("r", [1, 2], 1, [1], [HASHES[2]])]))
+    step(worker, Plan(saves=[Save("r", 1, [1, 2], 1, [1], [HASHES[2]])]))
     assert stored(worker) == [0, 2]
 
 
 def make_clean(worker):
     """Let block 1 count as computed, which a save of it says."""
-    step(worker, Plan(saves=[Save("r", [1], 0, [], [])]))
+    step(worker, Plan(saves=[Save("r", 1, [1], 0, [], [])]))
     return worker
 
 
@@ -171,7 +171,7 @@ def test_what_fails_at_another_worker_spoils_this_ones_blocks(layout, tmp_path):
     worker = make(layout, tmp_path, agree=lambda failed: failed | {1})
     save_all(worker, [0, 1])
     step(worker, load([0, 1], [0, 1]))
-    step(worker, Plan(saves=[Save("r", [0, 1, 2], 2, [2], [HASHES[2]])]))
+    step(worker, Plan(saves=[Save("r", 1, [0, 1, 2], 2, [2], [HASHES[2]])]))
     assert stored(worker) == [0, 1]
     assert worker.take_failed() == {1}
     worker.detach().close()
@@ -206,7 +206,7 @@ def test_a_layer_is_there_once_it_has_been_waited_for(layout, tmp_path, kv):
 def test_a_layer_is_saved_as_it_was_when_it_was_computed(layout, tmp_path, kv):
     """What the step does to a layer's cache before that, and to other blocks after, is not seen."""
     worker = make(layout, tmp_path, moving=Moving(layerwise=True, async_save=True))
-    plan = Plan(saves=[Save("r", [2], 0, [0], [HASHES[0]])])
+    plan = Plan(saves=[Save("r", 1, [2], 0, [0], [HASHES[0]])])
     before = kv[:, 2].copy()
     for i, name in enumerate(layout.names):
         kv[i, 2] = before[i]
@@ -222,7 +222,7 @@ def test_a_layer_is_saved_as_it_was_when_it_was_computed(layout, tmp_path, kv):
 
 def test_layers_that_no_forward_came_by_are_saved_at_the_end(layout, tmp_path):
     worker = make(layout, tmp_path, moving=Moving(layerwise=True))
-    plan = Plan(saves=[Save("r", [2], 0, [0], [HASHES[0]])])
+    plan = Plan(saves=[Save("r", 1, [2], 0, [0], [HASHES[0]])])
     worker.save_layer(layout.names[1], plan)
     worker.save(plan)
     assert stored(worker) == [0]
@@ -261,13 +261,13 @@ def test_what_cannot_be_loaded_outside_the_batch_is_told_with_it_or_before(worke
     if not got:
         assert received(worker) == {"r"}
     assert failed | worker.take_failed() == {5}
-    step(worker, Plan(saves=[Save("r", [4, 5, 3], 2, [2], [HASHES[2]])]))
+    step(worker, Plan(saves=[Save("r", 1, [4, 5, 3], 2, [2], [HASHES[2]])]))
     assert stored(worker) == [0]
 
 
 def sent(worker, names):
-    """Step until nothing of these requests is being saved."""
-    told, _ = step(worker, Plan(), names)
+    """Let go of requests, and step until nothing of them is being saved."""
+    told, _ = step(worker, Plan(leaving=names))
     for _ in range(1000):
         if told >= set(names):
             return told
@@ -276,46 +276,80 @@ def sent(worker, names):
     raise AssertionError("nothing was sent")
 
 
-def test_a_request_that_ends_is_told_once_when_all_of_it_is_saved(layout, tmp_path):
+def test_a_request_that_is_let_go_is_told_once_when_all_of_it_is_saved(layout, tmp_path):
     worker = make(layout, tmp_path, moving=Moving(async_save=True))
-    saves = [Save(name, [i], 0, [0], [HASHES[i]]) for i, name in enumerate("rs")]
+    saves = [Save(name, i + 1, [i], 0, [0], [HASHES[i]]) for i, name in enumerate("rs")]
     assert step(worker, Plan(saves=saves)) == (set(), set())  # they have not ended
     assert sent(worker, ["r"]) == {"r"}
-    assert step(worker, Plan(), ["r", "other"]) == (set(), set())
     assert sent(worker, ["s"]) == {"s"}
+    assert step(worker, Plan()) == (set(), set())
     assert stored(worker) == [0, 1]
     worker.detach().close()
 
 
-def test_a_request_whose_blocks_must_not_be_saved_lets_go_of_them_too(layout, tmp_path):
-    """The scheduler has planned a save, and waits to hear of it."""
-    worker = make(layout, tmp_path, moving=Moving(async_save=True))
+def test_every_save_is_told_by_its_number_once_it_has_ended(worker):
+    saves = [Save(name, i + 7, [i], 0, [0], [HASHES[i]]) for i, name in enumerate("rs")]
+    step(worker, Plan(saves=[*saves, Save("t", 0, [3], 0, [], [])]))
+    settle(worker)
+    assert sorted(worker.take_ended()) == [7, 8]
+    assert worker.take_ended() == []
+
+
+def test_a_save_of_blocks_that_are_held_back_ends_as_well(worker):
     plan = load([0], [0])
-    plan.saves.append(Save("r", [0, 1], 1, [1], [HASHES[1]]))
+    plan.saves.append(Save("r", 5, [0, 1], 1, [1], [HASHES[1]]))
     step(worker, plan)
+    settle(worker)
+    assert worker.take_ended() == [5]
     assert sent(worker, ["r"]) == {"r"}
     assert stored(worker) == []
-    worker.detach().close()
+
+
+def test_a_failed_load_is_told_before_the_saves_of_its_step(worker):
+    """A draft model may run between the two, and what it is told then it is told in time."""
+    plan = load([1], [4])
+    worker.begin(plan)
+    worker.load(plan)
+    for name in worker._layout.names:
+        worker.wait_layer(name)
+        worker.save_layer(name, plan)
+    worker.finished([])
+    assert worker.take_failed() == {4}
+    worker.save(plan)
+    assert worker.take_failed() == set()
+
+
+def test_what_builds_on_a_failed_block_stays_wrong_until_it_is_computed_again(worker):
+    """Block 1 is computed again alone; then another request finds 2 and 3 in the engine."""
+    save_all(worker, [0])
+    plan = load([0, 1], [0, 1])
+    plan.saves.append(Save("r", 1, [0, 1, 2, 3], 2, [2, 3], HASHES[2:4]))
+    step(worker, plan)
+    step(worker, Plan(saves=[Save("r", 2, [0, 1], 1, [1], HASHES[1:2])]))
+    other = Save("s", 3, [0, 1, 2, 3, 4], 4, [2, 3, 4], HASHES[2:5])
+    step(worker, Plan(saves=[other]))
+    assert stored(worker) == [0, 1]
+    step(worker, Plan(saves=[Save("r", 4, [0, 1, 2, 3], 2, [2, 3], HASHES[2:4])]))
+    assert stored(worker) == [0, 1, 2, 3]
 
 
 def test_blocks_of_a_preempted_request_are_saved_before_others_get_them(layout, tmp_path, kv):
     before = kv.copy()
     worker = make(layout, tmp_path, moving=Moving(async_save=True))
-    step(worker, Plan(saves=[Save("r", [0, 1], 0, [0, 1], HASHES[:2])]))
+    step(worker, Plan(saves=[Save("r", 1, [0, 1], 0, [0, 1], HASHES[:2])]))
     worker.begin(Plan(preempted=["r"]))
     assert not worker._saving
     kv[:, :2] = 0
-    assert worker.finished(["r"]) == (set(), set())  # nothing is held any more
     step(worker, load([0, 1], [3, 4]))
     assert (kv[:, 3:5].view(np.uint16) == before[:, :2].view(np.uint16)).all()
     worker.detach().close()
 
 
-def test_a_step_that_waits_for_its_saves_holds_nothing(layout, tmp_path):
+def test_a_step_that_waits_for_its_saves_leaves_nothing_under_way(layout, tmp_path):
     worker = make(layout, tmp_path)
-    step(worker, Plan(saves=[Save("r", [0], 0, [0], [HASHES[0]])]))
+    step(worker, Plan(saves=[Save("r", 0, [0], 0, [0], [HASHES[0]])]))
     assert not worker._saving
-    assert step(worker, Plan(), ["r"]) == (set(), set())
+    assert worker.take_ended() == []  # nobody waits for it
     worker.detach().close()
 
 
@@ -323,8 +357,9 @@ def test_without_a_store_requests_are_let_go_of_all_the_same(layout, tmp_path):
     worker = make(layout, tmp_path, moving=Moving(async_save=True))
     worker.detach().close()
     plan = background([0], [1], "b")
-    plan.saves.append(Save("r", [0], 0, [0], [HASHES[0]]))
-    assert step(worker, plan, ["r"]) == ({"r"}, {"b"})
+    plan.saves.append(Save("r", 1, [0], 0, [0], [HASHES[0]]))
+    plan.leaving.append("r")
+    assert step(worker, plan) == ({"r"}, {"b"})
     assert worker.take_failed() == {1}
 
 

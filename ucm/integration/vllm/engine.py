@@ -20,6 +20,7 @@ def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
     parallel = vllm_config.parallel_config
     for name, value in (
         ("prefill_context_parallel_size", getattr(parallel, "prefill_context_parallel_size", 1)),
+        ("decode_context_parallel_size", getattr(parallel, "decode_context_parallel_size", 1)),
     ):
         if value > 1:
             raise UnsupportedError(f"UCMConnector: {name} is {value}; only 1 is supported yet")
@@ -87,15 +88,11 @@ def workers(vllm_config: Any, kv_cache_config: Any) -> Workers:
 
 
 def agree(failed: set[int]) -> set[int]:
-    """Return what failed at any worker; all of them call this in the same steps."""
-    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
-
-    return _agree(get_pp_group(), _agree(get_tp_group(), failed))
-
-
-def _agree(group: Any, failed: set[int]) -> set[int]:
+    """Return what failed at any tensor-parallel rank; all of them call this in the same steps."""
     import torch
+    from vllm.distributed.parallel_state import get_tp_group
 
+    group = get_tp_group()
     if group.world_size == 1:
         return failed
     count = torch.tensor([len(failed)])
@@ -193,7 +190,10 @@ class Since:
     def __init__(self, hashes: Callable[[Any], Sequence[bytes]]) -> None:
         self._hashes = hashes
         self._epoch = b""
-        self._known: weakref.WeakKeyDictionary[Any, list[bytes]] = weakref.WeakKeyDictionary()
+        # Of each request, and of what they were made.
+        self._known: weakref.WeakKeyDictionary[Any, tuple[list[bytes], list[bytes]]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def reset(self) -> None:
         """Begin anew: no other process has these hashes, and this one never had them."""
@@ -205,8 +205,12 @@ class Since:
         plain = self._hashes(request)
         if not self._epoch:
             return plain
-        known = self._known.setdefault(request, [])
-        known += (hashlib.sha256(self._epoch + each).digest() for each in plain[len(known) :])
+        known, made_of = self._known.setdefault(request, ([], []))
+        if list(plain[: len(made_of)]) != made_of:  # a session has taken tokens back
+            known, made_of = self._known[request] = ([], [])
+        more = plain[len(made_of) :]
+        made_of += more
+        known += (hashlib.sha256(self._epoch + each).digest() for each in more)
         return known
 
 
@@ -219,18 +223,22 @@ class Rehash:
         self._block_tokens = block_tokens
         self._function = function
         self._extra_keys = extra_keys
-        # Hashes, and the place among the request's media to go on from.
-        self._known: weakref.WeakKeyDictionary[Any, tuple[list[bytes], int]] = (
+        # Hashes, the place among the request's media to go on from, and the last hashed tokens.
+        self._known: weakref.WeakKeyDictionary[Any, tuple[list[bytes], int, list[int]]] = (
             weakref.WeakKeyDictionary()
         )
 
     def __call__(self, request: Any) -> Sequence[bytes]:
         """Return the hashes of the request's full blocks."""
-        hashes, media = self._known.get(request, ([], 0))
+        hashes, media, last = self._known.get(request, ([], 0, []))
         size, blocks = self._block_tokens, []
+        end = len(hashes) * size
+        if hashes and list(request.all_token_ids[end - size : end]) != last:
+            hashes, media = [], 0  # a session has taken tokens back
         for start in range(len(hashes) * size, request.num_tokens - size + 1, size):
             keys, media = self._extra_keys(request, start, start + size, media)
             blocks.append((request.all_token_ids[start : start + size], keys))
         hashes += hashing.chain(blocks, self._function, hashes[-1] if hashes else None)
-        self._known[request] = (hashes, media)
+        last = blocks[-1][0] if blocks else last
+        self._known[request] = (hashes, media, list(last))
         return hashes

@@ -22,6 +22,7 @@ class Announcer:
         """Remember what is to be told of these blocks of a request."""
         lora, size = getattr(request, "lora_request", None), self._block_tokens
         for i in places:
+            del self._parts[hashes[i]]  # of a time before, when not every rank could
             self._planned[hashes[i]] = {
                 "block_hashes": [hashes[i]],
                 "parent_block_hash": hashes[i - 1] if i else None,

@@ -23,6 +23,7 @@ class Save:
     """
 
     request_id: str
+    number: int  # by which the workers tell that it has ended; 0 if there are no picks
     table: list[int]  # the engine's block numbers of the request's full blocks, from its start
     computed_from: int  # from here on in the table this step computes, or steps after it
     picks: list[int]  # places in the table that are to be saved
@@ -39,3 +40,5 @@ class Plan:
     saves: list[Save] = dataclasses.field(default_factory=list)
     # Their blocks may be given to others in this very step.
     preempted: list[str] = dataclasses.field(default_factory=list)
+    # Finished requests that hold their blocks until the workers say that they are saved.
+    leaving: list[str] = dataclasses.field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ucm.errors import StoreError
@@ -17,6 +17,7 @@ from ucm.store_api import Store
 
 _ON_THE_WAY_S = 10.0  # so long after a save was planned lookup may not see it yet
 _ON_THE_WAY_MAX = 65536
+_GONE_MAX = 64
 
 Hashes = Callable[[Any], Sequence[bytes]]
 Remember = Callable[[Sequence[bytes]], None]
@@ -49,6 +50,8 @@ class Policy:
     async_load: bool = False  # requests wait for their loads outside the batch
     async_save: bool = False  # requests hold their blocks until these are saved
     lite: bool = False  # hits are counted, nothing is loaded
+    loads: bool = True
+    saves: bool = True
 
 
 _ALL = Policy()
@@ -91,15 +94,24 @@ class SchedulerSide:
         # Requests outside the batch: which of their blocks they load, and where to.
         self._receiving: dict[str, tuple[range, list[int]]] = {}
         self._denied: set[str] = set()  # a load of theirs has failed; another may fail as well
-        self._savers: set[str] = set()  # requests of which something is or was being saved
+        self._number = 0  # of the last save
+        self._saving: dict[int, tuple[str, int]] = {}  # whose it is, and workers that still do it
+        self._savers: dict[str, set[int]] = {}  # requests of which something is being saved
         self._leaving: set[str] = set()  # finished ones that hold their blocks until then
+        self._left: list[str] = []  # those of them that the workers do not know of yet
+        # Tables of requests that have finished: an older step may yet report blocks of them.
+        self._gone: collections.deque[list[int]] = collections.deque(maxlen=_GONE_MAX)
+        self._workers = 1
 
-    def attach(self, parts: Sequence[Part], remember: Remember | None = None) -> None:
+    def attach(
+        self, parts: Sequence[Part], remember: Remember | None = None, workers: int = 1
+    ) -> None:
         """Take what a block consists of, and where each part of it is looked up.
 
-        ``remember`` takes what would be saved, where hits are only counted.
+        ``remember`` takes what would be saved, where hits are only counted; ``workers`` is how many
+        tell of each save.
         """
-        self._parts, self._remember = list(parts), remember
+        self._parts, self._remember, self._workers = list(parts), remember, workers
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -139,7 +151,7 @@ class SchedulerSide:
 
     def _find(self, request: Any, local: int, total: int) -> tuple[int, str]:
         """Return how many blocks are found, and why the others are not."""
-        if getattr(request, "skip_reading_prefix_cache", False):
+        if not self._policy.loads or getattr(request, "skip_reading_prefix_cache", False):
             return 0, "not_asked"
         if request.request_id in self._denied:
             return 0, "load_failed"
@@ -184,7 +196,10 @@ class SchedulerSide:
         """
         name, blocks = request.request_id, external_tokens // self._block_tokens
         match = self._matches.pop(name, None)
-        tracked = _Tracked(request, keep=self._keeps(request))
+        keep = self._policy.saves and self._keeps(request)
+        if name in self._receiving:
+            keep = keep and self._tracked[name].keep
+        tracked = _Tracked(request, keep=keep)
         self._tracked[name] = tracked
         if match is not None:
             tracked.hit = range(match.local, match.local + blocks)
@@ -215,16 +230,18 @@ class SchedulerSide:
 
     def finished(self, request_id: str) -> bool:
         """Forget a request; tell whether its blocks are still being saved."""
-        self._tracked.pop(request_id, None)
+        tracked = self._tracked.pop(request_id, None)
+        if tracked is not None:
+            self._gone.append(tracked.table)
         self._matches.pop(request_id, None)
         self._looked.pop(request_id, None)
         self._denied.discard(request_id)
         receives = self._receiving.pop(request_id, None) is not None
-        saves = request_id in self._savers
-        self._savers.discard(request_id)
-        if saves and not receives:
+        holds = self._savers.pop(request_id, None) is not None and not receives
+        if holds:
             self._leaving.add(request_id)
-        return saves and not receives
+            self._left.append(request_id)
+        return holds
 
     def saved(self, request_ids: Iterable[str]) -> None:
         """Take note of finished requests of which all has been saved."""
@@ -235,13 +252,34 @@ class SchedulerSide:
         """Whether blocks of finished requests come free as soon as they are saved."""
         return bool(self._leaving)
 
-    def load_failed(self, blocks: Iterable[int]) -> None:
-        """Do not look up again what the requests of these blocks could not load."""
+    def ended(self, saves: Mapping[int, int]) -> None:
+        """Take note of saves that have ended, by their numbers, at so many workers."""
+        for number, workers in saves.items():
+            name, left = self._saving.pop(number, ("", 0))
+            if left > workers:
+                self._saving[number] = (name, left - workers)
+            elif name in self._savers:
+                self._savers[name].discard(number)
+                if not self._savers[name]:
+                    del self._savers[name]
+
+    def load_failed(self, blocks: Iterable[int]) -> set[int]:
+        """Do not look up again what the requests of these blocks could not load.
+
+        Returns them and what was computed from them: none of it may be a hit of the engine's own.
+        """
         bad = set(blocks)
+        wrong = set(bad)
+        tables = list(self._gone)
         for name, tracked in self._tracked.items():
             table = self._receiving[name][1] if name in self._receiving else tracked.table
+            tables.append(table)
             if not bad.isdisjoint(table):
                 self._denied.add(name)
+        for table in tables:
+            first = next((i for i, block in enumerate(table) if block in bad), len(table))
+            wrong.update(table[first:])
+        return wrong
 
     def forget(self) -> None:
         """What is computed already is not to be saved: from now on it counts as outdated."""
@@ -252,7 +290,9 @@ class SchedulerSide:
     def plan(self, step: Any) -> Plan:
         """Say what the workers load and save in this step."""
         plan = Plan(preempted=sorted(getattr(step, "preempted_req_ids", None) or ()))
-        self._savers.difference_update(plan.preempted)
+        for name in plan.preempted:
+            self._savers.pop(name, None)
+        plan.leaving, self._left = self._left, []
         plan.background, self._background = self._background, []
         scheduled = step.num_scheduled_tokens
         for new in step.scheduled_new_reqs:
@@ -271,8 +311,6 @@ class SchedulerSide:
             elif blocks:
                 tracked.table.extend(blocks[0])
             self._step(plan, tracked, computed, scheduled[request_id])
-        if self._policy.async_save:
-            self._savers.update(save.request_id for save in plan.saves if save.picks)
         if self._remember is not None:
             for save in plan.saves:
                 self._remember(save.hashes)
@@ -302,7 +340,17 @@ class SchedulerSide:
         chosen = [hashes[i] for i in picks]
         if self._planned is not None:
             self._planned(tracked.request, hashes, picks)
-        plan.saves.append(Save(request_id, tracked.table[:full], first, picks, chosen))
+        number = self._numbered(request_id) if picks else 0
+        plan.saves.append(Save(request_id, number, tracked.table[:full], first, picks, chosen))
+
+    def _numbered(self, request_id: str) -> int:
+        """Begin a save that the request has to outlive."""
+        if not self._policy.async_save:
+            return 0
+        self._number += 1
+        self._saving[self._number] = (request_id, self._workers)
+        self._savers.setdefault(request_id, set()).add(self._number)
+        return self._number
 
     def _wanted(self, hashes: Sequence[bytes], places: Iterable[int]) -> list[int]:
         """Choose the blocks that are neither published nor on their way."""

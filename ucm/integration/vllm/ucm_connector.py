@@ -64,16 +64,20 @@ class UCMHandshake(KVConnectorHandshakeMetadata):  # type: ignore[misc]
         self.sizes = sizes
 
 
-class UCMStored(KVConnectorWorkerMetadata):  # type: ignore[misc]
-    """Which blocks have been dumped in a step, and by how many workers."""
+class UCMSaved(KVConnectorWorkerMetadata):  # type: ignore[misc]
+    """Which saves have ended in a step, which blocks they have dumped, and at how many workers."""
 
-    def __init__(self, parts: dict[bytes, int]) -> None:
+    def __init__(self, saves: dict[int, int], parts: dict[bytes, int]) -> None:
+        self.saves = saves
         self.parts = parts
 
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> UCMStored:
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> UCMSaved:
         """Add up what two workers tell."""
-        assert isinstance(other, UCMStored)
-        return UCMStored(dict(Counter(self.parts) + Counter(other.parts)))
+        assert isinstance(other, UCMSaved)
+        return UCMSaved(
+            dict(Counter(self.saves) + Counter(other.saves)),
+            dict(Counter(self.parts) + Counter(other.parts)),
+        )
 
 
 class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
@@ -104,11 +108,18 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         now = self._settings
         self._metrics = Collector(select(now))
         self._recorder: Recorder | None = None
+        stages = int(vllm_config.parallel_config.pipeline_parallel_size)
+        if wrapped and stages > 1:
+            raise UnsupportedError(
+                f"UCMConnector: pipeline_parallel_size is {stages}; the two-argument form takes 1"
+            )
+        # A stage cannot tell the next one within a step what it failed to load.
+        self._outside = (now.use_request_async_load and not wrapped) or stages > 1
         events = engine.wants_events(vllm_config) and not wrapped
         self._announcer = Announcer(self._block_tokens) if events else None
         self._moving = Moving(
-            layerwise=self._layerwise(now) and not wrapped,
-            async_save=now.use_async_save and not wrapped,
+            layerwise=self._layerwise(now) and not wrapped and stages == 1,
+            async_save=now.use_async_save and not wrapped and not now.use_lite,
             tells=events,
         )
         # An engine inside the caller's process is never told to shut down.
@@ -119,9 +130,11 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 hit_ratio=now.hit_ratio,
                 persist_token_threshold=now.persist_token_threshold,
                 load_tokens_threshold=now.load_tokens_threshold,
-                async_load=now.use_request_async_load and not wrapped,
+                async_load=self._outside,
                 async_save=self._moving.async_save,
                 lite=now.use_lite,
+                loads=self._transfer.is_kv_consumer,
+                saves=self._transfer.is_kv_producer,
             )
             planned = self._announcer.planned if self._announcer else None
             self._scheduler = SchedulerSide(
@@ -183,9 +196,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             layout.shards_per_block, layout.segments,
         )  # fmt: skip
         self._handshake = UCMHandshake(name, list(division.parts), told)
-        # A stage must not wait for the next one at the end of its forward, which starts it.
-        layerwise = self._moving.layerwise and one
-        moving = dataclasses.replace(self._moving, layerwise=layerwise, keeps=division.keeps)
+        moving = dataclasses.replace(self._moving, keeps=division.keeps)
         self._worker = WorkerSide(
             store, layout, Namers(name, division.parts), engine.agree, moving, self._metrics
         )
@@ -258,17 +269,21 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Return the requests that have been saved, and those that have received their blocks."""
         if self._worker is None:
             return None, None
-        sent, received = self._worker.finished(finished_req_ids)
+        sent, received = self._worker.finished(self._plan().leaving)
         return sent or None, received or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Return the blocks that could not be loaded, as far as it is known now."""
         return self._worker.take_failed() if self._worker is not None else set()
 
-    def build_connector_worker_meta(self) -> UCMStored | None:
-        """Tell the scheduler which blocks have been dumped, if it wants to know."""
-        stored = self._worker.take_stored() if self._worker is not None else None
-        return UCMStored(dict.fromkeys(stored, 1)) if stored else None
+    def build_connector_worker_meta(self) -> UCMSaved | None:
+        """Tell the scheduler what has been saved."""
+        if self._worker is None:
+            return None
+        ended, stored = self._worker.take_ended(), self._worker.take_stored()
+        if not ended and not stored:
+            return None
+        return UCMSaved(dict.fromkeys(ended, 1), dict.fromkeys(stored, 1))
 
     # The scheduler's methods.
 
@@ -299,7 +314,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 stores[key] = self._open(name, worker.sizes, lookup_only=True)
             for part in worker.parts:
                 parts[part] = Part(stores[key], Namer(name, part))
-        self._scheduler.attach(list(parts.values()))
+        self._scheduler.attach(list(parts.values()), workers=len(workers))
         self._keepers = len({tuple(worker.parts) for worker in workers})
 
     def get_num_new_matched_tokens(
@@ -316,7 +331,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Take note that a request has its blocks."""
         assert self._scheduler is not None
         table: Iterable[int] = ()
-        if num_external_tokens and self._settings.use_request_async_load:
+        if num_external_tokens and self._outside:
             (table,) = blocks.get_block_ids()
         found = self._scheduler.admit(request, num_external_tokens, list(table))
         if found is not None:
@@ -345,9 +360,14 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             return
         self._scheduler.saved(connector_output.finished_sending or ())
         if connector_output.invalid_block_ids:
-            self._scheduler.load_failed(connector_output.invalid_block_ids)
+            wrong = self._scheduler.load_failed(connector_output.invalid_block_ids)
+            if self._kv_cache_manager is not None:
+                self._kv_cache_manager.evict_blocks(wrong)
         told = connector_output.kv_connector_worker_meta
-        if self._announcer is not None and isinstance(told, UCMStored):
+        if not isinstance(told, UCMSaved):
+            return
+        self._scheduler.ended(told.saves)
+        if self._announcer is not None:
             self._announcer.stored(told.parts, self._keepers)
 
     def take_events(self) -> Iterable[Any]:

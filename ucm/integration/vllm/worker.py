@@ -51,6 +51,7 @@ class Transfer:
 
     def __init__(self, what: str, picks: Picks) -> None:
         self.what = what
+        self.numbers: list[int] = []  # of the saves in a plan
         self._tasks: list[tuple[Task, int]] = []  # and its rows for each block
         self._began = time.monotonic()
         self.picks = picks
@@ -139,9 +140,9 @@ class WorkerSide:
         self._dumped: set[int] = set()  # its layers
         self._saving: list[Transfer] = []  # of earlier steps
         self._receiving: dict[str, Transfer] = {}  # of requests that wait outside the batch
-        self._savers: set[str] = set()  # requests of which something was saved
-        self._leaving: set[str] = set()  # those of them that have finished
+        self._leaving: set[str] = set()  # finished requests whose blocks are held for saves
         self._stored: list[bytes] = []  # hashes to be told of
+        self._ended: list[int] = []  # numbers of saves to be told of
 
     # The order of a step: begin, load, per layer: wait_layer and save_layer, save, finished.
 
@@ -154,7 +155,6 @@ class WorkerSide:
             if not gone.isdisjoint(saving.picks.requests):
                 saving.finish(self._store)
         self._reap()
-        self._savers -= gone
 
     def load(self, plan: Plan) -> None:
         """Begin this step's loads; those for its forward are waited for unless layerwise."""
@@ -237,9 +237,9 @@ class WorkerSide:
                     self._dump(dumping, layer)
         self._dumped.clear()
         if dumping is not None:
+            # The scheduler waits for all of them, whatever became of the picks.
+            dumping.numbers = [save.number for save in plan.saves if save.number]
             self._saving.append(dumping)
-        if self._moving.async_save:  # the scheduler counts them alike, whatever became of the picks
-            self._savers.update(save.request_id for save in plan.saves if save.picks)
         if not self._moving.async_save and self._store is not None:
             for saving in self._saving:
                 saving.finish(self._store)
@@ -258,9 +258,13 @@ class WorkerSide:
 
         Each is its hash, the engine's block, its place in the prefix, and the request.
         """
+        table, computed, good = save.table, save.computed_from, len(save.table)
         if self._tainted:
-            self._tainted.difference_update(save.table[save.computed_from :])
-        good = next((i for i, b in enumerate(save.table) if b in self._tainted), len(save.table))
+            good = next((i for i in range(computed) if table[i] in self._tainted), good)
+            if good < computed:  # what is computed from a wrong block is wrong as well
+                self._tainted.update(table[good:])
+            else:
+                self._tainted.difference_update(table[computed:])
         for place, block_hash in zip(save.picks, save.hashes, strict=True):
             if place < good:
                 yield block_hash, save.table[place], place, save.request_id
@@ -288,6 +292,7 @@ class WorkerSide:
             if saving.failed:
                 failed, count = len(saving.failed), len(saving.picks.blocks)
                 logger.warning("%d of %d blocks are not stored", failed, count)
+            self._ended += saving.numbers
             if self._moving.tells and self._moving.keeps:
                 rows = zip(saving.picks.hashes, saving.picks.blocks, strict=True)
                 self._stored += (name for name, block in rows if block not in saving.failed)
@@ -304,17 +309,16 @@ class WorkerSide:
             Counter(map(failure, transfer.failed.values())),
         )
 
-    def finished(self, request_ids: Iterable[str]) -> tuple[set[str], set[str]]:
+    def finished(self, leaving: Iterable[str]) -> tuple[set[str], set[str]]:
         """Return the requests of which all is saved, and those that have received their blocks.
 
-        Of the first only those that have finished, in this call's ``request_ids`` or earlier.
+        Of the first only those that a plan let go, in this call's ``leaving`` or earlier.
         """
-        self._leaving.update(self._savers.intersection(request_ids))
+        self._leaving.update(leaving)
         self._reap()
         busy = {name for saving in self._saving for name in saving.picks.requests}
         sent = self._leaving - busy
         self._leaving -= sent
-        self._savers -= sent
         received = {name for name, transfer in self._receiving.items() if transfer.done()}
         for name in received:
             transfer = self._receiving.pop(name)
@@ -327,9 +331,18 @@ class WorkerSide:
         return sent, received
 
     def take_failed(self) -> set[int]:
-        """Return the blocks that failed to load since the last call."""
+        """Return the blocks that failed to load since the last call, in this step's loads too.
+
+        Where a draft model runs behind the forward, it is asked before the step's saves.
+        """
+        self._end_loading()
         failed, self._failed = self._failed, set()
         return failed
+
+    def take_ended(self) -> list[int]:
+        """Return the numbers of the saves that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def take_stored(self) -> list[bytes]:
         """Return the hashes of the blocks that have been dumped since the last call."""
