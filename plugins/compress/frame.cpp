@@ -78,7 +78,8 @@ Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity
 }
 
 // A small tile is decoded before the processor sees in which order its bytes are read.
-void prefetch(const uint8_t *stored, uint32_t bytes) {
+// Inlined: gcc leaves out calls of a function that only fetches.
+[[gnu::always_inline]] inline void prefetch(const uint8_t *stored, uint32_t bytes) {
     if (bytes > kMostAhead) return;
     for (uint32_t i = 0; i < bytes; i += 64) __builtin_prefetch(stored + i);
 }
