@@ -10,9 +10,12 @@
 namespace ucm::compress {
 namespace {
 
-constexpr size_t kRun = 64, kMostRuns = 32;
-// What a pass over a symbol may cost, in bits: a shorter code of more levels is not worth its time.
-constexpr double kPassBits = 0.06;
+constexpr size_t kRun = 64, kMostCounted = 4096;
+// Costs are in parts of a bit, so that they are whole numbers.
+constexpr uint32_t kBit = 64;
+// What a pass over a symbol may cost: a shorter code of more levels is not worth its time.
+constexpr uint32_t kPass = 4;
+constexpr int kFew = 32;
 constexpr uint8_t kPacked = 16;  // a bit beside the count of levels
 constexpr size_t kFewSymbols = 8192;
 constexpr uint8_t kUses = 15;    // of classes, before others are chosen
@@ -27,16 +30,30 @@ void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
 }
 
 // All symbols, or of many a sample. Returns how many.
-size_t count_some(const uint8_t *symbols, size_t n, bool few, uint32_t (&counts)[256]) {
-    uint16_t four[4][256] = {};
-    // A fifth of a small tile, for the time that it takes; all where bits are few.
-    const size_t runs = std::clamp<size_t>(n / 4 / kRun, 16, kMostRuns);
-    if (few || n < 2 * runs * kRun) {
-        count_run(symbols, n, four);
-    } else {
-        each_run(n, kRun, runs, 1, [&](size_t at) { count_run(symbols + at, kRun, four); });
-        n = runs * kRun;
+size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n,
+                  uint32_t (&counts)[256]) {
+    uint8_t sample[kMostCounted];
+    if (n > kMostCounted) {
+        uint8_t *to = sample;
+        each_run(n, kRun, kMostCounted / kRun, 1, [&](size_t at) {
+            std::memcpy(to, symbols + at, kRun);
+            to += kRun;
+        });
+        symbols = sample;
+        n = kMostCounted;
     }
+    std::memset(counts, 0, sizeof counts);
+    const size_t whole = n / kRun * kRun;
+    if (whole != 0) {
+        // Of numbers that are alike the exponents are soon counted from the largest down.
+        size_t left = whole;
+        int symbol = kernels.largest(symbols, whole);
+        for (int i = 0; i < kMostMembers && symbol >= 0 && left > whole / 512; i++, symbol--)
+            left -= counts[symbol] = uint32_t(kernels.tally(symbols, whole, uint8_t(symbol)));
+        if (left <= whole / 64) return whole;
+    }
+    uint16_t four[4][256] = {};
+    count_run(symbols, n, four);
     for (int s = 0; s < 256; s++)
         counts[s] = uint32_t(four[0][s]) + four[1][s] + four[2][s] + four[3][s];
     return n;
@@ -121,52 +138,67 @@ bool fit(const uint8_t *symbols, size_t n, int dtype) {
     return all >> symbol_bits(dtype) == 0;
 }
 
-// Largest first.
-void sort_few(uint32_t *values, int n) {
-    for (int i = 1; i < n; i++) {
-        const uint32_t value = values[i];
-        int k = i;
-        for (; k > 0 && values[k - 1] < value; k--) values[k] = values[k - 1];
-        values[k] = value;
+// Largest first. A place is how many are larger: no branch is guessed wrong.
+void sort_few(int32_t (&values)[kFew]) {
+    int32_t sorted[kFew] = {};
+    for (const int32_t value : values) {
+        int larger = 0;
+        for (const int32_t other : values) larger += other > value;
+        sorted[larger] = value;
     }
+    std::memcpy(values, sorted, sizeof sorted);
+}
+
+// Symbols that occur, the most frequent first, as many as there can be members; count and symbol
+// are one number. Returns how many.
+int most_frequent(const uint32_t (&counts)[256], int32_t (&order)[kFew]) {
+    int32_t all[256 + 8];
+    int found = 0;
+    for (int at = 0; at < 256; at += 8) {
+        uint32_t any = 0;
+        for (int s = at; s < at + 8; s++) any |= counts[s];
+        if (any == 0) continue;
+        for (int s = at; s < at + 8; s++) {
+            all[found] = int32_t(counts[s] << 8 | uint32_t(s));
+            found += counts[s] != 0;
+        }
+    }
+    const int known = std::min(found, kMostMembers);
+    if (found > kFew)
+        std::partial_sort(all, all + known, all + found, std::greater<int32_t>());
+    else
+        std::fill(all + found, all + kFew, 0);
+    std::memcpy(order, all, sizeof order);
+    if (found <= kFew) sort_few(order);
+    return known;
 }
 
 }  // namespace
 
 // The cheapest way down the symbols in order of their counts, one class after another.
 Classes choose_classes(const uint32_t (&counts)[256], size_t total, size_t n, int possible) {
-    uint32_t order[257];  // count and symbol in one
-    int found = 0;
-    for (uint32_t s = 0; s < 256; s++) {
-        order[found] = counts[s] << 8 | s;
-        found += counts[s] != 0;
-    }
-    const int known = std::min(found, kMostMembers);
-    if (found > 2 * kMostMembers)
-        std::partial_sort(order, order + known, order + found, std::greater<uint32_t>());
-    else
-        sort_few(order, found);
-
+    int32_t order[kFew];
+    const int known = most_frequent(counts, order);
     // For ranks from s on: how many symbols, the bits they take, and the width of the next level.
-    double left[kMostMembers + 1], bits[kMostMembers + 1];
+    uint32_t left[kMostMembers + 1], bits[kMostMembers + 3];
     int width[kMostMembers + 1];
-    left[0] = double(total);
-    for (int s = 0; s < known; s++) left[s + 1] = left[s] - (order[s] >> 8);
-    const double member_bits = 4.0 * double(total) / double(n);  // of the table, as sampled
-    for (int s = known; s >= 0; s--) {
-        bits[s] = 8 * left[s];
-        width[s] = 0;
-        if (s == known) continue;
-        const double one = left[s] * (1 + kPassBits) + bits[s + 1] + member_bits;
-        if (one < bits[s]) bits[s] = one, width[s] = 1;
-        if (s + 3 > std::min(possible, kMostMembers)) continue;
-        const double two =
-            left[s] * (2 + kPassBits) + bits[std::min(s + 3, known)] + 3 * member_bits;
-        if (two < bits[s]) bits[s] = two, width[s] = 2;
+    left[0] = uint32_t(total);
+    for (int s = 0; s < known; s++) left[s + 1] = left[s] - uint32_t(order[s] >> 8);
+    for (int s = known; s < known + 3; s++) bits[s] = 8 * kBit * left[known];
+    width[known] = 0;
+    const uint32_t member = uint32_t(4 * kBit * total / n);  // of the table, as sampled
+    const int last = std::min(possible, kMostMembers) - 3;
+    for (int s = known - 1; s >= 0; s--) {
+        const uint32_t none = 8 * kBit * left[s];
+        const uint32_t one = (kBit + kPass) * left[s] + bits[s + 1] + member;
+        const uint32_t two = (2 * kBit + kPass) * left[s] + bits[s + 3] + 3 * member;
+        const uint32_t few = std::min(none, one), best = s > last ? few : std::min(few, two);
+        bits[s] = best;
+        width[s] = best == none ? 0 : best == one ? 1 : 2;
     }
 
     Classes classes;
-    classes.bits = bits[0] / double(total);
+    classes.bits = double(bits[0]) / double(kBit * total);
     bool listed[256] = {};
     int spare = 0;
     for (int s = 0; s < known && width[s] != 0 && classes.levels < kMostLevels;) {
@@ -208,7 +240,7 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
         kept.paused = kept.pause;
     }
     uint32_t counts[256];
-    const size_t total = count_some(symbols_.base(), n, small && symbol_bits(dtype) < 8, counts);
+    const size_t total = count_some(kernels_, symbols_.base(), n, counts);
     const Classes classes = choose_classes(counts, total, n, 1 << symbol_bits(dtype));
     if (double(planes) + classes.bits * double(n) / 8 > double(most)) return 0;
     const size_t coded = code(classes, n, out + planes, most - planes);

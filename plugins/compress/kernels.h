@@ -27,6 +27,10 @@ struct Kernels {
     void (*merge[kDtypes])(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first,
                            size_t count, uint8_t *raw);
 
+    // The largest of n symbols, and how many are `symbol`; n is a multiple of 64.
+    uint8_t (*largest)(const uint8_t *symbols, size_t n);
+    size_t (*tally)(const uint8_t *symbols, size_t n, uint8_t symbol);
+
     // to[i] = table[from[i]]
     void (*translate)(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to);
 

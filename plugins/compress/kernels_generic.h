@@ -161,6 +161,27 @@ inline void merge_fp16_end(const uint8_t *symbols, const uint8_t *low, const uin
     merge_e5_end<2>(symbols, crumbs, signs, n, raw + 1);
 }
 
+[[maybe_unused]] uint8_t largest(const uint8_t *symbols, size_t n) {
+    uint8_t most[kLane] = {}, all = 0;
+    for (size_t i = 0; i < n; i += kLane)
+        for (size_t k = 0; k < kLane; k++)
+            most[k] = symbols[i + k] > most[k] ? symbols[i + k] : most[k];
+    for (const uint8_t each : most) all = each > all ? each : all;
+    return all;
+}
+
+[[maybe_unused]] size_t tally(const uint8_t *symbols, size_t n, uint8_t symbol) {
+    size_t count = 0;
+    for (size_t i = 0; i < n;) {
+        uint8_t sums[kLane] = {};
+        for (size_t lanes = 0; lanes < 255 && i < n; lanes++, i += kLane)
+            for (size_t k = 0; k < kLane; k++)
+                sums[k] = uint8_t(sums[k] + (symbols[i + k] == symbol));
+        for (const uint8_t each : sums) count += each;
+    }
+    return count;
+}
+
 template <int Width>
 constexpr uint8_t kClass = (1 << Width) - 1;
 
