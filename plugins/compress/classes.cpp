@@ -10,7 +10,8 @@
 namespace ucm::compress {
 namespace {
 
-constexpr size_t kRun = 64, kMostCounted = 4096;
+constexpr size_t kRun = 64, kMost = 4096;
+constexpr int kGroups = 3;  // of symbols that are counted at once
 // Costs are in parts of a bit, so that they are whole numbers.
 constexpr uint32_t kBit = 64;
 // What a pass over a symbol may cost: a shorter code of more levels is not worth its time.
@@ -32,24 +33,27 @@ void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
 // All symbols, or of many a sample. Returns how many.
 size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n,
                   uint32_t (&counts)[256]) {
-    uint8_t sample[kMostCounted];
-    if (n > kMostCounted) {
+    uint8_t sample[kMostTallied];
+    if (n > kMost) {
         uint8_t *to = sample;
-        each_run(n, kRun, kMostCounted / kRun, 1, [&](size_t at) {
+        each_run(n, kRun, kMost / kRun, 1, [&](size_t at) {
             std::memcpy(to, symbols + at, kRun);
             to += kRun;
         });
         symbols = sample;
-        n = kMostCounted;
+        n = kMost;
     }
     std::memset(counts, 0, sizeof counts);
     const size_t whole = n / kRun * kRun;
     if (whole != 0) {
         // Of numbers that are alike the exponents are soon counted from the largest down.
         size_t left = whole;
-        int symbol = kernels.largest(symbols, whole);
-        for (int i = 0; i < kMostMembers && symbol >= 0 && left > whole / 512; i++, symbol--)
-            left -= counts[symbol] = uint32_t(kernels.tally(symbols, whole, uint8_t(symbol)));
+        int top = kernels.largest(symbols, whole) + 1;
+        for (int i = 0; i < kGroups && top > 0 && left > whole / 512; i++) {
+            const int first = std::max(top - kTallied, 0);
+            kernels.tally(symbols, whole, uint8_t(first), counts + first);
+            while (top > first) left -= counts[--top];
+        }
         if (left <= whole / 64) return whole;
     }
     uint16_t four[4][256] = {};
@@ -230,7 +234,7 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     kernels_.split[dtype](raw, n, symbols_.base(), out);
     // In a small tile, choosing takes as long as coding.
     const bool small = n < kFewSymbols;
-    if (small && kept.uses > 0 && kept.dtype == dtype) {
+    static const bool NK=getenv("NK"); if (!NK && small && kept.uses > 0 && kept.dtype == dtype) {
         kept.uses--;
         const size_t coded = code(kept.classes, n, out + planes, most - planes);
         if (coded != 0 && float(coded) / float(n) < kept.reached * kWorse) return planes + coded;

@@ -191,14 +191,6 @@ void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t 
                    raw + i * 2);
 }
 
-size_t tally_symbol(const uint8_t *symbols, size_t n, uint8_t symbol) {
-    const __m256i all = _mm256_set1_epi8(char(symbol));
-    uint32_t count = 0;
-    for (size_t i = 0; i < n; i += 32)
-        count += uint32_t(_mm_popcnt_u32(mask_of(_mm256_cmpeq_epi8(load(symbols + i), all))));
-    return count;
-}
-
 // By what a table adds to its index, 16 entries at a time; most add nothing.
 void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
     __m256i bases[16], sums[16];
@@ -304,7 +296,7 @@ const Kernels kAvx2Kernels = {
     {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_e4m3, split_e5m2},
     {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_e4m3, merge_e5m2},
     largest,
-    tally_symbol,
+    tally,
     translate,
     {code<1>, code<2>},
     {count_codes<1>, count_codes<2>},

@@ -167,23 +167,6 @@ void merge_fp8_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t n, siz
     merge_e4m3(symbols + i, planes + i / 2, n, 0, count - i, raw + i);
 }
 
-uint8_t largest_symbol(const uint8_t *symbols, size_t n) {
-    __m512i most = _mm512_setzero_si512();
-    for (size_t i = 0; i < n; i += 64) most = _mm512_max_epu8(most, load(symbols + i));
-    uint8_t all = 0, each[64];
-    store(each, most);
-    for (const uint8_t one : each) all = one > all ? one : all;
-    return all;
-}
-
-size_t tally_symbol(const uint8_t *symbols, size_t n, uint8_t symbol) {
-    const __m512i all = _mm512_set1_epi8(char(symbol));
-    size_t count = 0;
-    for (size_t i = 0; i < n; i += 64)
-        count += size_t(_mm_popcnt_u64(_mm512_cmpeq_epi8_mask(load(symbols + i), all)));
-    return count;
-}
-
 void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
     const __m512i a = load(table), b = load(table + 64);
     const __m512i c = load(table + 128), d = load(table + 192);
@@ -271,8 +254,8 @@ const Kernels kAvx512Kernels = {
      split_e5m2},
     {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_fp8_e4m3,
      merge_e5m2},
-    largest_symbol,
-    tally_symbol,
+    largest,
+    tally,
     translate,
     {code<1>, code<2>},
     {count_codes<1>, count_codes<2>},
