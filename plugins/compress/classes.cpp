@@ -10,7 +10,7 @@
 namespace ucm::compress {
 namespace {
 
-constexpr size_t kRun = 64, kMost = 4096;
+constexpr size_t kRun = 64, kMost = 2048;
 constexpr int kGroups = 3;  // of symbols that are counted at once
 // Costs are in parts of a bit, so that they are whole numbers.
 constexpr uint32_t kBit = 64;
@@ -33,7 +33,7 @@ void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
 // All symbols, or of many a sample. Returns how many.
 size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n,
                   uint32_t (&counts)[256]) {
-    uint8_t sample[kMostTallied];
+    uint8_t sample[kMost];
     if (n > kMost) {
         uint8_t *to = sample;
         each_run(n, kRun, kMost / kRun, 1, [&](size_t at) {
@@ -49,7 +49,7 @@ size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n,
         // Of numbers that are alike the exponents are soon counted from the largest down.
         size_t left = whole;
         int top = kernels.largest(symbols, whole) + 1;
-        for (int i = 0; i < kGroups && top > 0 && left > whole / 512; i++) {
+        for (int i = 0; i < kGroups && top > 0 && left > whole / 128; i++) {
             const int first = std::max(top - kTallied, 0);
             kernels.tally(symbols, whole, uint8_t(first), counts + first);
             while (top > first) left -= counts[--top];
@@ -142,38 +142,34 @@ bool fit(const uint8_t *symbols, size_t n, int dtype) {
     return all >> symbol_bits(dtype) == 0;
 }
 
-// Largest first. A place is how many are larger: no branch is guessed wrong.
-void sort_few(int32_t (&values)[kFew]) {
+// Largest first, of n and zeros behind them. A place is how many are larger: no branch is guessed
+// wrong.
+void sort_few(int32_t (&values)[kFew], int n) {
     int32_t sorted[kFew] = {};
-    for (const int32_t value : values) {
+    for (int i = 0; i < n; i++) {
         int larger = 0;
-        for (const int32_t other : values) larger += other > value;
-        sorted[larger] = value;
+        for (const int32_t other : values) larger += other > values[i];
+        sorted[larger] = values[i];
     }
     std::memcpy(values, sorted, sizeof sorted);
 }
 
-// Symbols that occur, the most frequent first, as many as there can be members; count and symbol
-// are one number. Returns how many.
-int most_frequent(const uint32_t (&counts)[256], int32_t (&order)[kFew]) {
-    int32_t all[256 + 8];
-    int found = 0;
-    for (int at = 0; at < 256; at += 8) {
+// Counts and symbols in one number each, the most frequent first. Returns of how many members.
+int most_frequent(const uint32_t (&counts)[256], int possible, int32_t (&order)[kFew]) {
+    int32_t all[256] = {};
+    int n = 0;
+    for (int at = 0; at < possible; at += 8) {
         uint32_t any = 0;
         for (int s = at; s < at + 8; s++) any |= counts[s];
         if (any == 0) continue;
-        for (int s = at; s < at + 8; s++) {
-            all[found] = int32_t(counts[s] << 8 | uint32_t(s));
-            found += counts[s] != 0;
-        }
+        for (int k = 0; k < 8; k++) all[n + k] = int32_t(counts[at + k] << 8) | (at + k);
+        n += 8;
     }
-    const int known = std::min(found, kMostMembers);
-    if (found > kFew)
-        std::partial_sort(all, all + known, all + found, std::greater<int32_t>());
-    else
-        std::fill(all + found, all + kFew, 0);
+    if (n > kFew) std::partial_sort(all, all + kFew, all + n, std::greater<int32_t>());
     std::memcpy(order, all, sizeof order);
-    if (found <= kFew) sort_few(order);
+    if (n <= kFew) sort_few(order, n);
+    int known = 0;
+    while (known < kMostMembers && order[known] >> 8 != 0) known++;
     return known;
 }
 
@@ -182,7 +178,7 @@ int most_frequent(const uint32_t (&counts)[256], int32_t (&order)[kFew]) {
 // The cheapest way down the symbols in order of their counts, one class after another.
 Classes choose_classes(const uint32_t (&counts)[256], size_t total, size_t n, int possible) {
     int32_t order[kFew];
-    const int known = most_frequent(counts, order);
+    const int known = most_frequent(counts, possible, order);
     // For ranks from s on: how many symbols, the bits they take, and the width of the next level.
     uint32_t left[kMostMembers + 1], bits[kMostMembers + 3];
     int width[kMostMembers + 1];
@@ -203,18 +199,16 @@ Classes choose_classes(const uint32_t (&counts)[256], size_t total, size_t n, in
 
     Classes classes;
     classes.bits = double(bits[0]) / double(kBit * total);
-    bool listed[256] = {};
     int spare = 0;
     for (int s = 0; s < known && width[s] != 0 && classes.levels < kMostLevels;) {
         const int size = (1 << width[s]) - 1;
         for (int k = 0; k < size; k++) {
             int symbol = int(order[std::min(s + k, known - 1)] & 255);
-            // None is left: the lowest that is in no class stands in.
+            // None is left: the lowest that does not occur stands in.
             if (s + k >= known) {
-                while (listed[spare] || counts[spare]) spare++;
-                symbol = spare;
+                while (counts[spare]) spare++;
+                symbol = spare++;
             }
-            listed[symbol] = true;
             classes.members[classes.listed++] = uint8_t(symbol);
         }
         if (width[s] == 2) classes.widths = uint8_t(classes.widths | 1 << classes.levels);
