@@ -21,6 +21,7 @@ constexpr uint32_t kSmallestTile = 128;
 constexpr uint32_t kPattern = 4;  // bytes of a constant: one, two or four elements
 constexpr uint32_t kSmallPlane = 16384;
 constexpr float kDrift = 1.015f;
+constexpr float kForget = 32;  // tiles, roughly
 constexpr int kMostFailures = 8;  // then 2^8 - 1 tiles pass between two attempts
 
 ZSTD_compressionParameters parameters() {
@@ -113,13 +114,19 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
     const int first = place.known ? place.best : place.dtype;
     uint32_t stored = bytes;
     if (place.fixed || place.known) stored = code(raw, bytes, first, place, mode, out, tile);
-    const float ratio = float(stored) / float(bytes), change = ratio / place.ratio;
-    // It is not known, or another than what was: perhaps other numbers.
-    if (!place.fixed && (!place.known || change > kDrift || change < 1 / kDrift)) {
+    const float ratio = float(stored) / float(bytes);
+    // It is not known, or unlike those that were: perhaps other numbers.
+    const bool other = ratio < place.low / kDrift || ratio > place.high * kDrift;
+    if (!place.fixed && (!place.known || other)) {
         stored = explore(raw, bytes, first, place, mode, out, tile);
-        place.ratio = float(stored) / float(bytes);
+        const float now = float(stored) / float(bytes);
+        // The same numbers can be unlike each other, K and V for one.
+        const bool same = place.known && tile.codec != kTileRaw && tile.dtype == place.best;
+        place.low = same ? std::min(place.low, now) : now;
+        place.high = same ? std::max(place.high, now) : now;
     } else {
-        place.ratio += (ratio - place.ratio) / 8;
+        place.low += (ratio - place.low) / kForget;
+        place.high += (ratio - place.high) / kForget;
     }
     place.known = tile.codec != kTileRaw;
     if (place.known) {

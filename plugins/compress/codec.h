@@ -30,7 +30,7 @@ struct Place {
     bool fixed = false;    // nothing else is tried
     bool known = false;    // the fields below are of a tile that paid
     uint8_t best = 0;      // its dtype
-    float ratio = 1;       // stored bytes of a raw one
+    float low = 1, high = 1;  // stored bytes of a raw one
     uint8_t failures = 0;  // in a row
     ClassCoder::Kept kept;
     uint16_t wait = 0;  // so many tiles are not tried
