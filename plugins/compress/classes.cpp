@@ -228,13 +228,15 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     kernels_.split[dtype](raw, n, symbols_.base(), out);
     // In a small tile, choosing takes as long as coding.
     const bool small = n < kFewSymbols;
-    static const bool NK=getenv("NK"); if (!NK && small && kept.uses > 0 && kept.dtype == dtype) {
-        kept.uses--;
+    if (small && kept.uses > 0 && kept.dtype == dtype) {
         const size_t coded = code(kept.classes, n, out + planes, most - planes);
-        if (coded != 0 && float(coded) / float(n) < kept.reached * kWorse) return planes + coded;
+        if (coded != 0 && float(coded) / float(n) < kept.reached * kWorse) {
+            if (--kept.uses == 0) kept.pause = 0;
+            return planes + coded;
+        }
         // It is not alike: the next ones are not asked either, and more of them every time.
         kept.uses = 0;
-        kept.pause = std::min(kept.pause * 2 + 1, 127);
+        kept.pause = std::min(kept.pause * 4 + 3, 127);
         kept.paused = kept.pause;
     }
     uint32_t counts[256];
@@ -246,7 +248,6 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     if (kept.paused > 0) {
         kept.paused--;
     } else if (small) {
-        if (kept.dtype == dtype) kept.pause /= 2;
         kept = {classes, float(coded) / float(n), uint8_t(dtype), kUses, kept.pause, 0};
     }
     return planes + coded;

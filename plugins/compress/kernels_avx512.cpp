@@ -157,10 +157,9 @@ void merge_fp8_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t n, siz
     for (; i + 64 <= count; i += 64) {
         const __m512i twos = _mm512_cvtepu8_epi16(
             _mm256_loadu_si256(reinterpret_cast<const __m256i *>(planes + i / 2)));
-        // The upper nibble to the byte above; what else is in the upper half goes by the masks.
+        // The upper nibble to the byte above; what else is in upper halves, `exponent` covers.
         const __m512i each = _mm512_or_si512(twos, _mm512_slli_epi16(twos, 4));
-        const __m512i signs = _mm512_ternarylogic_epi32(sign, _mm512_slli_epi16(each, 4), each, 0xca);
-        const __m512i rest = _mm512_and_si512(signs, _mm512_set1_epi8(char(0x87)));
+        const __m512i rest = _mm512_ternarylogic_epi32(sign, _mm512_slli_epi16(each, 4), each, 0xca);
         const __m512i moved = _mm512_slli_epi16(load(symbols + i), 3);
         store(raw + i, _mm512_ternarylogic_epi32(exponent, moved, rest, 0xca));
     }
