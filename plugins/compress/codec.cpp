@@ -21,7 +21,7 @@ constexpr uint32_t kSmallestTile = 128;
 constexpr uint32_t kPattern = 4;  // bytes of a constant: one, two or four elements
 constexpr uint32_t kSmallPlane = 16384;
 constexpr float kDrift = 1.015f;
-constexpr float kForget = 32;  // tiles, roughly
+constexpr float kForget = 32;     // tiles, roughly
 constexpr int kMostFailures = 8;  // then 2^8 - 1 tiles pass between two attempts
 
 ZSTD_compressionParameters parameters() {

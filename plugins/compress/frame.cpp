@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint16_t kVersion = 2;
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
-constexpr uint32_t kMostAhead = 24576;  // stored bytes that the first cache takes at once
+constexpr uint32_t kMostAhead = 24576;      // stored bytes that the first cache takes at once
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
 
 struct Trailer {
@@ -357,8 +357,7 @@ void FrameCoder::decode_part(const uint8_t *frame, const uint8_t *index, void *c
         const Entry entry = entry_at(index, i);
         const uint64_t stored_hash = kernels_.hash(stored, entry.stored(), i);
         if (std::memcmp(&stored_hash, entry.stored_hash, sizeof entry.stored_hash) != 0) return;
-        if (i + 1 < part.last)
-            prefetch(stored + entry.stored(), entry_at(index, i + 1).stored());
+        if (i + 1 < part.last) prefetch(stored + entry.stored(), entry_at(index, i + 1).stored());
         uint8_t *direct = geometry_.find(row, offset, entry.raw());
         uint8_t *raw = direct ? direct : scratch_.base();
         if (!coder_.decode({TileCodec(entry.codec), entry.dtype, entry.stored()}, stored, raw,

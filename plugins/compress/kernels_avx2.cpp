@@ -334,10 +334,8 @@ const uint8_t *decode(const uint8_t *codes, size_t n, const uint8_t *members, co
 const Kernels kAvx2Kernels = {
     "avx2",
     hash,
-    {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_fp8_e4m3,
-     split_e5m2},
-    {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_fp8_e4m3,
-     merge_e5m2},
+    {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_fp8_e4m3, split_e5m2},
+    {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_fp8_e4m3, merge_e5m2},
     largest,
     tally,
     translate,

@@ -177,7 +177,7 @@ uint8_t largest(const uint8_t *symbols, size_t n) {
 }
 
 // The sum of all bytes.
-inline uint32_t sum_of(Bytes bytes) {
+inline uint32_t sum_of(const Bytes &bytes) {
     uint64_t words[4], sum = 0;
     memcpy(words, &bytes, sizeof words);
     for (const uint64_t word : words)
