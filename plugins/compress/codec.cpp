@@ -83,7 +83,7 @@ TileCoder::TileCoder(const Kernels &kernels)
     // Try the largest tile once: a library that cannot do it should say so at open.
     const std::vector<uint8_t> zeros(kTileBytes + kKernelSlack);
     std::vector<uint8_t> coded(kTileBytes + kKernelSlack);
-    for (int dtype : {UCM_DTYPE_BYTES, UCM_DTYPE_FP8_E4M3})
+    for (int dtype : {UCM_DTYPE_BYTES, UCM_DTYPE_BF16})
         if (!ZSTD_isError(rc) && !zstd(zeros.data(), kTileBytes, dtype, coded.data(), kTileBytes))
             rc = size_t(-1);
     if (ZSTD_isError(rc))
@@ -159,7 +159,7 @@ uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Place &p
     tile = {kTileRaw, 0, bytes};
     const size_t width = element_bytes(dtype), n = bytes / width, tail = bytes - n * width;
     const bool numbers = dtype != UCM_DTYPE_BYTES;
-    // Matches are searched for among unknown bytes only; fast does it where there are many. What
+    // Fast searches for matches in unknown bytes only, and stays with it where there are many. What
     // kernels write behind the end fits into what is saved.
     const uint32_t share = numbers || mode == Mode::kSmall ? 32 : 8;
     const size_t most = bytes - tail - std::max<size_t>(bytes / share, kKernelSlack);
@@ -205,16 +205,17 @@ size_t TileCoder::zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *o
     const size_t n = bytes / element_bytes(dtype), rest = rest_bytes(dtype, n);
     // zstd 1.5.4 writes in front of a room that is too small for any frame's head.
     if (most < rest + ZSTD_FRAMEHEADERSIZE_MAX) return 0;
+    const bool apart = element_bytes(dtype) > 1;
+    const uint8_t *top = apart ? planes_.base() : raw;
+    if (apart) split_top(raw, n, dtype, planes_.base(), out);
     size_t coded;
-    if (dtype == UCM_DTYPE_BYTES) {
-        coded = ZSTD_compress2(encoder_, out, most, raw, n);
-    } else {
-        uint8_t *top = planes_.base();
-        if (element_bytes(dtype) > 1) split_top(raw, n, dtype, top, out);
-        // One sequence without a match is the end of a block: all of it is literals.
+    if (dtype == UCM_DTYPE_BF16 || dtype == UCM_DTYPE_FP32) {
+        // Exponents repeat by chance only. One sequence without a match is the end of a block:
+        // all of it is literals.
         const ZSTD_Sequence block = {0, unsigned(n), 0, 0};
-        coded = ZSTD_compressSequences(encoder_, out + rest, most - rest, &block, 1,
-                                       element_bytes(dtype) > 1 ? top : raw, n);
+        coded = ZSTD_compressSequences(encoder_, out + rest, most - rest, &block, 1, top, n);
+    } else {
+        coded = ZSTD_compress2(encoder_, out + rest, most - rest, top, n);
     }
     return ZSTD_isError(coded) ? 0 : rest + coded;
 }
