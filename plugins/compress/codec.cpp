@@ -208,15 +208,21 @@ size_t TileCoder::zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *o
     const bool apart = element_bytes(dtype) > 1;
     const uint8_t *top = apart ? planes_.base() : raw;
     if (apart) split_top(raw, n, dtype, planes_.base(), out);
-    size_t coded;
-    if (dtype == UCM_DTYPE_BF16 || dtype == UCM_DTYPE_FP32) {
-        // Exponents repeat by chance only. One sequence without a match is the end of a block:
-        // all of it is literals.
-        const ZSTD_Sequence block = {0, unsigned(n), 0, 0};
-        coded = ZSTD_compressSequences(encoder_, out + rest, most - rest, &block, 1, top, n);
-    } else {
-        coded = ZSTD_compress2(encoder_, out + rest, most - rest, top, n);
+    if (dtype == UCM_DTYPE_BYTES) {
+        const size_t coded = ZSTD_compress2(encoder_, out, most, top, n);
+        return ZSTD_isError(coded) ? 0 : coded;
     }
+    // One sequence without a match is the end of a block: all of it is literals.
+    const ZSTD_Sequence block = {0, unsigned(n), 0, 0};
+    size_t coded = ZSTD_compressSequences(encoder_, out + rest, most - rest, &block, 1, top, n);
+    if (dtype == UCM_DTYPE_BF16 || dtype == UCM_DTYPE_FP32 || bytes < kSmallPlane)
+        return ZSTD_isError(coded) ? 0 : rest + coded;
+    // Whole bytes repeat where tokens do; where they do so by chance, matches cost more than they
+    // save. There is room behind the top bytes: an element has two, or they are the raw ones.
+    uint8_t *other = planes_.base() + (apart ? n : 0);
+    const size_t matched = ZSTD_compress2(encoder_, other, std::min(n, most - rest), top, n);
+    if (!ZSTD_isError(matched) && (ZSTD_isError(coded) || matched < coded))
+        std::memcpy(out + rest, other, coded = matched);
     return ZSTD_isError(coded) ? 0 : rest + coded;
 }
 
