@@ -10,9 +10,13 @@
 namespace ucm::compress {
 namespace {
 
-constexpr size_t kRun = 64, kMostRuns = 32;
-// What a pass over a symbol may cost, in bits: a shorter code of more levels is not worth its time.
-constexpr double kPassBits = 0.06;
+constexpr size_t kRun = 64, kMost = 2048;
+constexpr int kGroups = 3;  // of symbols that are counted at once
+// Costs are in parts of a bit, so that they are whole numbers.
+constexpr uint32_t kBit = 64;
+// What a pass over a symbol may cost: a shorter code of more levels is not worth its time.
+constexpr uint32_t kPass = 4;
+constexpr int kFew = 32;
 constexpr uint8_t kPacked = 16;  // a bit beside the count of levels
 constexpr size_t kFewSymbols = 8192;
 constexpr uint8_t kUses = 15;    // of classes, before others are chosen
@@ -27,16 +31,33 @@ void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
 }
 
 // All symbols, or of many a sample. Returns how many.
-size_t count_some(const uint8_t *symbols, size_t n, bool few, uint32_t (&counts)[256]) {
-    uint16_t four[4][256] = {};
-    // A fifth of a small tile, for the time that it takes; all where bits are few.
-    const size_t runs = std::clamp<size_t>(n / 4 / kRun, 16, kMostRuns);
-    if (few || n < 2 * runs * kRun) {
-        count_run(symbols, n, four);
-    } else {
-        each_run(n, kRun, runs, 1, [&](size_t at) { count_run(symbols + at, kRun, four); });
-        n = runs * kRun;
+size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n,
+                  uint32_t (&counts)[256]) {
+    uint8_t sample[kMost];
+    if (n > kMost) {
+        uint8_t *to = sample;
+        each_run(n, kRun, kMost / kRun, 1, [&](size_t at) {
+            std::memcpy(to, symbols + at, kRun);
+            to += kRun;
+        });
+        symbols = sample;
+        n = kMost;
     }
+    std::memset(counts, 0, sizeof counts);
+    const size_t whole = n / kRun * kRun;
+    if (whole != 0) {
+        // Of numbers that are alike the exponents are soon counted from the largest down.
+        size_t left = whole;
+        int top = kernels.largest(symbols, whole) + 1;
+        for (int i = 0; i < kGroups && top > 0 && left > whole / 128; i++) {
+            const int first = std::max(top - kTallied, 0);
+            kernels.tally(symbols, whole, uint8_t(first), counts + first);
+            while (top > first) left -= counts[--top];
+        }
+        if (left <= whole / 64) return whole;
+    }
+    uint16_t four[4][256] = {};
+    count_run(symbols, n, four);
     for (int s = 0; s < 256; s++)
         counts[s] = uint32_t(four[0][s]) + four[1][s] + four[2][s] + four[3][s];
     return n;
@@ -121,64 +142,73 @@ bool fit(const uint8_t *symbols, size_t n, int dtype) {
     return all >> symbol_bits(dtype) == 0;
 }
 
-// Largest first.
-void sort_few(uint32_t *values, int n) {
-    for (int i = 1; i < n; i++) {
-        const uint32_t value = values[i];
-        int k = i;
-        for (; k > 0 && values[k - 1] < value; k--) values[k] = values[k - 1];
-        values[k] = value;
+// Largest first, of n and zeros behind them. A place is how many are larger: no branch is guessed
+// wrong.
+void sort_few(int32_t (&values)[kFew], int n) {
+    int32_t sorted[kFew] = {};
+    for (int i = 0; i < n; i++) {
+        int larger = 0;
+        for (const int32_t other : values) larger += other > values[i];
+        sorted[larger] = values[i];
     }
+    std::memcpy(values, sorted, sizeof sorted);
+}
+
+// Counts and symbols in one number each, the most frequent first. Returns of how many members.
+int most_frequent(const uint32_t (&counts)[256], int possible, int32_t (&order)[kFew]) {
+    int32_t all[256] = {};
+    int n = 0;
+    for (int at = 0; at < possible; at += 8) {
+        uint32_t any = 0;
+        for (int s = at; s < at + 8; s++) any |= counts[s];
+        if (any == 0) continue;
+        for (int k = 0; k < 8; k++) all[n + k] = int32_t(counts[at + k] << 8) | (at + k);
+        n += 8;
+    }
+    if (n > kFew) std::partial_sort(all, all + kFew, all + n, std::greater<int32_t>());
+    std::memcpy(order, all, sizeof order);
+    if (n <= kFew) sort_few(order, n);
+    int known = 0;
+    while (known < kMostMembers && order[known] >> 8 != 0) known++;
+    return known;
 }
 
 }  // namespace
 
 // The cheapest way down the symbols in order of their counts, one class after another.
 Classes choose_classes(const uint32_t (&counts)[256], size_t total, size_t n, int possible) {
-    uint32_t order[257];  // count and symbol in one
-    int found = 0;
-    for (uint32_t s = 0; s < 256; s++) {
-        order[found] = counts[s] << 8 | s;
-        found += counts[s] != 0;
-    }
-    const int known = std::min(found, kMostMembers);
-    if (found > 2 * kMostMembers)
-        std::partial_sort(order, order + known, order + found, std::greater<uint32_t>());
-    else
-        sort_few(order, found);
-
+    int32_t order[kFew];
+    const int known = most_frequent(counts, possible, order);
     // For ranks from s on: how many symbols, the bits they take, and the width of the next level.
-    double left[kMostMembers + 1], bits[kMostMembers + 1];
+    uint32_t left[kMostMembers + 1], bits[kMostMembers + 3];
     int width[kMostMembers + 1];
-    left[0] = double(total);
-    for (int s = 0; s < known; s++) left[s + 1] = left[s] - (order[s] >> 8);
-    const double member_bits = 4.0 * double(total) / double(n);  // of the table, as sampled
-    for (int s = known; s >= 0; s--) {
-        bits[s] = 8 * left[s];
-        width[s] = 0;
-        if (s == known) continue;
-        const double one = left[s] * (1 + kPassBits) + bits[s + 1] + member_bits;
-        if (one < bits[s]) bits[s] = one, width[s] = 1;
-        if (s + 3 > std::min(possible, kMostMembers)) continue;
-        const double two =
-            left[s] * (2 + kPassBits) + bits[std::min(s + 3, known)] + 3 * member_bits;
-        if (two < bits[s]) bits[s] = two, width[s] = 2;
+    left[0] = uint32_t(total);
+    for (int s = 0; s < known; s++) left[s + 1] = left[s] - uint32_t(order[s] >> 8);
+    for (int s = known; s < known + 3; s++) bits[s] = 8 * kBit * left[known];
+    width[known] = 0;
+    const uint32_t member = uint32_t(4 * kBit * total / n);  // of the table, as sampled
+    const int last = std::min(possible, kMostMembers) - 3;
+    for (int s = known - 1; s >= 0; s--) {
+        const uint32_t none = 8 * kBit * left[s];
+        const uint32_t one = (kBit + kPass) * left[s] + bits[s + 1] + member;
+        const uint32_t two = (2 * kBit + kPass) * left[s] + bits[s + 3] + 3 * member;
+        const uint32_t few = std::min(none, one), best = s > last ? few : std::min(few, two);
+        bits[s] = best;
+        width[s] = best == none ? 0 : best == one ? 1 : 2;
     }
 
     Classes classes;
-    classes.bits = bits[0] / double(total);
-    bool listed[256] = {};
+    classes.bits = double(bits[0]) / double(kBit * total);
     int spare = 0;
     for (int s = 0; s < known && width[s] != 0 && classes.levels < kMostLevels;) {
         const int size = (1 << width[s]) - 1;
         for (int k = 0; k < size; k++) {
             int symbol = int(order[std::min(s + k, known - 1)] & 255);
-            // None is left: the lowest that is in no class stands in.
+            // None is left: the lowest that does not occur stands in.
             if (s + k >= known) {
-                while (listed[spare] || counts[spare]) spare++;
-                symbol = spare;
+                while (counts[spare]) spare++;
+                symbol = spare++;
             }
-            listed[symbol] = true;
             classes.members[classes.listed++] = uint8_t(symbol);
         }
         if (width[s] == 2) classes.widths = uint8_t(classes.widths | 1 << classes.levels);
@@ -199,16 +229,18 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     // In a small tile, choosing takes as long as coding.
     const bool small = n < kFewSymbols;
     if (small && kept.uses > 0 && kept.dtype == dtype) {
-        kept.uses--;
         const size_t coded = code(kept.classes, n, out + planes, most - planes);
-        if (coded != 0 && float(coded) / float(n) < kept.reached * kWorse) return planes + coded;
+        if (coded != 0 && float(coded) / float(n) < kept.reached * kWorse) {
+            if (--kept.uses == 0) kept.pause = 0;
+            return planes + coded;
+        }
         // It is not alike: the next ones are not asked either, and more of them every time.
         kept.uses = 0;
-        kept.pause = std::min(kept.pause * 2 + 1, 127);
+        kept.pause = std::min(kept.pause * 4 + 3, 127);
         kept.paused = kept.pause;
     }
     uint32_t counts[256];
-    const size_t total = count_some(symbols_.base(), n, small && symbol_bits(dtype) < 8, counts);
+    const size_t total = count_some(kernels_, symbols_.base(), n, counts);
     const Classes classes = choose_classes(counts, total, n, 1 << symbol_bits(dtype));
     if (double(planes) + classes.bits * double(n) / 8 > double(most)) return 0;
     const size_t coded = code(classes, n, out + planes, most - planes);
@@ -216,7 +248,6 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     if (kept.paused > 0) {
         kept.paused--;
     } else if (small) {
-        if (kept.dtype == dtype) kept.pause /= 2;
         kept = {classes, float(coded) / float(n), uint8_t(dtype), kUses, kept.pause, 0};
     }
     return planes + coded;

@@ -21,6 +21,7 @@ constexpr uint32_t kSmallestTile = 128;
 constexpr uint32_t kPattern = 4;  // bytes of a constant: one, two or four elements
 constexpr uint32_t kSmallPlane = 16384;
 constexpr float kDrift = 1.015f;
+constexpr float kForget = 32;     // tiles, roughly
 constexpr int kMostFailures = 8;  // then 2^8 - 1 tiles pass between two attempts
 
 ZSTD_compressionParameters parameters() {
@@ -82,7 +83,7 @@ TileCoder::TileCoder(const Kernels &kernels)
     // Try the largest tile once: a library that cannot do it should say so at open.
     const std::vector<uint8_t> zeros(kTileBytes + kKernelSlack);
     std::vector<uint8_t> coded(kTileBytes + kKernelSlack);
-    for (int dtype : {UCM_DTYPE_BYTES, UCM_DTYPE_FP8_E4M3})
+    for (int dtype : {UCM_DTYPE_BYTES, UCM_DTYPE_BF16})
         if (!ZSTD_isError(rc) && !zstd(zeros.data(), kTileBytes, dtype, coded.data(), kTileBytes))
             rc = size_t(-1);
     if (ZSTD_isError(rc))
@@ -113,13 +114,19 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
     const int first = place.known ? place.best : place.dtype;
     uint32_t stored = bytes;
     if (place.fixed || place.known) stored = code(raw, bytes, first, place, mode, out, tile);
-    const float ratio = float(stored) / float(bytes), change = ratio / place.ratio;
-    // It is not known, or another than what was: perhaps other numbers.
-    if (!place.fixed && (!place.known || change > kDrift || change < 1 / kDrift)) {
+    const float ratio = float(stored) / float(bytes);
+    // It is not known, or unlike those that were: perhaps other numbers.
+    const bool other = ratio < place.low / kDrift || ratio > place.high * kDrift;
+    if (!place.fixed && (!place.known || other)) {
         stored = explore(raw, bytes, first, place, mode, out, tile);
-        place.ratio = float(stored) / float(bytes);
+        const float now = float(stored) / float(bytes);
+        // The same numbers can be unlike each other, K and V for one.
+        const bool same = place.known && tile.codec != kTileRaw && tile.dtype == place.best;
+        place.low = same ? std::min(place.low, now) : now;
+        place.high = same ? std::max(place.high, now) : now;
     } else {
-        place.ratio += (ratio - place.ratio) / 8;
+        place.low += (ratio - place.low) / kForget;
+        place.high += (ratio - place.high) / kForget;
     }
     place.known = tile.codec != kTileRaw;
     if (place.known) {
@@ -152,7 +159,7 @@ uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Place &p
     tile = {kTileRaw, 0, bytes};
     const size_t width = element_bytes(dtype), n = bytes / width, tail = bytes - n * width;
     const bool numbers = dtype != UCM_DTYPE_BYTES;
-    // Matches are searched for among unknown bytes only; fast does it where there are many. What
+    // Fast searches for matches in unknown bytes only, and stays with it where there are many. What
     // kernels write behind the end fits into what is saved.
     const uint32_t share = numbers || mode == Mode::kSmall ? 32 : 8;
     const size_t most = bytes - tail - std::max<size_t>(bytes / share, kKernelSlack);
@@ -198,17 +205,24 @@ size_t TileCoder::zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *o
     const size_t n = bytes / element_bytes(dtype), rest = rest_bytes(dtype, n);
     // zstd 1.5.4 writes in front of a room that is too small for any frame's head.
     if (most < rest + ZSTD_FRAMEHEADERSIZE_MAX) return 0;
-    size_t coded;
+    const bool apart = element_bytes(dtype) > 1;
+    const uint8_t *top = apart ? planes_.base() : raw;
+    if (apart) split_top(raw, n, dtype, planes_.base(), out);
     if (dtype == UCM_DTYPE_BYTES) {
-        coded = ZSTD_compress2(encoder_, out, most, raw, n);
-    } else {
-        uint8_t *top = planes_.base();
-        if (element_bytes(dtype) > 1) split_top(raw, n, dtype, top, out);
-        // One sequence without a match is the end of a block: all of it is literals.
-        const ZSTD_Sequence block = {0, unsigned(n), 0, 0};
-        coded = ZSTD_compressSequences(encoder_, out + rest, most - rest, &block, 1,
-                                       element_bytes(dtype) > 1 ? top : raw, n);
+        const size_t coded = ZSTD_compress2(encoder_, out, most, top, n);
+        return ZSTD_isError(coded) ? 0 : coded;
     }
+    // One sequence without a match is the end of a block: all of it is literals.
+    const ZSTD_Sequence block = {0, unsigned(n), 0, 0};
+    size_t coded = ZSTD_compressSequences(encoder_, out + rest, most - rest, &block, 1, top, n);
+    if (dtype == UCM_DTYPE_BF16 || dtype == UCM_DTYPE_FP32 || bytes < kSmallPlane)
+        return ZSTD_isError(coded) ? 0 : rest + coded;
+    // Whole bytes repeat where tokens do; where they do so by chance, matches cost more than they
+    // save. There is room behind the top bytes: an element has two, or they are the raw ones.
+    uint8_t *other = planes_.base() + (apart ? n : 0);
+    const size_t matched = ZSTD_compress2(encoder_, other, std::min(n, most - rest), top, n);
+    if (!ZSTD_isError(matched) && (ZSTD_isError(coded) || matched < coded))
+        std::memcpy(out + rest, other, coded = matched);
     return ZSTD_isError(coded) ? 0 : rest + coded;
 }
 

@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint16_t kVersion = 2;
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
+constexpr uint32_t kMostAhead = 24576;      // stored bytes that the first cache takes at once
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
 
 struct Trailer {
@@ -74,6 +75,13 @@ Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity
         (index == 0 && (payload != trailer.raw_bytes || trailer.index_hash != 0)))
         return {UCM_CORRUPT, 0};
     return {UCM_OK, trailer.raw_bytes};
+}
+
+// A small tile is decoded before the processor sees in which order its bytes are read.
+// Inlined: gcc leaves out calls of a function that only fetches.
+[[gnu::always_inline]] inline void prefetch(const uint8_t *stored, uint32_t bytes) {
+    if (bytes > kMostAhead) return;
+    for (uint32_t i = 0; i < bytes; i += 64) __builtin_prefetch(stored + i);
 }
 
 // After its checksum. The sums are what bounds every access to payload and shard. Calls visit(i,
@@ -349,6 +357,7 @@ void FrameCoder::decode_part(const uint8_t *frame, const uint8_t *index, void *c
         const Entry entry = entry_at(index, i);
         const uint64_t stored_hash = kernels_.hash(stored, entry.stored(), i);
         if (std::memcmp(&stored_hash, entry.stored_hash, sizeof entry.stored_hash) != 0) return;
+        if (i + 1 < part.last) prefetch(stored + entry.stored(), entry_at(index, i + 1).stored());
         uint8_t *direct = geometry_.find(row, offset, entry.raw());
         uint8_t *raw = direct ? direct : scratch_.base();
         if (!coder_.decode({TileCodec(entry.codec), entry.dtype, entry.stored()}, stored, raw,

@@ -13,6 +13,9 @@ constexpr int kDtypes = 6;  // UCM_DTYPE_*, by number
 // much behind symbols, ranks and codes. Raw bytes and planes they keep to.
 constexpr size_t kKernelSlack = 64;
 
+constexpr int kTallied = 8;
+constexpr size_t kMostTallied = 4096;
+
 // The inner loops of the codec "classes" (docs/frame-format.md), for one kind of processor. All
 // sets give the same bytes.
 struct Kernels {
@@ -26,6 +29,11 @@ struct Kernels {
     // Back, `count` of n elements from `first` on, a multiple of 64; symbols and raw are of those.
     void (*merge[kDtypes])(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first,
                            size_t count, uint8_t *raw);
+
+    // The largest of n symbols, and how many are each of kTallied from `first` on; n is a multiple
+    // of 64 and at most kMostTallied.
+    uint8_t (*largest)(const uint8_t *symbols, size_t n);
+    void (*tally)(const uint8_t *symbols, size_t n, uint8_t first, uint32_t *counts);
 
     // to[i] = table[from[i]]
     void (*translate)(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to);

@@ -191,6 +191,47 @@ void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t 
                    raw + i * 2);
 }
 
+// Bits of a where the mask is zero, of b where it is not.
+inline __m256i choose(__m256i mask, __m256i a, __m256i b) {
+    return _mm256_or_si256(_mm256_andnot_si256(mask, a), _mm256_and_si256(mask, b));
+}
+
+// The sign and mantissa of 32 bytes, in nibbles; two of them in the lower half of each word.
+inline __m256i nibble_pairs(__m256i bytes) {
+    const __m256i each = choose(_mm256_set1_epi8(8), bytes, _mm256_srli_epi16(bytes, 4));
+    return _mm256_maddubs_epi16(_mm256_and_si256(each, _mm256_set1_epi8(15)),
+                                _mm256_set1_epi16(0x1001));
+}
+
+void split_fp8_e4m3(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        const __m256i a = load(raw + i), b = load(raw + i + 32), low = _mm256_set1_epi8(15);
+        store(symbols + i, _mm256_and_si256(_mm256_srli_epi16(a, 3), low));
+        store(symbols + i + 32, _mm256_and_si256(_mm256_srli_epi16(b, 3), low));
+        const __m256i pairs = _mm256_packus_epi16(nibble_pairs(a), nibble_pairs(b));
+        store(planes + i / 2, _mm256_permute4x64_epi64(pairs, 0xd8));
+    }
+    split_e4m3(raw + i, n - i, symbols + i, planes + i / 2);
+}
+
+void merge_fp8_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first,
+                    size_t count, uint8_t *raw) {
+    planes += first / 2;
+    const __m256i exponent = _mm256_set1_epi8(0x78), sign = _mm256_set1_epi8(char(0x80));
+    size_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+        const __m256i pairs = _mm256_cvtepu8_epi16(
+            _mm_loadu_si128(reinterpret_cast<const __m128i *>(planes + i / 2)));
+        // The upper nibble to the byte above; what else is in upper halves, `exponent` covers.
+        const __m256i each = _mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4));
+        const __m256i rest = choose(sign, each, _mm256_slli_epi16(each, 4));
+        const __m256i moved = _mm256_slli_epi16(load(symbols + i), 3);
+        store(raw + i, choose(exponent, rest, moved));
+    }
+    merge_e4m3(symbols + i, planes + i / 2, n, 0, count - i, raw + i);
+}
+
 // By what a table adds to its index, 16 entries at a time; most add nothing.
 void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
     __m256i bases[16], sums[16];
@@ -293,8 +334,10 @@ const uint8_t *decode(const uint8_t *codes, size_t n, const uint8_t *members, co
 const Kernels kAvx2Kernels = {
     "avx2",
     hash,
-    {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_e4m3, split_e5m2},
-    {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_e4m3, merge_e5m2},
+    {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_fp8_e4m3, split_e5m2},
+    {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_fp8_e4m3, merge_e5m2},
+    largest,
+    tally,
     translate,
     {code<1>, code<2>},
     {count_codes<1>, count_codes<2>},

@@ -133,6 +133,40 @@ void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t 
                    raw + i * 2);
 }
 
+void split_fp8_e4m3(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
+    const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(8);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        const __m512i v = load(raw + i);
+        store(symbols + i, _mm512_and_si512(_mm512_srli_epi16(v, 3), low));
+        // Bits of `high` from the byte moved down, the others from the byte.
+        const __m512i each = _mm512_ternarylogic_epi32(high, _mm512_srli_epi16(v, 4), v, 0xca);
+        const __m512i twos =
+            _mm512_maddubs_epi16(_mm512_and_si512(each, low), _mm512_set1_epi16(0x1001));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(planes + i / 2),
+                            _mm512_cvtepi16_epi8(twos));
+    }
+    split_e4m3(raw + i, n - i, symbols + i, planes + i / 2);
+}
+
+void merge_fp8_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first,
+                    size_t count, uint8_t *raw) {
+    planes += first / 2;
+    const __m512i exponent = _mm512_set1_epi8(0x78), sign = _mm512_set1_epi8(char(0x80));
+    size_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+        const __m512i twos = _mm512_cvtepu8_epi16(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i *>(planes + i / 2)));
+        // The upper nibble to the byte above; what else is in upper halves, `exponent` covers.
+        const __m512i each = _mm512_or_si512(twos, _mm512_slli_epi16(twos, 4));
+        const __m512i rest =
+            _mm512_ternarylogic_epi32(sign, _mm512_slli_epi16(each, 4), each, 0xca);
+        const __m512i moved = _mm512_slli_epi16(load(symbols + i), 3);
+        store(raw + i, _mm512_ternarylogic_epi32(exponent, moved, rest, 0xca));
+    }
+    merge_e4m3(symbols + i, planes + i / 2, n, 0, count - i, raw + i);
+}
+
 void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
     const __m512i a = load(table), b = load(table + 64);
     const __m512i c = load(table + 128), d = load(table + 192);
@@ -216,8 +250,10 @@ const uint8_t *decode(const uint8_t *codes, size_t n, const uint8_t *members, co
 const Kernels kAvx512Kernels = {
     "avx512",
     hash,
-    {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_e4m3, split_e5m2},
-    {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_e4m3, merge_e5m2},
+    {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_fp8_e4m3, split_e5m2},
+    {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_fp8_e4m3, merge_e5m2},
+    largest,
+    tally,
     translate,
     {code<1>, code<2>},
     {count_codes<1>, count_codes<2>},

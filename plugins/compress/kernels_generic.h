@@ -161,6 +161,42 @@ inline void merge_fp16_end(const uint8_t *symbols, const uint8_t *low, const uin
     merge_e5_end<2>(symbols, crumbs, signs, n, raw + 1);
 }
 
+// Vectors of whatever length there is.
+typedef uint8_t Bytes __attribute__((vector_size(32)));
+
+uint8_t largest(const uint8_t *symbols, size_t n) {
+    Bytes most = {};
+    for (size_t i = 0; i < n; i += sizeof(Bytes)) {
+        Bytes next;
+        memcpy(&next, symbols + i, sizeof next);
+        most = next > most ? next : most;
+    }
+    uint8_t all = 0;
+    for (size_t k = 0; k < sizeof(Bytes); k++) all = most[k] > all ? most[k] : all;
+    return all;
+}
+
+// The sum of all bytes.
+inline uint32_t sum_of(const Bytes &bytes) {
+    uint64_t words[4], sum = 0;
+    memcpy(words, &bytes, sizeof words);
+    for (const uint64_t word : words)
+        sum += (word & 0x00ff00ff00ff00ff) + (word >> 8 & 0x00ff00ff00ff00ff);
+    return uint32_t(sum * 0x0001000100010001 >> 48);
+}
+
+void tally(const uint8_t *symbols, size_t n, uint8_t first, uint32_t *counts) {
+    Bytes each[kTallied], sums[kTallied] = {};
+    for (int k = 0; k < kTallied; k++) each[k] = uint8_t(first + k) - Bytes{};
+    for (size_t i = 0; i < n; i += sizeof(Bytes)) {
+        Bytes next;
+        memcpy(&next, symbols + i, sizeof next);
+#pragma GCC unroll 8
+        for (int k = 0; k < kTallied; k++) sums[k] -= Bytes(next == each[k]);
+    }
+    for (int k = 0; k < kTallied; k++) counts[k] = sum_of(sums[k]);
+}
+
 template <int Width>
 constexpr uint8_t kClass = (1 << Width) - 1;
 

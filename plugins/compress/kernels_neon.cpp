@@ -327,6 +327,8 @@ const Kernels kNeonKernels = {
     hash,
     {split_bytes, split_bf16, split_fp16, split_fp32, split_fp8_e4m3, split_e5m2},
     {merge_bytes, merge_bf16, merge_fp16, merge_fp32, merge_fp8_e4m3, merge_e5m2},
+    largest,
+    tally,
     translate,
     {code<1>, code<2>},
     {count<1>, count<2>},

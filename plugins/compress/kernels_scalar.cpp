@@ -42,6 +42,8 @@ const Kernels kScalarKernels = {
      split_e5m2},
     {merge_bytes, merge_rotated<uint16_t>, merge_fp16, merge_rotated<uint32_t>, merge_e4m3,
      merge_e5m2},
+    largest,
+    tally,
     translate,
     {code<1>, code<2>},
     {count_passing<1>, count_passing<2>},
