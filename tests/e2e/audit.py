@@ -2,7 +2,7 @@
 
 AUDIT in the environment names a file that gets one line for each shard: what happened (saved,
 changed: it was altered while it was being saved, loaded), its block, its place, a hash of its
-bytes. Each call's CPU seconds are counted too. Without AUDIT nothing is hashed, only counted.
+bytes. Without AUDIT nothing is hashed. CPU seconds of each method are counted, and what was found.
 """
 
 import ctypes
@@ -22,18 +22,19 @@ METHODS = (
     "get_block_ids_with_load_errors",
     "get_num_new_matched_tokens",
     "update_state_after_alloc",
-    "get_external_cache_hit_sources",
     "build_connector_meta",
     "update_connector_output",
     "request_finished_all_groups",
 )
 _spent: dict[str, float] = {}
+_sources: dict[str, int] = {}
 
 
 def take_spent():
-    """Return the seconds of CPU by method, and begin anew."""
-    now = dict(_spent)
+    """Return the seconds of CPU by method, and the tokens found by source, and begin anew."""
+    now = {"seconds": dict(_spent), "tokens": dict(_sources)}
     _spent.clear()
+    _sources.clear()
     return now
 
 
@@ -55,9 +56,6 @@ class Witness:
         self._store, self._segment = store, segment
         self._file = open(path, "a", buffering=1)  # noqa: SIM115
         self._moving = {}
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
 
     def __getattr__(self, name):
         return getattr(self._store, name)
@@ -108,6 +106,12 @@ class Witness:
 class AuditedConnector(UCMConnector):
     for _name in METHODS:
         locals()[_name] = _counted(_name)
+
+    def get_external_cache_hit_sources(self, request, num_external_tokens):
+        found = super().get_external_cache_hit_sources(request, num_external_tokens)
+        for source, tokens in found.items():
+            _sources[source.name] = _sources.get(source.name, 0) + tokens
+        return found
 
     def _open(self, name, sizes, lookup_only):
         store = super()._open(name, sizes, lookup_only)

@@ -2,7 +2,8 @@
 
 vLLM is imported once; each connection to the socket forks an engine. The first line it is sent is
 its SPEC, every other one an order of ORDERS with its arguments, as JSON; each is answered by one
-line. An engine ends when its connection is closed, and all of it when its input is.
+line. An engine ends when its connection is closed, and all of it when its input is. SOCKET.ends
+gets a line for each engine that has ended: its PID and its exit code.
 
 SPEC: log (a file), environment, and the arguments of vLLM's LLM.
 """
@@ -31,7 +32,7 @@ def parameters(outputs):
 
 def result(done):
     output = done.outputs[0]
-    steps = zip(output.logprobs, output.token_ids, strict=True)
+    steps = zip(output.logprobs or (), output.token_ids, strict=True)
     return {
         "tokens": list(output.token_ids),
         "logprobs": [step[token].logprob for step, token in steps],
@@ -80,7 +81,7 @@ def metrics(llm):
 
 
 def spent(llm):
-    """Return the seconds of CPU that the connector's methods took since the last call."""
+    """Return what the audited connector counted since the last call."""
     import audit
 
     return audit.take_spent()
@@ -121,9 +122,22 @@ def engine(connection):
         answer(ORDERS[order.pop("do")](llm, **order))
 
 
+def reap(ends):
+    """Note how engines ended."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        with open(ends, "a") as file:
+            file.write(f"{pid} {os.waitstatus_to_exitcode(status)}\n")
+
+
 def main(path):
     import_all()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for engines
+    signal.signal(signal.SIGCHLD, lambda *_: reap(path + ".ends"))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()

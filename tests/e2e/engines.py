@@ -94,7 +94,7 @@ class Engines:
             **engine,
         }
         spec = {"log": str(log), "environment": environment or {}, "engine": arguments}
-        one = Engine(name, self.connect(), spec, log)
+        one = Engine(name, self.connect(), spec, log, Path(self._path + ".ends"))
         self._running.append(one)
         try:
             one.wait_ready()
@@ -108,8 +108,9 @@ class Engines:
 class Engine:
     """One engine, alone in a process."""
 
-    def __init__(self, name, connection, spec, log):
+    def __init__(self, name, connection, spec, log, ends):
         self.name, self.log = name, log
+        self._ends, self._killed = ends, False
         self._connection = connection
         self._lines = connection.makefile("rw")
         connection.settimeout(START_S)
@@ -171,23 +172,29 @@ class Engine:
     def spent(self):
         return self._exchange({"do": "spent"})
 
-    def _ended(self, seconds):
+    def _code(self, seconds):
+        """Return how it ended, or None if it has not after so many seconds."""
         end = time.monotonic() + seconds
-        while Path(f"/proc/{self.pid}").exists():
-            if time.monotonic() > end:
-                return False
+        while True:
+            lines = self._ends.read_text().splitlines() if self._ends.exists() else []
+            codes = [line.split()[1] for line in lines if line.split()[0] == str(self.pid)]
+            if codes or time.monotonic() > end:
+                return int(codes[0]) if codes else None
             time.sleep(0.05)
-        return True
 
     def close(self):
         """Let it end by itself, and complain if it does not."""
+        if self._killed:
+            return
         self._connection.shutdown(socket.SHUT_WR)
-        check(self._ended(90), f"engine {self.name!r} does not end, see {self.log}")
+        code = self._code(90)
+        check(code == 0, f"engine {self.name!r} ended with {code}, see {self.log}:\n{self.tail()}")
 
     def kill(self):
-        if not self._ended(0):
+        if self._code(0) is None:
             os.kill(self.pid, signal.SIGKILL)
-            self._ended(30)
+            self._code(30)
+        self._killed = True
         self._lines.close()
         self._connection.close()
 

@@ -74,7 +74,7 @@ def play(place, scenes, small):
             entry = report[name] = {}
             try:
                 test = Test(place, engines, folder / name, small)
-                entry["results"] = importlib.import_module(name).run(test)
+                entry["results"] = importlib.import_module(f"scenes.{name}").run(test)
             except Failed as failure:
                 entry["failed"] = str(failure)
                 say(f"{name}: FAILED: {failure}")
@@ -87,7 +87,7 @@ def play(place, scenes, small):
 def show(report):
     """Print the report: a line for each scene, and the tables that scenes have."""
     for name, entry in report.items():
-        table = getattr(importlib.import_module(name), "table", None)
+        table = getattr(importlib.import_module(f"scenes.{name}"), "table", None)
         if table and "results" in entry:
             print(f"\n{table(entry['results'])}")
     print("\n| scene | seconds | |\n| --- | --- | --- |")
@@ -102,7 +102,9 @@ def main():
     parser.add_argument("--folder", type=Path, required=True, help="environment, models and runs")
     parser.add_argument("--wheel", type=Path, required=True, help="the package to test")
     parser.add_argument("--small", action="store_true", help="the shortest form")
-    parser.add_argument("--only", action="append", choices=SCENES, help="this scene; may be given again")
+    parser.add_argument(
+        "--only", action="append", choices=SCENES, help="this scene; may be given again"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     args = parser.parse_args()
     place = Place(args.folder.absolute())
