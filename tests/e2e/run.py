@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from engines import Engines
@@ -75,9 +76,11 @@ def play(place, scenes, small):
             try:
                 test = Test(place, engines, folder / name, small)
                 entry["results"] = importlib.import_module(f"scenes.{name}").run(test)
-            except Failed as failure:
-                entry["failed"] = str(failure)
+            except Exception as failure:  # the other scenes still have their turn
+                entry["failed"] = f"{failure or type(failure).__name__}"
                 say(f"{name}: FAILED: {failure}")
+                if not isinstance(failure, Failed):
+                    traceback.print_exc()
             else:
                 shutil.rmtree(folder / name)  # blocks; the logs lie beside it
             entry["seconds"] = round(time.monotonic() - start)

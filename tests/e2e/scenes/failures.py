@@ -86,13 +86,23 @@ def damaged(test, prepared, mode):
             same(f"{mode}: a {what} file", result, right)
         check(recomputed, f"{mode}: no failed load was noticed")
         wait_for(lambda: all(path.exists() for path in files), f"{mode}: blocks stored again")
-        shutil.rmtree(storage)
+        remove(storage)
         for result, right in zip(
             engine.run([prepared.other, prepared.last]), prepared.cold, strict=True
         ):
             same(f"{mode}: the directory is gone", result, right)
     say(f"failures: {mode}: damaged blocks are computed and stored again; no directory: a miss")
     return {"recoveries": recomputed, "hits": hits}
+
+
+def remove(storage):
+    """Remove a folder in which somebody may be writing."""
+
+    def gone():
+        shutil.rmtree(storage, ignore_errors=True)
+        return not storage.exists()
+
+    wait_for(gone, "the removal")
 
 
 def wait_for(fact, what, seconds=30):
