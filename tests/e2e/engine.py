@@ -68,6 +68,9 @@ def together(llm, prompts, outputs, abort):
 
 def reset(llm, connector):
     """Forget vLLM's own cache, and with ``connector`` what the store has."""
+    # Blocks are held until they are saved, which an engine in this process learns when it steps.
+    while llm.llm_engine.engine_core.engine_core.scheduler.has_requests():
+        llm.llm_engine.step()
     return llm.reset_prefix_cache(reset_connector=connector)
 
 

@@ -35,6 +35,7 @@ def one(test, mode):
             transfer=config,
             environment={"AUDIT": str(witnesses[-1])},
             kv_cache_memory_bytes=KV_BYTES,
+            max_model_len=2048,
             enable_prefix_caching=caching,
         ) as engine:
             results = engine.together(prompts, OUTPUTS, ABORTED)

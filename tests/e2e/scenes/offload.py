@@ -22,7 +22,7 @@ def run(test):
         config = transfer(storage, options=options)
         with test.engines.start(
             f"offload-{name.split()[0]}", transfer=config,
-            enable_prefix_caching=True, kv_cache_memory_bytes=KV_BYTES,
+            enable_prefix_caching=True, kv_cache_memory_bytes=KV_BYTES, max_model_len=4608,
         ) as engine:  # fmt: skip
             engine.run(prompts)
             got = engine.run(prompts)

@@ -71,7 +71,7 @@ def rounds(memory, disk, other, plain, prompts, fresh):
 
     for i in range(ROUNDS):
         note(LOCAL, memory.run(prompts[:1], 1))
-        memory.reset()
+        check(memory.reset(), "ttft: vLLM refuses to reset its cache")
         note(MEMORY, memory.run(prompts[:1], 1))
         note(DISK, disk.run([prompts[i % 3]], 1))
         note(EXAMPLE, other.run(prompts[:1], 1))
