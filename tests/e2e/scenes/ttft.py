@@ -37,8 +37,8 @@ def run(test):
         "kv_role": "kv_both",
         "kv_connector_extra_config": {"shared_storage_path": str(stores["example"])},
     }
-    # Less than two of three prompts, and not the segment of the other engine.
-    small_memory = {"cache_buffer_capacity_gb": 0.125, "unique_id": "e2e-disk"}
+    # Room for one of three prompts, and not the segment of the other engine.
+    small_memory = {"cache_buffer_capacity_gb": 0.095, "unique_id": "e2e-disk"}
     engine = {"model": "smollm2", "max_num_batched_tokens": 8192}
     ucm = transfer(stores["blocks"], audited=True)
     small = transfer(stores["blocks"], store=small_memory, audited=True)
