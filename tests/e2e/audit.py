@@ -38,11 +38,11 @@ def take_spent():
     return now
 
 
-def _counted(name):
-    def call(self, *args, **kwargs):
+def _counted(name, function):
+    def call(*args, **kwargs):
         start = time.thread_time()
         try:
-            return getattr(UCMConnector, name)(self, *args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             _spent[name] = _spent.get(name, 0.0) + time.thread_time() - start
 
@@ -105,7 +105,7 @@ class Witness:
 
 class AuditedConnector(UCMConnector):
     for _name in METHODS:
-        locals()[_name] = _counted(_name)
+        locals()[_name] = _counted(_name, getattr(UCMConnector, _name))
 
     def get_external_cache_hit_sources(self, request, num_external_tokens):
         found = super().get_external_cache_hit_sources(request, num_external_tokens)
@@ -116,6 +116,10 @@ class AuditedConnector(UCMConnector):
     def _open(self, name, sizes, lookup_only):
         store = super()._open(name, sizes, lookup_only)
         path = os.environ.get("AUDIT")
-        if lookup_only or not path:
+        if not path:
+            for method in () if lookup_only else ("dump_data", "load_data", "wait"):
+                setattr(store, method, _counted(f"of that {method}", getattr(store, method)))
+            return store
+        if lookup_only:
             return store
         return Witness(store, path, sizes["tensor_size"])
