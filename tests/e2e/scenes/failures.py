@@ -1,0 +1,190 @@
+"""Whatever fails under a running engine: requests finish, and say what vLLM computes."""
+
+import os
+import shutil
+import subprocess
+import time
+
+from engines import BLOCK, audited, same, transfer
+from place import check, say
+from scenes.modes import MODES
+
+LENGTH, BAD = 2000, 5
+BLOCKS = LENGTH // BLOCK
+RECOMPUTED = "Recovered from KV load failure"
+
+
+def run(test):
+    prepared = Prepared(test)
+    found = {}
+    for mode in ("default",) if test.small else ("default", "async-load", "direct"):
+        found[f"damaged files, {mode}"] = damaged(test, prepared, mode)
+    if not test.small:
+        found["policy fail"] = policy_fail(test, prepared)
+        found["disk full"] = disk_full(test, prepared)
+        found["writer killed"] = writer_killed(test, prepared)
+    return found
+
+
+class Prepared:
+    """Stored prompts of which some will be damaged, and what is right."""
+
+    def __init__(self, test):
+        self.storage = test.folder / "blocks"
+        self.storage.mkdir()
+        *self.bad, self.other, self.last = test.place.prompts("tiny", 5, LENGTH)
+        config = transfer(self.storage)
+        with test.engines.start("stores", transfer=config, enable_prefix_caching=True) as engine:
+            # Hit up to the block that will be damaged, and the rest computed.
+            self.bad_right = [
+                engine.run([prompt[: BAD * BLOCK + 1], prompt])[1] for prompt in self.bad
+            ]
+            good = [self.other, self.last]
+            self.cold, self.hot = engine.run(good), engine.run(good)
+            self.namespace = engine.namespace()
+        self.ids = [test.place.block_ids(p, BLOCK, self.namespace) for p in self.bad]
+
+    def copy(self, test, name):
+        """Return a copy of the storage with a block of each bad prompt damaged, and its files."""
+        storage = test.folder / f"{name}-blocks"
+        shutil.copytree(self.storage, storage)
+        files = {path.name: path for path in storage.rglob("*") if path.is_file()}
+        found = [[files[i] for i in ids if i in files] for ids in self.ids]
+        check(all(len(each) == BLOCKS for each in found), "blocks are missing in the store")
+        picked = [each[BAD] for each in found]
+        for path, damage in zip(picked, (flip, cut, os.unlink), strict=True):
+            damage(path)
+        return storage, picked
+
+
+def flip(path):
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x40]))
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def damaged(test, prepared, mode):
+    """A corrupt, a truncated and a missing file; then the whole directory goes."""
+    storage, files = prepared.copy(test, mode)
+    config = transfer(storage, options=MODES[mode].get("options"))
+    with test.engines.start(f"damaged-{mode}", transfer=config) as engine:
+        got = engine.run(prepared.bad)
+        hits = engine.hits(BLOCKS)
+        wanted = [(BLOCKS, 0, BLOCKS), (BLOCKS, 0, BLOCKS), (BLOCKS, 0, BAD)]
+        # A request that waits outside comes again after a failed load, and counts again.
+        check(set(wanted) <= set(hits), f"{mode}: found {hits}, not {wanted}")
+        recomputed = engine.text().count(RECOMPUTED)
+        for what, result, right in zip(
+            ("corrupt", "truncated", "missing"), got, prepared.bad_right, strict=True
+        ):
+            same(f"{mode}: a {what} file", result, right)
+        check(recomputed, f"{mode}: no failed load was noticed")
+        wait_for(lambda: all(path.exists() for path in files), f"{mode}: blocks stored again")
+        remove(storage)
+        for result, right in zip(
+            engine.run([prepared.other, prepared.last]), prepared.cold, strict=True
+        ):
+            same(f"{mode}: the directory is gone", result, right)
+    say(f"failures: {mode}: damaged blocks are computed and stored again; no directory: a miss")
+    return {"recoveries": recomputed, "hits": hits}
+
+
+def remove(storage):
+    """Remove a folder in which somebody may be writing."""
+
+    def gone():
+        shutil.rmtree(storage, ignore_errors=True)
+        return not storage.exists()
+
+    wait_for(gone, "the removal")
+
+
+def wait_for(fact, what, seconds=30):
+    end = time.monotonic() + seconds
+    while not fact():
+        check(time.monotonic() < end, f"{what}: not within {seconds} s")
+        time.sleep(0.01)
+
+
+def policy_fail(test, prepared):
+    """With vLLM's default policy the request fails, and the engine goes on."""
+    storage, _ = prepared.copy(test, "fail")
+    config = transfer(storage, kv_load_failure_policy="fail")
+    with test.engines.start("policy-fail", transfer=config) as engine:
+        (bad, good) = engine.run([prepared.bad[0], prepared.other])
+        check(bad["end"] == "error", f"policy fail: the request ended with {bad['end']!r}")
+        same("policy fail: the next request", good, prepared.hot[0])
+        check('kv_load_failure_policy is "fail"' in engine.text(), "policy fail: no warning")
+    say("failures: policy fail: the request fails, the next one is right")
+    return {"end": bad["end"]}
+
+
+def disk_full(test, prepared):
+    """Half of what is computed has room."""
+    if os.geteuid():
+        say("failures: disk full: SKIPPED, mounting a small file system needs root")
+        return "skipped: not root"
+    storage = test.folder / "full"
+    storage.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", storage], check=True)
+    try:
+        witnesses = [test.folder / f"{i}-full.audit" for i in range(2)]
+        prompts, found = [prepared.other, prepared.last], []
+        config = transfer(storage, audited=True)
+        for i, witness in enumerate(witnesses):
+            with test.engines.start(
+                f"full-{i}", transfer=config, environment={"AUDIT": str(witness)}
+            ) as engine:
+                got = engine.run(prompts)
+                hits = engine.hits(BLOCKS)
+                found.append(hits)
+            compare_whole("disk full", got, hits, prepared)
+        check(any(hit[2] < BLOCKS for hit in found[1]), f"the disk was not full: {found}")
+        counts = audited(witnesses)
+    finally:
+        subprocess.run(["umount", "-l", storage], check=True)
+    say(f"failures: disk full: requests finish; a second engine found {found[1]}")
+    return {"hits": found, "shards": counts}
+
+
+def compare_whole(what, got, hits, prepared):
+    """Compare texts where nothing or all was found; between that is no reference."""
+    for result, hit, cold, hot in zip(got, hits, prepared.cold, prepared.hot, strict=False):
+        check(len(result["tokens"]) == 8, f"{what}: a request has no text")
+        if hit[2] in (0, BLOCKS):
+            same(f"{what}: hit {hit}", result, hot if hit[2] else cold)
+
+
+def writer_killed(test, prepared):
+    """The first engine is killed while it saves; the second one takes over."""
+    storage = test.folder / "killed"
+    storage.mkdir()
+    witnesses = [test.folder / f"{name}-killed.audit" for name in ("first", "second")]
+    config = transfer(storage, audited=True)
+    prompts = [prepared.other, prepared.last, *test.place.prompts("tiny", 10, LENGTH, skip=20000)]
+    with test.engines.start(
+        "killed-first", transfer=config, environment={"AUDIT": str(witnesses[0])}
+    ) as first:
+        saved = set(test.place.block_ids(prompts[1], BLOCK, prepared.namespace))
+        first.begin_run(prompts)
+        wait_for(lambda: any(path.name in saved for path in storage.rglob("*")), "a block", 120)
+        first.kill()
+        check(test.left(first.segments), "the killed engine had no segment of shared memory")
+        with test.engines.start(
+            "killed-second", transfer=config, environment={"AUDIT": str(witnesses[1])}
+        ) as second:
+            got = second.run(prompts)
+            hits = second.hits(BLOCKS)
+    compare_whole("writer killed", got, hits, prepared)
+    check(any(hit[2] for hit in hits), "nothing of the killed engine was found")
+    left = test.left(first.segments | second.segments)
+    check(not left, f"left in shared memory after the second engine: {left}")
+    counts = audited(witnesses)
+    say(f"failures: writer killed: the second engine found {[hit[2] for hit in hits]} blocks")
+    return {"hits": hits, "shards": counts}

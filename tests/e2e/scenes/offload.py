@@ -1,0 +1,39 @@
+"""A prompt that the engine's own memory had no room to keep is served again from the store."""
+
+from engines import BLOCK, same, transfer
+from place import check, say
+
+LENGTH = 4000
+BLOCKS = LENGTH // BLOCK
+KV_BYTES = 40 << 17  # of the random model: room for 40 blocks, where a prompt needs 32
+
+
+def run(test):
+    storage = test.folder / "blocks"
+    storage.mkdir()
+    prompts = test.place.prompts("tiny", 3, LENGTH)
+    found = {}
+    with test.engines.start(
+        "offload-alone", enable_prefix_caching=True, kv_cache_memory_bytes=8 * KV_BYTES
+    ) as alone:
+        alone.run(prompts)
+        right = alone.run(prompts)
+    for name, options in (("default", {}), ("half by hit_ratio", {"hit_ratio": 0.5})):
+        config = transfer(storage, options=options)
+        with test.engines.start(
+            f"offload-{name.split()[0]}", transfer=config,
+            enable_prefix_caching=True, kv_cache_memory_bytes=KV_BYTES, max_model_len=4608,
+        ) as engine:  # fmt: skip
+            engine.run(prompts)
+            got = engine.run(prompts)
+            hits = engine.hits(BLOCKS)
+        again = found[name] = hits[len(prompts) :]
+        wanted = BLOCKS if not options else BLOCKS // 2
+        check(
+            all(sum(hit[1:]) == wanted and hit[2] for hit in again),
+            f"offload, {name}: found {again}",
+        )
+        for one, want in zip(got, right, strict=True) if not options else ():
+            same("offload: served again", one, want)
+    say(f"offload: evicted prompts are found again: {found['default']}")
+    return found
