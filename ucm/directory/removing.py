@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _QUARANTINE_FILES = 64
 _TRASH_AGE_S = 60
+_quarantining = threading.Lock()  # so that threads count and move one after the other
 
 
 def remove(space: Space) -> tuple[int, int, list[str]]:
@@ -53,10 +55,11 @@ def quarantine(space: Space, path: str, was: os.stat_result) -> str:
     kept = folder / f"{space.namespace}.{space.space}.{os.path.basename(path)}"
     if not is_still(path, was):
         return "gone"
-    if len(os.listdir(folder)) >= _QUARANTINE_FILES:
-        os.unlink(path)
-        return "deleted, the quarantine is full"
-    os.rename(path, kept)
+    with _quarantining:
+        if len(os.listdir(folder)) >= _QUARANTINE_FILES:
+            os.unlink(path)
+            return "deleted, the quarantine is full"
+        os.rename(path, kept)
     return f"moved to {kept}"
 
 
