@@ -250,7 +250,7 @@ def test_finished_requests_leave_nothing(side):
     side.finished("never seen")
     assert side.plan(step(cached=[(one, None, 14, 1)])).saves == []
     assert not side._tracked
-    assert not side._matches
+    assert not side._looked
 
 
 def test_without_a_store_nothing_is_found_or_saved():

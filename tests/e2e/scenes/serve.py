@@ -95,13 +95,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
-        config = {
-            "kv_connector": "UCMConnector",
-            "kv_role": "kv_both",
-            "kv_connector_module_path": "ucm.integration.vllm.ucm_connector",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"UCM_CONFIG_FILE": str(file)},
-        }
+        config = transfer(None, kv_connector_extra_config={"UCM_CONFIG_FILE": str(file)})
         words = (
             f"--served-model-name model --dtype bfloat16 --max-model-len 8192 --block_size {BLOCK}"
         )

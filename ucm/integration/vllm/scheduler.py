@@ -85,9 +85,8 @@ class SchedulerSide:
         self._metrics = metrics or Collector(None)
         self._parts: list[Part] = []
         self._remember: Remember | None = None
-        self._matches: dict[str, Match] = {}
-        # Why the others were missed, and how long the lookup took.
-        self._looked: dict[str, tuple[dict[str, int], float]] = {}
+        # What was found, why the others were missed, and how long the lookup took.
+        self._looked: dict[str, tuple[Match, dict[str, int], float]] = {}
         self._tracked: dict[str, _Tracked] = {}
         self._on_the_way: collections.OrderedDict[bytes, float] = collections.OrderedDict()
         self._background: list[Load] = []  # for the next step
@@ -140,8 +139,8 @@ class SchedulerSide:
         found, cause = self._find(request, local, total)
         external, limit = self._limited(request, local, found)
         missed = {cause: total - local - found, limit: found - external}
-        self._looked[request.request_id] = (missed, time.perf_counter() - began)
-        self._matches[request.request_id] = Match(total, local, external)
+        match, seconds = Match(total, local, external), time.perf_counter() - began
+        self._looked[request.request_id] = (match, missed, seconds)
         if self._policy.lite:
             return 0, False
         # The engine has to compute at least one token.
@@ -195,7 +194,7 @@ class SchedulerSide:
         A request that loads outside the batch comes twice, the second time when all is there.
         """
         name, blocks = request.request_id, external_tokens // self._block_tokens
-        match = self._matches.pop(name, None)
+        match, missed, seconds = self._looked.pop(name, (None, {}, 0.0))
         keep = self._policy.saves and self._keeps(request)
         if name in self._receiving:
             keep = keep and self._tracked[name].keep
@@ -203,7 +202,7 @@ class SchedulerSide:
         self._tracked[name] = tracked
         if match is not None:
             tracked.hit = range(match.local, match.local + blocks)
-            self._metrics.looked_up(*match, *self._looked.pop(name))
+            self._metrics.looked_up(*match, missed, seconds)
         if name in self._receiving:
             hit, _ = self._receiving.pop(name)
             there = request.num_computed_tokens // self._block_tokens  # fewer if some have failed
@@ -233,7 +232,6 @@ class SchedulerSide:
         tracked = self._tracked.pop(request_id, None)
         if tracked is not None:
             self._gone.append(tracked.table)
-        self._matches.pop(request_id, None)
         self._looked.pop(request_id, None)
         self._denied.discard(request_id)
         receives = self._receiving.pop(request_id, None) is not None

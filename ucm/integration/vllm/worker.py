@@ -49,8 +49,9 @@ class Picks(NamedTuple):
 class Transfer:
     """Tasks over whole blocks, each over all layers or over one of them."""
 
-    def __init__(self, what: str, picks: Picks) -> None:
+    def __init__(self, what: str, picks: Picks, ids: list[bytes]) -> None:
         self.what = what
+        self.ids = ids  # of the picks' parts
         self.numbers: list[int] = []  # of the saves in a plan
         self._tasks: list[tuple[Task, int]] = []  # and its rows for each block
         self._began = time.monotonic()
@@ -172,13 +173,13 @@ class WorkerSide:
         hashes = [block_hash for load in loads for block_hash in load.hashes]
         blocks = [block for load in loads for block in load.blocks]
         names = [load.request_id for load in loads]
-        transfer = Transfer("load", Picks(hashes, blocks, [], names))
+        transfer = Transfer("load", Picks(hashes, blocks, [], names), self._namer(hashes))
         if self._store is None:
             transfer.fail(Status.CLOSED)
             return transfer
-        ids = self._namer(hashes)
         for layer in range(self._layout.shards_per_block) if layerwise else (None,):
-            if not transfer.start(self._store.load_data, self._layout.rows(ids, blocks, layer)):
+            rows = self._layout.rows(transfer.ids, blocks, layer)
+            if not transfer.start(self._store.load_data, rows):
                 break
         return transfer
 
@@ -203,10 +204,13 @@ class WorkerSide:
             # The other workers wait in agree(), and the engine can compute what is not there.
             logger.exception("load of %d blocks broke off", len(loading.picks.blocks))
             loading.fail(Status.INTERNAL)
-        self._measure(loading)
-        failed = self._agree(set(loading.failed))
+        self._loaded(loading, self._agree(set(loading.failed)))
+
+    def _loaded(self, transfer: Transfer, failed: set[int]) -> None:
+        """Take note of a load that has ended, and of what failed here or at another worker."""
+        self._measure(transfer)
         self._failed |= failed
-        self._tainted = (self._tainted - set(loading.picks.blocks)) | failed
+        self._tainted = (self._tainted - set(transfer.picks.blocks)) | failed
 
     def save_layer(self, layer_name: str, plan: Plan) -> None:
         """Begin to save a layer of what this step completes.
@@ -251,7 +255,8 @@ class WorkerSide:
         if held:
             self._metrics.count("held_back_blocks_total", held)
         columns = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
-        return Transfer("save", Picks(*columns))
+        picks = Picks(*columns)
+        return Transfer("save", picks, self._namer(picks.hashes))
 
     def _clean(self, save: Save) -> Iterable[tuple[bytes, int, int, str]]:
         """Yield the picks that do not build on a block which failed to load.
@@ -270,11 +275,11 @@ class WorkerSide:
                 yield block_hash, save.table[place], place, save.request_id
 
     def _dump(self, transfer: Transfer, layer: int | None = None) -> None:
-        hashes, blocks, depths, _ = transfer.picks
+        _, blocks, depths, _ = transfer.picks
         # Whoever misses a layer is not published; there is no use in the rest.
         if not blocks or transfer.failed or self._store is None or not self._moving.keeps:
             return
-        rows = self._layout.rows(self._namer(hashes), blocks, layer)
+        rows = self._layout.rows(transfer.ids, blocks, layer)
         hints = np.repeat(np.asarray(depths, "u4"), len(rows[1]) // len(blocks))
         transfer.start(self._store.dump_data, rows, depths=hints)
 
@@ -324,10 +329,7 @@ class WorkerSide:
             transfer = self._receiving.pop(name)
             if self._store is not None:
                 transfer.finish(self._store)
-            self._measure(transfer)
-            self._failed.update(transfer.failed)
-            self._tainted -= set(transfer.picks.blocks)
-            self._tainted.update(transfer.failed)
+            self._loaded(transfer, set(transfer.failed))
         return sent, received
 
     def take_failed(self) -> set[int]:
