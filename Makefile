@@ -31,7 +31,7 @@ help:
 	@echo 'make e2e     real vLLM engines, half an hour; installs vLLM (2 GB) in $(VENV)-e2e'
 	@echo '             ARGS="--only modes": one scene; make e2e-small: the shortest, a random model'
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
-	@echo 'make model   the protocol of the memory that Cache shares, with spin; part of pytest'
+	@echo 'make model   the protocol of the memory that Cache shares, with spin; pytest has smaller bounds'
 	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
 	@echo 'make fuzz    the codec of Compress with libFuzzer, a minute a target; pytest has a shorter run'
 	@echo 'make deps    the system packages that these need; they call it themselves'
