@@ -100,8 +100,9 @@ native: native-plain native-asan native-tsan
 # Another compiler warns of other things, and a sanitizer makes them more: only CI's plain build stops
 # at that. GCC 12 sees overlaps in its own strings.
 native-plain: MESON_ARGS := $(if $(CI),-Dwerror=true -Dcpp_args=-Wno-error=restrict)
-native-asan: MESON_ARGS := -Doptimization=1 -Db_sanitize=address,undefined
-native-tsan: MESON_ARGS := -Doptimization=1 -Db_sanitize=thread
+# All files of a layer are compiled as one, in a third of the time.
+native-asan: MESON_ARGS := -Doptimization=1 -Db_sanitize=address,undefined --unity=on --unity-size=20
+native-tsan: MESON_ARGS := -Doptimization=1 -Db_sanitize=thread --unity=on --unity-size=20
 native-plain native-asan native-tsan: dev
 	@test -f build/$@/build.ninja || $(IN_VENV) $(BIN)/meson setup build/$@ \
 	    -Dpython=false -Dtests=true $(MESON_ARGS)
