@@ -54,6 +54,19 @@ NOT_RUN = {
     ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",
     ("examples/c_store/README.md", "pip install ."): "builds the package",
+    ("examples/encrypt_store/README.md", "pip install ."): "builds the package",
+    (
+        "examples/encrypt_store/README.md",
+        'store_pipeline: "Cache|Compress|Encrypt|Posix"',
+    ): "needs the package",
+    (
+        "examples/encrypt_store/README.md",
+        "pytest examples/encrypt_store/tests",
+    ): "needs the package",
+    ("examples/hybrid_store/README.md", "pip install ."): "builds the package",
+    ("examples/hybrid_store/README.md", "pytest examples/hybrid_store/tests"): "needs the package",
+    ("examples/rust_store/README.md", "pip install ."): "builds the package",
+    ("examples/rust_store/README.md", "pytest examples/rust_store/tests"): "needs the package",
     (
         "examples/vllm/README.md",
         "export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind",

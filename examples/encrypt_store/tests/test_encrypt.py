@@ -7,8 +7,9 @@ import secrets
 
 import numpy as np
 import pytest
-import ucm
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+import ucm
 
 BYTES = 8192
 BLOCK = bytes(range(16))
@@ -131,7 +132,7 @@ def test_a_key_from_a_file_and_from_the_environment_are_the_same(tmp_path, key):
 
 def test_a_key_that_is_missing_is_said_to_be(tmp_path, monkeypatch):
     monkeypatch.delenv("UCM_ENCRYPT_KEY", raising=False)
-    with pytest.raises(ucm.StoreError, match="encrypt_key_file.*UCM_ENCRYPT_KEY"):
+    with pytest.raises(ucm.StoreError, match=r"encrypt_key_file: .*UCM_ENCRYPT_KEY"):
         opened(tmp_path)
 
 

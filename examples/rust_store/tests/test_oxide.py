@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import ucm
 
 BYTES = 1 << 18
