@@ -11,7 +11,7 @@ TORCH := $(shell grep '^torch==' requirements-dev.txt)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 STYLED_C = $(shell find include plugins ucm tests examples -name '*.[ch]' -o -name '*.hpp' -o -name '*.cpp')
 # Folders count too: a file that went away changes them.
-SOURCES := $(shell find include plugins ucm -name __pycache__ -prune -o -print) \
+SOURCES := $(shell find include plugins ucm examples -name __pycache__ -prune -o -print) \
     meson.build meson.options pyproject.toml README.md LICENSE
 
 .DEFAULT_GOAL := help

@@ -53,7 +53,8 @@ NOT_RUN = {
     ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",
-    ("examples/c_store/README.md", "pip install ."): "builds the package",
+    ("examples/c_store/README.md", "pip install ucm-store"): "builds the package",
+    ("examples/cpp_store/README.md", "pip install ucm-store"): "builds the package",
     ("examples/encrypt_store/README.md", "pip install ."): "builds the package",
     (
         "examples/encrypt_store/README.md",
@@ -65,6 +66,8 @@ NOT_RUN = {
     ): "needs the package",
     ("examples/hybrid_store/README.md", "pip install ."): "builds the package",
     ("examples/hybrid_store/README.md", "pytest examples/hybrid_store/tests"): "needs the package",
+    ("examples/python_layer/README.md", "pip install ucm-store"): "builds the package",
+    ("examples/python_store/README.md", "pip install ucm-store"): "builds the package",
     ("examples/rust_store/README.md", "pip install ."): "builds the package",
     ("examples/rust_store/README.md", "pytest examples/rust_store/tests"): "needs the package",
     (
