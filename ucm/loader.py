@@ -22,14 +22,18 @@ _KNOWN_FLAGS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option of a layer. ``initial`` is its default as text, None: required."""
+    """One option of a layer.
+
+    ``type`` is one of bool, int, size, float, string, strings, ints, secret. ``initial`` is its
+    default as text, None: required. ``allowed`` is "a|b|c" or a closed range, "1..9" or "1..".
+    """
 
     name: str
     type: str
     initial: str | None
-    allowed: str | None
-    unit: str | None
-    help: str
+    allowed: str | None = None
+    unit: str | None = None
+    help: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

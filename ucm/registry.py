@@ -10,11 +10,11 @@ import os
 import threading
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pluggy
 
 from ucm import errors, hookspecs, options
+from ucm._kind import PythonKind
 from ucm.loader import Library, Metric, Option, loader
 from ucm.logs import logger
 from ucm.python_store import StoreBase
@@ -24,12 +24,15 @@ PLUGINS_ENV = "UCM_PLUGINS"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A registered word: exactly one of ``path`` and ``python_class`` is set."""
+    """A registered word: exactly one of ``path`` and ``python`` is set."""
 
     name: str
     origin: str
     path: str | None = None
-    python_class: type[Any] | None = None
+    python: PythonKind | None = None
+
+
+Kind = Library | PythonKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,16 +172,21 @@ def _entry(name: str, store: object, origin: str) -> Entry:
                 f"register({name!r}): {store.__name__} is derived from neither ucm.StoreBase nor "
                 "UcmKVStoreBaseV1"
             )
-        return Entry(name, origin, python_class=store)
+        return Entry(name, origin, python=PythonKind(name, store))
     if isinstance(store, (str, os.PathLike)):
         return Entry(name, origin, path=os.fspath(store))
+    if callable(store):
+        return Entry(name, origin, python=PythonKind(name, store))
     raise errors.ConfigError(
-        f"register({name!r}): give the path of a library or a class, not {type(store).__name__}"
+        f"register({name!r}): give the path of a library, a class or a builder, "
+        f"not {type(store).__name__}"
     )
 
 
-def open_library(entry: Entry) -> Library:
-    """Open the entry's library and check that it is what it was registered as."""
+def kind_of(entry: Entry) -> Kind:
+    """Return what makes the entry's stores; a library is opened, and is what it is named."""
+    if entry.python is not None:
+        return entry.python
     assert entry.path is not None
     library = loader.open(entry.path)
     if library.name != entry.name:
@@ -190,26 +198,20 @@ def open_library(entry: Entry) -> Library:
 
 
 def _info(entry: Entry) -> PluginInfo:
-    if entry.python_class is not None:
-        cls: Any = entry.python_class
-        doc = (inspect.getdoc(cls) or "").split("\n")[0]
-        return PluginInfo(
-            entry.name, entry.origin, f"{cls.__module__}.{cls.__qualname__}", summary=doc
-        )
     try:
-        library = open_library(entry)
+        kind = kind_of(entry)
     except errors.StoreError as error:
         return PluginInfo(entry.name, entry.origin, entry.path, error=str(error))
     return PluginInfo(
         entry.name,
         entry.origin,
-        entry.path,
-        library.version,
-        library.summary,
-        library.needs_lower,
-        library.options,
-        library.metrics,
-        takes_cuda=library.takes_cuda,
+        kind.path,
+        kind.version,
+        kind.summary,
+        bool(kind.needs_lower),
+        kind.options or (),
+        kind.metrics,
+        takes_cuda=kind.takes_cuda,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import collections
 import os
-import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ucm import config, errors, logs, memory, pipeline
 from ucm._abi import ffi
+from ucm._gate import Gate
 from ucm.errors import Status
 from ucm.layout import Layout
 from ucm.task import Task
@@ -49,7 +49,8 @@ class Store:
     def __init__(self, options: Mapping[str, Any], wired: Sequence[pipeline.Wired] = ()) -> None:
         self._pid = os.getpid()
         self._closed = False
-        self._gate = _Gate(self)
+        mine = weakref.ref(self)
+        self._gate = Gate(lambda: repr(mine()))
         self._stack, self._layout, checked = (
             pipeline.open_wired(options, wired) if wired else pipeline.open_stack(options)
         )
@@ -315,7 +316,7 @@ class Store:
                 return status, total
 
     def native_handle(self) -> int:
-        """Return the address of the top layer's ``ucm_store``, or 0 for a Python store."""
+        """Return the address of the top layer's ``ucm_store``."""
         with self._gate:
             return self._stack.native_handle()
 
@@ -343,40 +344,6 @@ class Store:
         _open_stores.discard(self)
         self._tasks.clear()
         return Report(**counts)
-
-
-class _Gate:
-    """Lets calls into the stack until close begins, and lets close wait for those inside."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = weakref.ref(store)
-        self._pid = os.getpid()
-        self._lock = threading.Lock()  # guards _inside and _shut
-        self._inside = 0
-        self._shut = False
-
-    def __enter__(self) -> None:
-        if self._pid != os.getpid():
-            raise errors.InvalidError(
-                f"{self._store()!r} was opened by the parent process {self._pid}; "
-                "open it again in this one"
-            )
-        with self._lock:
-            if self._shut:
-                raise errors.ClosedError(f"{self._store()!r}: the store is closed")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-
-    def shut(self) -> None:
-        """Let nobody in any more, and return when nobody is inside."""
-        with self._lock:
-            self._shut = True
-        # Calls inside are short, and a condition variable would cost every one of them.
-        while self._inside:
-            time.sleep(0.001)
 
 
 class _Names:

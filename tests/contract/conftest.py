@@ -2,6 +2,7 @@
 
 import pytest
 from dict_store import DictStore
+from python_layers import Watch, Zlib
 
 from ucm import registry
 from ucm.conformance.fixtures import Target, open_store, rng, store
@@ -14,6 +15,9 @@ OWN = [upper + bottom for bottom in BOTTOM for upper in UPPER]
 VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct", "Fault|Posix", "Cache|Fault|Posix"]
 VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
 THEIRS = ["Dict", "Heap", "Compress|Heap"]
+# Python at the bottom, in the middle and on top
+THEIRS += ["Cache|Dict", "Compress|Dict", "Cache|Watch|Posix", "Watch|Cache|Posix", "Zlib|Posix"]
+THEIRS += ["Compress|Zlib|Dict"]
 
 OPTIONS = {
     "Cache": {"cache_buffer_capacity_gb": "0.03125"},
@@ -28,7 +32,8 @@ def third_party(heap_library):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UCM_PLUGINS", str(heap_library))
         registry.registry.cache_clear()
-        registry.registry().register("Dict", DictStore)
+        for name, store in {"Dict": DictStore, "Watch": Watch, "Zlib": Zlib}.items():
+            registry.registry().register(name, store)
     yield
     registry.registry.cache_clear()
 
