@@ -55,7 +55,7 @@ struct ucmb_bridge {
     pthread_cond_t ended;  /* a job is live no longer */
     struct queue calls, transfers, ending;
     struct job *oldest, *newest; /* live: neither answered nor finished */
-    uint64_t numbers;
+    uint64_t numbers, last_dump;
     size_t shards; /* that take room */
     uint64_t bytes;
     uint64_t stored;       /* since the previous report */
@@ -269,6 +269,7 @@ static ucm_status accept(ucmb_bridge *b, struct job *job, ucm_task *task, ucm_er
         b->shards += job->open.n;
         b->bytes += job->bytes;
         make_live(b, job);
+        if (job->open.kind == UCMB_DUMP) b->last_dump = job->open.number;
         if (task) *task = job->open.number;
         push(&b->transfers, job);
         pthread_cond_signal(&b->work);
@@ -610,7 +611,7 @@ static ucm_status bridge_remove(ucm_store *s, const ucm_ids_args *args, ucm_erro
     if (args->n == 0) return UCM_OK;
     /* Else a dump that was accepted earlier would bring a block back. */
     pthread_mutex_lock(&b->mutex);
-    const size_t left = await_dumps(b, b->numbers, args->deadline_ns);
+    const size_t left = await_dumps(b, b->last_dump, args->deadline_ns);
     const int shut = b->shut;
     pthread_mutex_unlock(&b->mutex);
     if (left && !shut)
@@ -697,7 +698,7 @@ static ucm_status drain_own(ucmb_bridge *b, int64_t until_ns, ucm_report *report
     ucm_status status = UCM_OK;
     int reports = 0;
     pthread_mutex_lock(&b->mutex);
-    const uint64_t number = b->numbers;
+    const uint64_t number = b->last_dump;
     report->pending = await_dumps(b, number, until_ns);
     if (report->pending)
         status = UCM_PENDING;

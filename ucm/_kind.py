@@ -45,9 +45,9 @@ class PythonKind:
     encoding. Without needs_lower it may stand at the bottom, where lower is None, and elsewhere.
     """
 
+    version = abi = ""
     takes_cuda = False
     metrics: tuple[Metric, ...] = METRICS
-    version = ""
 
     def __init__(self, name: str, make: Any) -> None:
         self.name = name

@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import Any
 
-from ucm import errors
+from ucm import _trust, errors
 from ucm._abi import ffi, lib
 
 TYPES = dict(
@@ -54,6 +54,7 @@ class Library:
     path: str
     name: str
     version: str
+    abi: str
     summary: str
     needs_lower: bool
     takes_cuda: bool
@@ -64,6 +65,11 @@ class Library:
 
 def _text(pointer: Any) -> str | None:
     return None if pointer == ffi.NULL else ffi.string(pointer).decode(errors="replace")
+
+
+def abi_of(major: int, minor: int, draft: int) -> str:
+    """Write the version of an ABI: "1.0", or "1.0 draft 1"."""
+    return f"{major}.{minor}" + (f" draft {draft}" if draft else "")
 
 
 def _array(ctype: str, first: Any, n: int, stride: int) -> list[Any]:
@@ -136,6 +142,7 @@ def _describe(path: str, plugin: Any) -> Library:
         path=path,
         name=_text(plugin.name) or "",
         version=_text(plugin.version) or "",
+        abi=abi_of(plugin.abi_major, plugin.abi_minor, plugin.abi_draft),
         summary=_text(plugin.summary) or "",
         needs_lower=bool(plugin.flags & NEEDS_LOWER),
         takes_cuda=bool(plugin.flags & 2),
@@ -174,18 +181,23 @@ class LibraryLoader:
         self._lock = threading.Lock()  # guards _libraries
         self._libraries: dict[str, Library] = {}
 
-    def open(self, path: str) -> Library:
-        """Return the library's description, or raise PluginError with file, reason and remedy."""
+    def open(self, path: str, ours: bool = False) -> Library:
+        """Return the library's description, or raise PluginError with file, reason and remedy.
+
+        ``ours``: it lies in this package, so that whoever can change it can change this code too.
+        """
         with self._lock:
             if path not in self._libraries:
-                self._libraries[path] = self._open(path)
+                self._libraries[path] = self._open(path, ours)
             return self._libraries[path]
 
-    def _open(self, path: str) -> Library:
+    def _open(self, path: str, ours: bool) -> Library:
         if not os.path.isabs(path):
             raise errors.PluginError(f"{path}: refused: give the absolute path of the library")
         if not os.path.isfile(path):
             raise errors.PluginError(f"{path}: there is no such file")
+        if not ours:
+            _trust.check(path)
         if _cut_short(path):
             raise errors.PluginError(f"{path}: refused: it does not load: the file is cut short")
         reason = ffi.new("char[]", 512)

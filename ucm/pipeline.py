@@ -50,10 +50,18 @@ def check(config: Mapping[str, Any]) -> Checked:
     """Check everything but the sizes of ``config``, without opening a store."""
     pipeline = options.check_value(options.HOST_OPTIONS[0], config.get("store_pipeline") or "")
     words = parse(pipeline)
-    kinds = [kind_of(registry().find(word)) for word in words]
+    entries = [registry().find(word) for word in words]  # all of them, before one is opened
+    kinds = [kind_of(entry) for entry in entries]
     _check_order(words, kinds)
     table = [(w, kind.options) for w, kind in zip(words, kinds, strict=True)]
     return Checked(words, kinds, options.resolve(config, table))
+
+
+def shown(pipeline: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as they may be shown: what some layer takes as a secret is not."""
+    kinds = [kind_of(registry().find(word)) for word in parse(pipeline)]
+    secrets = {o.name for kind in kinds for o in kind.options or () if o.type == "secret"}
+    return {k: "(secret)" if k.rpartition(".")[2] in secrets else v for k, v in given.items()}
 
 
 def open_stack(config: Mapping[str, Any]) -> tuple[Stack, Layout | None, options.Resolved]:
