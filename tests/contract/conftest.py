@@ -16,8 +16,7 @@ VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct", "Fault|Posix", "Cac
 VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
 THEIRS = ["Dict", "Heap", "Compress|Heap"]
 # Python at the bottom, in the middle and on top
-THEIRS += ["Cache|Dict", "Compress|Dict", "Cache|Watch|Posix", "Watch|Cache|Posix", "Zlib|Posix"]
-THEIRS += ["Compress|Zlib|Dict"]
+THEIRS += ["Cache|Dict", "Compress|Dict", "Cache|Zlib|Posix", "Watch|Cache|Posix"]
 
 OPTIONS = {
     "Cache": {"cache_buffer_capacity_gb": "0.03125"},
