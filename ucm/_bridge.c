@@ -704,8 +704,8 @@ static ucm_status drain_own(ucmb_bridge *b, int64_t until_ns, ucm_report *report
         status = UCM_PENDING;
     else if (b->methods & 1 << UCMB_DRAIN)
         status = drain_python(b, number, until_ns, report, &reports, err);
-    if (!reports && !b->lower) {
-        report->stored = b->stored;
+    if (status == UCM_OK && !b->lower) {
+        if (!reports) report->stored = b->stored;
         b->stored = 0;
     }
     pthread_mutex_unlock(&b->mutex);
@@ -759,7 +759,8 @@ static ucm_status bridge_close(ucm_store *s, const ucm_wait_args *args, ucm_repo
     __atomic_store_n(&b->closing, 1, __ATOMIC_RELAXED);
     const ucm_status status = close_python(b, until_of(args->timeout_ms), err);
     if (report) {
-        report->stored = b->lower ? 0 : b->stored;
+        const int late = (b->base.capabilities & UCM_CAP_WRITE_BACK) != 0;
+        report->stored = b->lower || late ? 0 : b->stored;
         report->lost = report->unfinished = report->pending = 0;
         for (struct job *job = b->oldest; job; job = job->after)
             if (job->open.kind == UCMB_DUMP) report->pending += job->open.n;

@@ -53,7 +53,7 @@ typedef struct ucmb_job {
     uint32_t *depths;
     uint8_t *block_ids;
     uint8_t *tiers;    /* lookup: n, for the answer */
-    int32_t reports;   /* drain: 1 if the answer fills in `report` */
+    int32_t reports;   /* drain: 1 if `stored` of the answer counts, else what dumps ended with */
     ucm_report report; /* drain: stored, lost and unfinished */
 } ucmb_job;
 

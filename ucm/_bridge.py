@@ -91,6 +91,9 @@ class Bridge:
         settings.methods = self._methods()
         self.capabilities = self._capabilities()
         settings.capabilities = sum(CAPABILITIES[c] for c in self.capabilities)
+        for limit in ("threads", "max_shards", "max_bytes"):
+            if getattr(store, limit) < 1:
+                raise errors.ConfigError(f"{name}: {limit} is {getattr(store, limit)}, below 1")
         settings.threads = store.threads
         settings.max_shards, settings.max_bytes = store.max_shards, store.max_bytes
         self._bridge = lib.ucmb_new(settings)
@@ -306,7 +309,11 @@ class Bridge:
     def _call(self, job: Any) -> None:
         status, os_errno, message = Status.OK, 0, ""
         try:
-            self._answer(job)
+            if self._lower:
+                with self._lower.until(job.deadline_ns):
+                    self._answer(job)
+            else:
+                self._answer(job)
         except BaseException as error:
             self._log(error)
             status, os_errno = failure(error)
@@ -329,9 +336,9 @@ class Bridge:
         elif kind == lib.UCMB_DRAIN:
             report = store.drain()
             if report is not None:
-                job.reports = 1
-                job.report.stored, job.report.lost = report.stored, report.lost
-                job.report.unfinished = report.unfinished
+                job.report.lost, job.report.unfinished = report.lost, report.unfinished
+                if "write_back" in self.capabilities:
+                    job.reports, job.report.stored = 1, report.stored
         else:
             self._close()
 

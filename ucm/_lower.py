@@ -135,6 +135,15 @@ class Lower:
             batch.deadline_ns = batch.priority = batch.tag = batch.flags = 0
             batch.raw_lengths, batch.depths = {}, {}
 
+    @contextlib.contextmanager
+    def until(self, deadline_ns: int) -> Iterator[None]:
+        """Let this thread's calls inherit the deadline of a lookup or the like."""
+        self._batch.deadline_ns = deadline_ns
+        try:
+            yield
+        finally:
+            self._batch.deadline_ns = 0
+
     def _left_ms(self) -> int:
         if not self._batch.deadline_ns:
             return 0

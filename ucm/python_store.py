@@ -86,8 +86,9 @@ class StoreBase:
     def drain(self) -> Report | None:
         """Return when everything that ``dump`` accepted is stored; needed for ``write_back``.
 
-        One at a time. What a report says of ``lost`` is added to what is known without it; at the
-        bottom its ``stored`` and ``unfinished`` count too.
+        One at a time. It may report what it has ``lost`` since the last report and, at the bottom,
+        what is ``unfinished``; with ``write_back`` what was ``stored`` too. Otherwise all that was
+        dumped well counts as stored.
         """
 
     def close(self) -> None:

@@ -352,6 +352,22 @@ def test_a_drain_that_takes_longer_is_waited_for_again(opened):
     assert made[0].calls == [("drain", [])]
 
 
+def test_a_store_that_writes_at_once_may_report_what_is_unfinished(opened):
+    class Counts(Memory):
+        def drain(self):
+            return ucm.Report(stored=7, lost=0, pending=0, unfinished=5)
+
+    store = opened("Counts", Counts=Counts)
+    store.wait(dump(store, ONE, TWO))
+    assert store.drain() == ucm.Report(2, 0, 0, 5)
+
+
+@pytest.mark.parametrize("limit", ["threads", "max_shards", "max_bytes"])
+def test_a_limit_below_one_is_refused(opened, limit):
+    with pytest.raises(ucm.ConfigError, match=f"{limit} is 0"):
+        opened("Odd", Odd=type("Odd", (Memory,), {limit: 0}))
+
+
 def test_a_dump_may_be_declined(opened):
     store = opened("Memory")
     made[0].errors[ONE] = ucm.Dumped.DECLINED
