@@ -46,7 +46,7 @@ typedef struct ucmb_job {
     uint64_t tag;
     int64_t deadline_ns;
     size_t n;
-    char **addresses;
+    uintptr_t *addresses;
     uint64_t *lengths;
     uint64_t *raw_lengths;
     uint32_t *shard_index;

@@ -30,6 +30,9 @@ CAPABILITIES = {
 }
 _OF_DATA = frozenset(("keeps", "loads", "persistent", "verifies", "write_back", "remove"))
 _MAX_REPLACED = 4096
+# All addresses there are: a slice of it is had in a tenth of the time that a view of its own takes.
+_MEMORY = memoryview(ffi.buffer(ffi.cast("char *", 0), (1 << 63) - 1))
+_NUMBERS = frozenset((int, bool, Dumped))
 
 # In the order of UCMB_DUMP_SHARDS and so on.
 METRICS = tuple(
@@ -220,15 +223,14 @@ class Bridge:
         lengths = [self._layout.shard_size] * n
         if job.lengths != ffi.NULL:
             lengths = ffi.unpack(job.lengths, n)
-        view = ffi.buffer
         if len(sizes) == 1:
-            return [[memoryview(view(a, k))] for a, k in zip(addresses, lengths, strict=True)]
+            return [[_MEMORY[a : a + k]] for a, k in zip(addresses, lengths, strict=True)]
         shards, at = [], iter(addresses)
         for left in lengths:
             shard = []
             for size in sizes:
-                used = min(left, size)
-                shard.append(memoryview(view(next(at), used)))
+                used, start = min(left, size), next(at)
+                shard.append(_MEMORY[start : start + used])
                 left -= used
             shards.append(shard)
         return shards
@@ -272,39 +274,46 @@ class Bridge:
 
     def _end(self, jobs: Sequence[Any], answers: Sequence[Any]) -> None:
         dump = jobs[0].kind == lib.UCMB_DUMP
-        n = len(answers)
+        assert self._layout is not None
+        most = int(max(Dumped)) if dump else self._layout.shard_size
         statuses = errnos = ffi.NULL
-        numbers: list[int] = []
-        most = 0 if self._layout is None else self._layout.shard_size
-        bad: list[tuple[int, Status, int]] = []
-        for i, answer in enumerate(answers):
-            number = 0
-            if isinstance(answer, BaseException):
-                bad.append((i, *failure(answer)))
-            elif answer is not None:
-                try:
-                    number = int(answer)
-                except (TypeError, ValueError):
-                    number = -1
-                if not 0 <= number <= (2 if dump else most):
-                    bad.append((i, Status.INTERNAL, 0))
-                    self._logger.error("shard %d: %r is no answer", i, answer)
-                    number = 0
-            elif not dump:
-                bad.append((i, Status.INTERNAL, 0))
-            numbers.append(number)
-        if bad:
-            statuses, errnos = ffi.new("int32_t[]", n), ffi.new("int32_t[]", n)
+        numbers: Sequence[int] = answers
+        if not (
+            _NUMBERS.issuperset(map(type, answers)) and 0 <= min(answers) <= max(answers) <= most
+        ):
+            numbers, bad = self._judged(dump, answers, most)
+            statuses, errnos = (ffi.new("int32_t[]", len(answers)) for _ in range(2))
             for i, status, os_errno in bad:
                 statuses[i], errnos[i] = status, os_errno
         made = ffi.new("uint32_t[]" if dump else "uint64_t[]", numbers)
         at = 0
         for job in jobs:
             count = job.n
-            mine = (statuses + at, errnos + at) if bad else (ffi.NULL, ffi.NULL)
+            mine = (statuses + at, errnos + at) if statuses else (ffi.NULL, ffi.NULL)
             flags, lengths = (made + at, ffi.NULL) if dump else (ffi.NULL, made + at)
             lib.ucmb_end(self._bridge, job, *mine, flags, lengths)
             at += count
+
+    def _judged(
+        self, dump: bool, answers: Sequence[Any], most: int
+    ) -> tuple[list[int], list[tuple[int, Status, int]]]:
+        """Tell good answers, as numbers, from bad ones, as (index, status, errno)."""
+        numbers, bad = [], []
+        for i, answer in enumerate(answers):
+            number = 0
+            if isinstance(answer, BaseException):
+                bad.append((i, *failure(answer)))
+            elif answer is not None or not dump:
+                try:
+                    number = int(answer)
+                except (TypeError, ValueError):
+                    number = -1
+                if not 0 <= number <= most:
+                    self._logger.error("shard %d: %r is no answer", i, answer)
+                    bad.append((i, Status.INTERNAL, 0))
+                    number = 0
+            numbers.append(number)
+        return numbers, bad
 
     def _call(self, job: Any) -> None:
         status, os_errno, message = Status.OK, 0, ""

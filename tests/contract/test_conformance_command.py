@@ -27,9 +27,11 @@ def test_a_registered_pipeline_and_its_options(conformance):
     assert "skipped" not in done.stdout
 
 
-def test_a_class_that_is_not_registered(conformance):
+@pytest.mark.parametrize("above", ["", "python_layers:Zlib|"])
+def test_classes_that_are_not_registered(conformance, above):
     here = Path(__file__).parent
-    done = conformance("--ucm-pipeline", "dict_store:DictStore", "-k", "lookup", path=[here])
+    pipeline = f"{above}dict_store:DictStore"
+    done = conformance("--ucm-pipeline", pipeline, "-k", "lookup", path=[here])
     assert done.returncode == 0, done.stdout
 
 

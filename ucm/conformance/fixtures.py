@@ -31,7 +31,7 @@ class Target:
 
 
 def target_of(pipeline: str, options: list[str]) -> Target:
-    """Read the command line; ``module:Class`` is imported and registered under its class name."""
+    """Read the command line; a ``module:Class`` is imported and registered as its class's name."""
     pairs = {}
     for option in options:
         key, equals, value = option.partition("=")
@@ -42,18 +42,23 @@ def target_of(pipeline: str, options: list[str]) -> Target:
 
 
 def _registered(pipeline: str) -> str:
-    module, colon, name = pipeline.partition(":")
-    if not colon or "|" in pipeline:
-        return pipeline
+    for word in pipeline.split("|"):
+        module, colon, name = word.strip().partition(":")
+        if colon:
+            _register(module, name)
+    return pipeline
+
+
+def _register(module: str, name: str) -> None:
+    word = f"{module}:{name}"
     try:
-        registry().find(pipeline)
+        registry().find(word)
     except ConfigError:
         try:
             store_class = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise pytest.UsageError(f"--ucm-pipeline {pipeline!r}: {error}") from error
+            raise pytest.UsageError(f"--ucm-pipeline {word!r}: {error}") from error
         registry().register(name, store_class, origin=module)
-    return pipeline
 
 
 @pytest.fixture(scope="session")
