@@ -126,7 +126,7 @@ class Registry:
         return [_info(entry) for entry in entries] + broken
 
     def _load(self, origin: str, plugin: object, version: str) -> None:
-        self._manager.register(plugin, name=origin)
+        self._manager.register(plugin)
         hook = self._manager.subset_hook_caller(
             "ucm_register_stores", [p for p in self._manager.get_plugins() if p is not plugin]
         )
@@ -137,7 +137,7 @@ class Registry:
         version = point.dist.version if point.dist else ""
         try:
             self._load(origin, point.load(), version)
-        except Exception as error:  # one broken package breaks only itself
+        except (Exception, SystemExit) as error:  # one broken package breaks only itself
             reason = (
                 f"{origin} ({point.value}): {type(error).__name__}: {error}; "
                 f"repair or pip uninstall {origin}"

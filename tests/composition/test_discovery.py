@@ -88,10 +88,29 @@ def test_an_object_can_be_an_entry_point(run_python, package):
     assert known(run_python, package("acme", code, "acme:hooks"))["Acme"] == "acme"
 
 
+def test_a_package_may_have_more_than_one_entry_point(run_python, package):
+    code = """
+    import ucm
+
+    class Hooks:
+        def __init__(self, name):
+            self.name = name
+
+        @ucm.hookimpl
+        def ucm_register_stores(self, register):
+            register(self.name, ucm.StoreBase)
+
+    one, two = Hooks("One"), Hooks("Two")
+    """
+    stores = known(run_python, package("acme", code, "acme:one\nsecond = acme:two"))
+    assert (stores["One"], stores["Two"]) == ("acme", "acme")
+
+
 BROKEN = {
     "import": ("import no_such_module", "no_such_module"),
     "syntax": ("def (:", "SyntaxError"),
     "error": ("raise RuntimeError('on fire')", "on fire"),
+    "exit": ("raise SystemExit('no licence')", "SystemExit: no licence"),
     "hook": (
         """
         import ucm
