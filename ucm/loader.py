@@ -175,11 +175,15 @@ def _pieces(data: bytes, size: int) -> list[bytes]:
 
 
 class LibraryLoader:
-    """Opens plugin libraries, each once, and keeps them open for the life of the process."""
+    """Opens plugin libraries, each once, and keeps them open for the life of the process.
+
+    Where another file has taken a library's place it is another library.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _libraries
-        self._libraries: dict[str, Library] = {}
+        self._lock = threading.Lock()  # guards all below
+        self._libraries: dict[tuple[str, int, int], tuple[tuple[int, int], Library]] = {}
+        self._opened: dict[str, int] = {}  # how often each path led to another file
 
     def open(self, path: str, ours: bool = False) -> Library:
         """Return the library's description, or raise PluginError with file, reason and remedy.
@@ -187,24 +191,36 @@ class LibraryLoader:
         ``ours``: it lies in this package, so that whoever can change it can change this code too.
         """
         with self._lock:
-            if path not in self._libraries:
-                self._libraries[path] = self._open(path, ours)
-            return self._libraries[path]
+            if not os.path.isabs(path):
+                raise errors.PluginError(f"{path}: refused: give the absolute path of the library")
+            if not os.path.isfile(path):
+                raise errors.PluginError(f"{path}: there is no such file")
+            st = os.stat(path)
+            key, content = (path, st.st_dev, st.st_ino), (st.st_size, st.st_mtime_ns)
+            known = self._libraries.get(key)
+            if known is None:
+                known = self._libraries[key] = content, self._open(path, ours)
+            if known[0] != content:
+                raise errors.PluginError(
+                    f"{path}: refused: it was written over while it was open; put a new file in "
+                    "its place (install does, cp does not), and start again"
+                )
+            return known[1]
 
     def _open(self, path: str, ours: bool) -> Library:
-        if not os.path.isabs(path):
-            raise errors.PluginError(f"{path}: refused: give the absolute path of the library")
-        if not os.path.isfile(path):
-            raise errors.PluginError(f"{path}: there is no such file")
         if not ours:
             _trust.check(path)
         if _cut_short(path):
             raise errors.PluginError(f"{path}: refused: it does not load: the file is cut short")
         reason = ffi.new("char[]", 512)
-        plugin = lib.ucmh_open_library(path.encode(), reason, 512)
+        # dlopen takes a name that it knows for the file that it knows, whatever is there by now.
+        folder, name = os.path.split(path)
+        fresh = os.path.join(folder, "./" * self._opened.get(path, 0) + name)
+        plugin = lib.ucmh_open_library(fresh.encode(), reason, 512)
         if plugin == ffi.NULL:
             why = ffi.string(reason).decode(errors="replace")
             raise errors.PluginError(f"{path}: refused: {why}")
+        self._opened[path] = self._opened.get(path, 0) + 1
         _check(path, plugin)
         return _describe(path, plugin)
 

@@ -251,7 +251,8 @@ def _check_device_memory(word: str, lower_word: str, lower: Kind) -> None:
 
 
 class _Outcome:
-    def __init__(self, submitted: Any) -> None:
+    def __init__(self, stack: Stack, submitted: Any) -> None:
+        self.stack = stack
         self._task = submitted.task
         self.number = submitted.number
         self.token = new_token()
@@ -374,7 +375,7 @@ class Stack:
         )  # fmt: skip
         if status:
             raise_for(status, out.error)
-        return _Outcome(out)
+        return _Outcome(self, out)
 
     def lookup(self, mode: int, n: int, ids: Any) -> tuple[int, Any]:
         """Answer like ``ucm_lookup_args``: (hits, tiers)."""

@@ -223,7 +223,7 @@ child = os.fork()
 if child == 0:
     from ucm._abi import ffi, lib
     error = ffi.new("ucm_error *", {"struct_size": ffi.sizeof("ucm_error")})
-    bottom = store._stack._stores[-1]
+    bottom = store._service.stack._stores[-1]
     args = (bottom, 0, 1, ffi.new("uint8_t[16]"), ffi.NULL, 0, ffi.NULL, ffi.NULL, error)
     print(ucm.Status(lib.ucmh_lookup(*args)).name, flush=True)
     mine = open("Compress|Files")
