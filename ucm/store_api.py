@@ -366,8 +366,8 @@ class Store:
 
         What is given wins over what the store was opened with; sizes stay as they are. The new
         stack is opened beside the old one, and if that fails nothing has changed. From then on
-        calls go to it; tasks that run end on the old one, which is closed when all that it accepted is
-        stored: the report is its last. What Cache keeps in a shared segment (``unique_id``) stays
+        calls go to it; tasks that run end on the old one, which is closed when all that it accepted
+        is stored: the report is its last. What Cache keeps in a shared segment (``unique_id``) stays
         where sizes, model and ``cache_buffer_capacity_gb`` are equal; what it keeps in memory of
         its own is stored below, and read again. A library is opened anew where another file has
         taken its place (a new inode).

@@ -120,15 +120,28 @@ def test_a_replacement_that_cannot_be_opened_changes_nothing(tmp_path):
         assert store.pipeline == "Posix"
 
 
+class Held(ucm.StoreBase):
+    """Ends no dump before it is told to."""
+
+    go = threading.Event()
+
+    def lookup(self, block_ids):
+        return [False] * len(block_ids)
+
+    def dump(self, block_ids, shard_index, shards):
+        self.go.wait(60)
+
+
 def test_an_old_stack_that_needs_longer_goes_on_until_close(tmp_path):
-    options = {"storage_backends": str(tmp_path), "fault_rules": "dump:delay ms=1500"}
-    store = ucm.open_pipeline("Fault|Posix", **options, **SIZES)
+    registry().register("Held", Held)
+    store = ucm.open_pipeline("Held", **SIZES)
     task = dump(store, [1])
     with pytest.raises(ucm.StoreTimeout, match="the new stack serves"):
-        store.replace("Posix", wait_ms=50)
+        store.replace("Posix", storage_backends=str(tmp_path), wait_ms=50)
     store.wait(dump(store, [2]))
     assert not task.done()
     store.cancel(task)
+    Held.go.set()
     store.close()
     assert task.done()
 
