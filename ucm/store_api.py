@@ -367,10 +367,11 @@ class Store:
         What is given wins over what the store was opened with; sizes stay as they are. The new
         stack is opened beside the old one, and if that fails nothing has changed. From then on
         calls go to it; tasks that run end on the old one, which is closed when all that it accepted
-        is stored: the report is its last. What Cache keeps in a shared segment (``unique_id``) stays
-        where sizes, model and ``cache_buffer_capacity_gb`` are equal; what it keeps in memory of
-        its own is stored below, and read again. A library is opened anew where another file has
-        taken its place (a new inode).
+        is stored: the report is its last.
+
+        What Cache keeps in a shared segment stays where ``unique_id``, sizes, model and
+        ``cache_buffer_capacity_gb`` are equal; what it keeps in memory of its own is stored below,
+        and read again. A library is opened anew where another file, a new inode, has its place.
 
         Raises StoreTimeout if the old stack needs longer than ``wait_ms`` (default: the option
         ``timeout_ms``): it goes on, and the next replace or close waits for it again.
