@@ -1,0 +1,38 @@
+"""The contract of ucm stores, over blocks in another process's memory and in the store's own."""
+
+import subprocess
+import sys
+
+import pytest
+from cluster import MIB, Peer
+
+
+@pytest.mark.parametrize("segment", [0, 256 * MIB], ids=["others give memory", "it gives memory"])
+@pytest.mark.timeout(600)
+def test_the_contract(master, run, segment):
+    if not segment:
+        run(Peer(master, 1024 * MIB))
+    options = {
+        "master_server_address": master.address,
+        "local_hostname": "127.0.0.1",
+        "global_segment_size": segment,
+        "local_buffer_size": 0,
+        "mooncake_prefix": "{tmp}",
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--pyargs",
+            "ucm.conformance",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ]
+        + ["--ucm-pipeline", "UcmMooncakeStore"]
+        + [f"--ucm-option={key}={value}" for key, value in options.items()],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
