@@ -29,6 +29,10 @@ CHECKSUM_MISMATCH = -801
 RPC_FAILED, RPC_TIMEOUT = -900, -901
 
 
+class Away(ucm.NotFoundError):
+    """What holds the bytes may come back."""
+
+
 def error_of(code):
     """Make the exception for what the library answered for one object that was read."""
     if code in GONE:
@@ -36,7 +40,7 @@ def error_of(code):
     if code in NO_ROOM:
         return ucm.NoSpaceError("the pool is full, or no client gives memory to it")
     if code == TRANSFER_FAILED:
-        return ucm.NotFoundError("the client whose memory holds it does not answer")
+        return Away("the client whose memory holds it does not answer")
     if code == CHECKSUM_MISMATCH:
         return ucm.CorruptError("Mooncake's own checksum does not match")
     if code == RPC_FAILED:
@@ -202,6 +206,8 @@ def _connect(settings):
     os.environ.setdefault("MC_TCP_PROGRESS_TIMEOUT_SEC", str(max(1, round(settings.timeout))))
     os.environ.setdefault("MC_TCP_STATUS_TIMEOUT_SEC", str(max(1, round(settings.timeout))))
     os.environ.setdefault("MC_STORE_CLIENT_SETUP_RETRIES", "3")
+    # Without it every object is a connection, and a busy hour uses up the ports.
+    os.environ.setdefault("MC_TCP_ENABLE_CONNECTION_POOL", "1")
     _knock(settings)
     library = MooncakeDistributedStore()
     code = _bounded(

@@ -45,8 +45,9 @@ class Gathering:
         """Return the block, begun if it is not; the caller has claimed it."""
         with self._changed:
             if block_id not in self._blocks:
-                while len(self._blocks) >= _UNFINISHED:
-                    self._blocks.pop(next(iter(self._blocks)))
+                if len(self._blocks) >= _UNFINISHED:
+                    oldest = next((b for b in self._blocks if b not in self._claimed), None)
+                    self._blocks.pop(oldest, None)
                 self._blocks[block_id] = Unfinished(secrets.token_bytes(TOKEN_BYTES), {})
             return self._blocks[block_id]
 

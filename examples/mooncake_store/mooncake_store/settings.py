@@ -6,7 +6,7 @@ import os
 import socket
 
 import ucm
-from ucm.loader import Option
+from ucm import Option
 from ucm.options import check_value
 
 OPTIONS = (

@@ -7,10 +7,9 @@ import threading
 
 import ucm
 from mooncake_store import record
-from mooncake_store.client import GONE, Client, error_of, error_of_put
+from mooncake_store.client import GONE, TRANSFER_FAILED, Away, Client, error_of, error_of_put
 from mooncake_store.gathering import Gathering
 from mooncake_store.settings import OPTIONS, Settings
-from ucm.options import check_value
 
 logger = logging.getLogger("ucm.mooncake")
 
@@ -24,7 +23,6 @@ class UcmMooncakeStore(ucm.StoreBase):
     OPTIONS = OPTIONS
 
     def __init__(self, layout, options):
-        options = checked(options)
         super().__init__(layout, options)
         settings = Settings.of(options)
         self.capabilities = frozenset({"keeps", "loads", "verifies", "remove"})
@@ -36,7 +34,8 @@ class UcmMooncakeStore(ucm.StoreBase):
         self._model = options["model"]
         self._space = space_of(layout, options) if layout else None
         self._gathering = Gathering()
-        self._lock = threading.Lock()  # guards _records
+        self._lock = threading.Lock()  # guards _records and _stored
+        self._stored = 0
         self._records = collections.OrderedDict()
         size = record.size_of(layout.shards_per_block) if layout else 0
         shard = layout.shard_size if layout else 0
@@ -55,8 +54,6 @@ class UcmMooncakeStore(ucm.StoreBase):
 
     def dump(self, block_ids, shard_index, shards):
         """Store shards; publish the blocks that are complete."""
-        if not block_ids:
-            return None
         named = list(zip(block_ids, shard_index, strict=True))
         answers = {}
         ids = list(dict.fromkeys(block_ids))
@@ -65,8 +62,10 @@ class UcmMooncakeStore(ucm.StoreBase):
             done = {block_id for block_id, present in zip(ids, there, strict=True) if present}
             todo = {}
             for name, row in zip(named, shards, strict=True):  # of duplicates the first wins
-                if name[0] in done or name[1] in self._gathering.of(name[0]).shards:
-                    answers.setdefault(name, None)
+                if name[0] in done:
+                    answers[name] = ucm.Dumped.PUBLISHED
+                elif name[1] in self._gathering.of(name[0]).shards:
+                    answers[name] = ucm.Dumped.STORED
                 else:
                     todo.setdefault(name, row)
             for batch in self._batches(todo.items(), lane.size):
@@ -74,23 +73,26 @@ class UcmMooncakeStore(ucm.StoreBase):
             for block_id in done:
                 self._gathering.pop(block_id)
             self._publish(lane, [block_id for block_id in ids if block_id not in done], answers)
-        return [answers[name] for name in named]
+        ends = [answers[name] for name in named]
+        with self._lock:
+            self._stored += sum(not isinstance(end, Exception) for end in ends)
+        return ends
 
     def load(self, block_ids, shard_index, shards):
         """Load shards, verify them, and copy them to where they are wanted."""
         wanted = list(zip(block_ids, shard_index, shards, strict=True))
         answers = [None] * len(wanted)
-        left, broken = list(range(len(wanted))), []
+        left = list(range(len(wanted)))
         try:
             with self._client.lane() as lane:
                 for again in (False, True):  # what is remembered may be of a copy that is gone
                     ids = list(dict.fromkeys(wanted[i][0] for i in left))
                     records = self._read_records(lane, ids, again)
-                    broken = self._get_shards(lane, left, wanted, records, answers)
-                    left = broken
+                    left = self._get_shards(lane, left, wanted, records, answers)
                     if not left:
                         break
-                self._withdraw(lane, {wanted[i][0] for i in broken})
+                useless = [i for i in left if not isinstance(answers[i], Away)]
+                self._withdraw(lane, {wanted[i][0] for i in useless})
         except ucm.StoreError as error:
             answers = [error if answer is None else answer for answer in answers]
         return answers
@@ -112,6 +114,12 @@ class UcmMooncakeStore(ucm.StoreBase):
                     keys += self._shard_keys(block_id, known.token, range(len(known.shards)))
             if keys:
                 self._client.remove(lane, keys)
+
+    def drain(self):
+        """Report; a dump has stored its shards when it returns."""
+        with self._lock:
+            stored, self._stored = self._stored, 0
+        return ucm.Report(stored, 0, 0, self._gathering.count())
 
     def close(self):
         """Leave the cluster; what this process gave to the pool goes with it."""
@@ -170,7 +178,7 @@ class UcmMooncakeStore(ucm.StoreBase):
             block = self._gathering.of(block_id)
             if not length:  # Mooncake has no empty objects
                 block.shards[index] = known
-                answers[block_id, index] = None
+                answers[block_id, index] = ucm.Dumped.STORED
                 continue
             keys += self._shard_keys(block_id, block.token, [index])
             places.append(lane.address + at)
@@ -180,7 +188,7 @@ class UcmMooncakeStore(ucm.StoreBase):
             at += length
         codes = self._client.put(lane, keys, places, lengths, self._config(groups)) if keys else []
         for (block_id, index, known), code in zip(named, codes, strict=True):
-            answers[block_id, index] = error_of_put(code) if code else None
+            answers[block_id, index] = error_of_put(code) if code else ucm.Dumped.STORED
             if not code:
                 self._gathering.of(block_id).shards[index] = known
 
@@ -213,9 +221,8 @@ class UcmMooncakeStore(ucm.StoreBase):
             )
             for block_id, code in zip(some, codes, strict=False):
                 self._gathering.pop(block_id)
-                if code:
-                    failed = {name: error_of_put(code) for name in answers if name[0] == block_id}
-                    answers.update(failed)
+                end = error_of_put(code) if code else ucm.Dumped.PUBLISHED
+                answers.update({name: end for name in answers if name[0] == block_id})
 
     def _read_records(self, lane, block_ids, again):
         """Return for each block its record, or why there is none."""
@@ -241,7 +248,7 @@ class UcmMooncakeStore(ucm.StoreBase):
         return found
 
     def _get_shards(self, lane, numbers, wanted, records, answers):
-        """Load shards by their number; return those whose bytes were not what the record says."""
+        """Load shards by their number; return those that are worth a second look."""
         ready, broken, used = [], [], 0
         for i in numbers:
             block_id, index, row = wanted[i]
@@ -280,8 +287,8 @@ class UcmMooncakeStore(ucm.StoreBase):
             end = ends.get(i, 0)
             memory = lane.memory[at : at + length]
             known = records[block_id].shards[index]
-            if end in GONE:
-                answers[i] = ucm.NotFoundError("a shard of the block is gone")
+            if end in GONE or end == TRANSFER_FAILED:
+                answers[i] = error_of(end)
                 broken.append(i)
             elif end < 0:
                 answers[i] = error_of(end)
@@ -289,7 +296,7 @@ class UcmMooncakeStore(ucm.StoreBase):
                 answers[i] = ucm.CorruptError("the bytes in the pool fail their checksum")
                 broken.append(i)
             else:
-                answers[i] = fill(row, memory)
+                answers[i] = self.fill(row, memory)
         return broken
 
     def _withdraw(self, lane, block_ids):
@@ -301,35 +308,16 @@ class UcmMooncakeStore(ucm.StoreBase):
             self._client.remove(lane, [self._key(block_id) for block_id in block_ids])
 
 
-def checked(options):
-    """Return every option, as its type, from what the pipeline was given."""
-    return {
-        option.name: check_value(option, options.get(option.name, option.initial))
-        for option in OPTIONS
-    }
-
-
 def space_of(layout, options):
     """Name the space of blocks that this store may share: one for each meaning of bytes."""
     meaning = (
         options["model"],
-        options["fingerprint"] or layout.fingerprint,
-        layout.block_size,
+        options["fingerprint"],
+        layout.shards_per_block,
         layout.shard_size,
-        layout.segment_sizes,
-        layout.dtype,
+        layout.encoding,
     )
     return hashlib.sha256(repr(meaning).encode()).hexdigest()[:32]
-
-
-def fill(row, data):
-    """Copy data over the segments of a row; return its length."""
-    at = 0
-    for segment in row:
-        part = data[at : at + len(segment)]
-        segment[: len(part)] = part
-        at += len(part)
-    return at
 
 
 def _record(data, length, shards):
