@@ -91,27 +91,24 @@ class UcmMooncakeStore(ucm.StoreBase):
                     left = self._get_shards(lane, left, wanted, records, answers)
                     if not left:
                         break
-                useless = [i for i in left if not isinstance(answers[i], Away)]
-                self._withdraw(lane, {wanted[i][0] for i in useless})
+                useless = {wanted[i][0] for i in left if not isinstance(answers[i], Away)}
+                self._forget(lane, {block_id: records[block_id] for block_id in useless})
         except ucm.StoreError as error:
             answers = [error if answer is None else answer for answer in answers]
         return answers
 
     def remove(self, block_ids):
-        """Forget blocks: first their records, so that no half is seen, then their shards."""
+        """Forget blocks, whole ones and those that this store is writing."""
         ids = list(dict.fromkeys(block_ids))
         if not ids:
             return
         with self._gathering.claim(ids, self._timeout), self._client.lane() as lane:
-            records = self._read_records(lane, ids, again=True)
-            self._withdraw(lane, ids)
+            self._forget(lane, self._read_records(lane, ids, again=True))
             keys = []
             for block_id in ids:
-                unfinished, known = self._gathering.pop(block_id), records[block_id]
+                unfinished = self._gathering.pop(block_id)
                 if unfinished:
                     keys += self._shard_keys(block_id, unfinished.token, unfinished.shards)
-                if isinstance(known, record.Record):
-                    keys += self._shard_keys(block_id, known.token, range(len(known.shards)))
             if keys:
                 self._client.remove(lane, keys)
 
@@ -299,13 +296,19 @@ class UcmMooncakeStore(ucm.StoreBase):
                 answers[i] = self.fill(row, memory)
         return broken
 
-    def _withdraw(self, lane, block_ids):
-        """Remove records; without one a block is absent, and the next dump stores it anew."""
+    def _forget(self, lane, records):
+        """Remove blocks: first the records, so that no half is seen, then the shards."""
         with self._lock:
-            for block_id in block_ids:
+            for block_id in records:
                 self._records.pop(block_id, None)
-        if block_ids:
-            self._client.remove(lane, [self._key(block_id) for block_id in block_ids])
+        if records:
+            self._client.remove(lane, [self._key(block_id) for block_id in records])
+        keys = []
+        for block_id, known in records.items():
+            if isinstance(known, record.Record):
+                keys += self._shard_keys(block_id, known.token, range(len(known.shards)))
+        if keys:
+            self._client.remove(lane, keys)
 
 
 def space_of(layout, options):

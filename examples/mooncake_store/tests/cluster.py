@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import urllib.request
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -46,6 +47,7 @@ class Master(Process):
     def __init__(self, log, port=None):
         self.port = port or free_port()
         self.address = f"{HOST}:{self.port}"
+        self._metrics_port = free_port()
         self._log = log
         program = Path(sysconfig.get_path("scripts")) / "mooncake_master"
         if not program.exists():
@@ -57,7 +59,7 @@ class Master(Process):
                     f"--rpc_address={HOST}",
                     f"--rpc_port={self.port}",
                     f"--metrics_host={HOST}",
-                    f"--metrics_port={free_port()}",
+                    f"--metrics_port={self._metrics_port}",
                     "--client_ttl=2",
                 ],
                 stdout=out,
@@ -70,6 +72,12 @@ class Master(Process):
             assert self.popen.poll() is None, self._log.read_text()[-2000:]
             with contextlib.suppress(OSError):
                 return socket.create_connection((HOST, self.port), 1).close()
+
+    def objects(self):
+        """Return the names of all objects."""
+        url = f"http://{HOST}:{self._metrics_port}/get_all_keys"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.read().decode().split()
 
     def again(self):
         self.kill()

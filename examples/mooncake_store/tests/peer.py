@@ -14,9 +14,10 @@ def block(seed):
     return rng.randbytes(16), [rng.randbytes(SHARD) for _ in range(SHARDS)]
 
 
-def dump(store, seed):
+def dump(store, seed, indexes=range(SHARDS)):
     name, shards = block(seed)
-    store.wait(store.dump([name] * SHARDS, range(SHARDS), [[shard] for shard in shards]))
+    rows = [[shards[i]] for i in indexes]
+    store.wait(store.dump([name] * len(rows), list(indexes), rows))
     return True
 
 

@@ -11,7 +11,6 @@ from peer import SHARD, SHARDS, block, dump, load, open_store
 from servers import Server
 
 import ucm
-import yaml
 
 
 def test_what_one_process_dumps_another_loads(store, peer):
@@ -244,13 +243,11 @@ def test_below_the_cache_and_from_yaml(server, tmp_path):
         "cache_buffer_capacity_gb: 0.02\n"
         f"block_size: {SHARDS * SHARD}\nshard_size: {SHARD}\n"
     )
-    options = yaml.safe_load(config.read_text())
-    pipeline = options.pop("store_pipeline")
-    with ucm.open_pipeline(pipeline, **options) as store:
+    with ucm.open_pipeline(config) as store:
         for seed in range(10):
             dump(store, seed)
         assert store.drain(30000).lost == 0
-    with ucm.open_pipeline(pipeline, **options, unique_id="another") as store:
+    with ucm.open_pipeline(config, unique_id="another") as store:
         assert store.lookup_on_prefix([block(seed)[0] for seed in range(10)]) == 9
         assert all(load(store, seed) for seed in range(10))
 
