@@ -18,6 +18,7 @@ import time
 import ucm
 
 LANES = 4
+OBJECTS = 128  # of a transfer; Mooncake's TCP has room for 1024 at a time, and loses some beyond
 _RETRY_S = 1.0
 _SETUP_S = 60.0  # registering much memory for RDMA takes its time
 

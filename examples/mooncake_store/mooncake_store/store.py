@@ -7,7 +7,15 @@ import threading
 
 import ucm
 from mooncake_store import record
-from mooncake_store.client import GONE, TRANSFER_FAILED, Away, Client, error_of, error_of_put
+from mooncake_store.client import (
+    GONE,
+    OBJECTS,
+    TRANSFER_FAILED,
+    Away,
+    Client,
+    error_of,
+    error_of_put,
+)
 from mooncake_store.gathering import Gathering
 from mooncake_store.settings import OPTIONS, Settings
 
@@ -34,8 +42,7 @@ class UcmMooncakeStore(ucm.StoreBase):
         self._model = options["model"]
         self._space = space_of(layout, options) if layout else None
         self._gathering = Gathering()
-        self._lock = threading.Lock()  # guards _records and _stored
-        self._stored = 0
+        self._lock = threading.Lock()  # guards _records
         self._records = collections.OrderedDict()
         size = record.size_of(layout.shards_per_block) if layout else 0
         shard = layout.shard_size if layout else 0
@@ -73,10 +80,7 @@ class UcmMooncakeStore(ucm.StoreBase):
             for block_id in done:
                 self._gathering.pop(block_id)
             self._publish(lane, [block_id for block_id in ids if block_id not in done], answers)
-        ends = [answers[name] for name in named]
-        with self._lock:
-            self._stored += sum(not isinstance(end, Exception) for end in ends)
-        return ends
+        return [answers[name] for name in named]
 
     def load(self, block_ids, shard_index, shards):
         """Load shards, verify them, and copy them to where they are wanted."""
@@ -113,10 +117,8 @@ class UcmMooncakeStore(ucm.StoreBase):
                 self._client.remove(lane, keys)
 
     def drain(self):
-        """Report; a dump has stored its shards when it returns."""
-        with self._lock:
-            stored, self._stored = self._stored, 0
-        return ucm.Report(stored, 0, 0, self._gathering.count())
+        """Report what is unfinished; a dump has stored its shards when it returns."""
+        return ucm.Report(0, 0, 0, self._gathering.count())
 
     def close(self):
         """Leave the cluster; what this process gave to the pool goes with it."""
@@ -155,7 +157,7 @@ class UcmMooncakeStore(ucm.StoreBase):
         batch, used = [], 0
         for name, row in items:
             length = sum(map(len, row))
-            if batch and used + length > room:
+            if batch and (used + length > room or len(batch) == OBJECTS):
                 yield batch
                 batch, used = [], 0
             batch.append((name, row, length))
@@ -196,7 +198,7 @@ class UcmMooncakeStore(ucm.StoreBase):
             if len(self._gathering.of(block_id).shards) == self.layout.shards_per_block
         ]
         size = record.size_of(self.layout.shards_per_block)
-        step = max(1, (lane.size - len(self._space)) // size)
+        step = min(OBJECTS - 1, max(1, (lane.size - len(self._space)) // size))
         for some in (whole[i : i + step] for i in range(0, len(whole), step)):
             keys, places, lengths, groups = [], [], [], []
             for at, block_id in enumerate(some):
@@ -228,7 +230,7 @@ class UcmMooncakeStore(ucm.StoreBase):
         missing = [block_id for block_id in block_ids if block_id not in found]
         count = self.layout.shards_per_block
         size = record.size_of(count)
-        step = lane.size // size
+        step = min(OBJECTS, lane.size // size)
         for some in (missing[i : i + step] for i in range(0, len(missing), step)):
             places = [lane.address + at * size for at in range(len(some))]
             keys = [self._key(block_id) for block_id in some]
@@ -261,7 +263,7 @@ class UcmMooncakeStore(ucm.StoreBase):
                     f"{length} bytes are stored, more than the memory has room for"
                 )
                 continue
-            if ready and used + length > lane.size:
+            if ready and (used + length > lane.size or len(ready) == OBJECTS):
                 broken += self._get_batch(lane, ready, wanted, records, answers)
                 ready, used = [], 0
             ready.append((i, used, length))

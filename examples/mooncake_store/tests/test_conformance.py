@@ -21,17 +21,11 @@ def test_the_contract(master, run, segment):
     }
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--pyargs",
-            "ucm.conformance",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-        ]
-        + ["--ucm-pipeline", "UcmMooncakeStore"]
-        + [f"--ucm-option={key}={value}" for key, value in options.items()],
+            *(sys.executable, "-m", "pytest", "--pyargs", "ucm.conformance", "-q", "-rf"),
+            *("-p", "no:cacheprovider", "-n", "4", "--show-capture=no"),
+            *("--ucm-pipeline", "UcmMooncakeStore"),
+            *(f"--ucm-option={key}={value}" for key, value in options.items()),
+        ],
         capture_output=True,
         text=True,
     )

@@ -70,9 +70,8 @@ class RedisStore(ucm.StoreBase):
         self._spaces = f"{self._root}spaces-of-{model}"
         self._space = space_of(layout, options) if layout else None
         self._writer = secrets.token_hex(16)  # copies of two writers never mix
-        self._lock = threading.Lock()  # guards _unfinished and _stored
+        self._lock = threading.Lock()  # guards _unfinished
         self._unfinished = {}
-        self._stored = 0
         self._server = connect(options)
 
     def lookup(self, block_ids):
@@ -100,7 +99,6 @@ class RedisStore(ucm.StoreBase):
             for i, end in zip(batch, ends, strict=True):
                 answers[i] = end
         with self._lock:
-            self._stored += sum(not isinstance(end, Exception) for end in answers)
             for i, end in enumerate(answers):
                 if end == ucm.Dumped.PUBLISHED:
                     self._unfinished.pop(block_ids[i], None)
@@ -140,10 +138,9 @@ class RedisStore(ucm.StoreBase):
                 self._server.unlink(*keys[at : at + _KEYS])
 
     def drain(self):
-        """Report; a dump has stored its shards when it returns."""
+        """Report what is unfinished; a dump has stored its shards when it returns."""
         with self._lock:
-            stored, self._stored = self._stored, 0
-            return ucm.Report(stored, 0, 0, sum(map(len, self._unfinished.values())))
+            return ucm.Report(0, 0, 0, sum(map(len, self._unfinished.values())))
 
     def close(self):
         """Close the connections."""
