@@ -16,6 +16,7 @@ def test_what_one_process_dumps_another_loads(store, peer):
     assert all(load(store, seed) for seed in range(20))
 
 
+@pytest.mark.slow
 def test_what_is_removed_is_gone_for_all(store, peer):
     peer.run("dump(store, 1)")
     assert load(store, 1)
@@ -53,6 +54,7 @@ def test_a_master_that_comes_back_is_used_again(store, peer, master, run):
     assert load(store, 1)
 
 
+@pytest.mark.slow
 def test_a_master_that_does_not_answer_is_a_timeout(store, master):
     dump(store, 1)
     master.stop()
@@ -77,6 +79,7 @@ def test_blocks_of_a_client_that_was_killed_are_not_found(store, peer, master, r
     eventually(lambda: store.lookup([block(1)[0]]) == [False])
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_answer_holds_up_nobody_for_ever(store, peer, master):
     dump(store, 1)
     peer.stop()
@@ -87,6 +90,7 @@ def test_a_client_that_does_not_answer_holds_up_nobody_for_ever(store, peer, mas
     eventually(lambda: load(store, 2))
 
 
+@pytest.mark.slow
 def test_without_a_master_opening_says_what_to_look_at(tmp_path, run):
     master = Master(tmp_path / "log")
     master.kill()
@@ -94,6 +98,7 @@ def test_without_a_master_opening_says_what_to_look_at(tmp_path, run):
         open_store(master.address, 0, mooncake_timeout_ms=200)
 
 
+@pytest.mark.slow
 def test_a_full_pool_is_no_space(master):
     def until_it_is_full(store):
         for seed in range(1000):
@@ -141,6 +146,7 @@ def test_options_come_from_the_file_that_mooncake_users_have(master, peer, tmp_p
         ucm.open_pipeline("UcmMooncakeStore", block_size=4096)
 
 
+@pytest.mark.slow
 def test_another_model_or_geometry_misses(store, master):
     dump(store, 1)
     name = block(1)[0]
@@ -183,6 +189,7 @@ def test_altered_bytes_are_corrupt_and_the_next_dump_replaces_them(store, master
     assert len(shard_keys(master, 1)) == SHARDS
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_evicted_is_not_found_and_the_next_dump_replaces_it(store, master, raw):
     dump(store, 1)
     assert raw.remove(shard_keys(master, 1)[2], True) == 0
@@ -193,6 +200,7 @@ def test_a_shard_that_was_evicted_is_not_found_and_the_next_dump_replaces_it(sto
     assert load(store, 1)
 
 
+@pytest.mark.slow
 def test_shards_of_two_writers_do_not_make_a_block(store, peer):
     dump(store, 1, [0, 1])
     peer.run("dump(store, 1, [2, 3])")
