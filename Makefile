@@ -18,7 +18,7 @@ SOURCES := $(shell find include plugins ucm examples -name __pycache__ -prune -o
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help deps package wheel dev demo test check style types native native-plain native-asan \
-    native-tsan pytest model neon fuzz docs bench bench-posix bench-cache bench-codec e2e e2e-small \
+    native-tsan pytest packages model neon fuzz docs bench bench-posix bench-cache bench-codec e2e e2e-small \
     nfs clean
 
 help:
@@ -31,6 +31,8 @@ help:
 	@echo 'make e2e     real vLLM engines, half an hour; installs vLLM (2 GB) in $(VENV)-e2e'
 	@echo '             ARGS="--only modes": one scene; make e2e-small: the shortest, a random model'
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
+	@echo 'make packages  the examples that need a server, installed beside the wheel and tested; a minute'
+	@echo '             ARGS=--all: with all tests of Mooncake, ten minutes'
 	@echo 'make model   the protocol of the memory that Cache shares, with spin; pytest has smaller bounds'
 	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
 	@echo 'make fuzz    the codec of Compress with libFuzzer, a minute a target; pytest has a shorter run'
@@ -114,6 +116,19 @@ pytest: dev package
 	fi
 	$(BIN)/pytest -n 2 $(ARGS)
 
+# Packages as their users have them: an environment with the wheel, and nothing of this checkout.
+PACKAGES := $(VENV)-packages
+packages: wheel
+	@.ci/deps '$(PYTHON)' packages
+	@$(PYTHON) -m venv --clear $(PACKAGES)
+	@echo 'make: installing the wheel, Redis and Mooncake (50 MB) in $(PACKAGES)'
+	@wheel=$$(echo build/dist/*.whl) && $(PACKAGES)/bin/python -m pip --disable-pip-version-check \
+	    install -q "$$wheel[test]" ./examples/redis_store './examples/mooncake_store[test]' \
+	    || $(call NO_INDEX,examples/*/pyproject.toml)
+	cd examples/redis_store && $(CURDIR)/$(PACKAGES)/bin/pytest -q
+	cd examples/mooncake_store && $(CURDIR)/$(PACKAGES)/bin/pytest -q \
+	    $(if $(filter --all,$(ARGS)),,-m 'not slow')
+
 # ARGS=--large: larger bounds in full, half an hour; ARGS=--deep: still larger ones, not in full
 model: deps
 	$(PYTHON) tests/model/run.py $(ARGS)
@@ -157,4 +172,4 @@ nfs: wheel
 	$(BIN)/python tests/nfs/run.py --folder build/nfs --wheel build/dist/*.whl $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-e2e build
+	rm -rf $(VENV) $(VENV)-e2e $(PACKAGES) build
