@@ -10,8 +10,10 @@ import pytest
 
 from ucm import InvalidError, NotFoundError, Status, Store, StoreError
 from ucm.conformance import kit
+from ucm.conformance.promises import Promise, stands_for
 
 
+@stands_for(Promise.ALONE)
 def test_a_missing_block_fails_alone(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 5)
     missing = blocks[2]
@@ -25,6 +27,7 @@ def test_a_missing_block_fails_alone(store: Store, rng: random.Random) -> None:
             kit.expect_end(piece, end, () if kit.loads(store) else kit.ABSENT)
 
 
+@stands_for(Promise.ALONE)
 def test_wait_raises_what_the_results_name(store: Store, rng: random.Random) -> None:
     here, missing = kit.new_blocks(store, rng, 2)
     kit.dump(store, here)
@@ -42,6 +45,7 @@ def test_wait_raises_what_the_results_name(store: Store, rng: random.Random) -> 
     return None
 
 
+@stands_for(Promise.ALONE)
 def test_a_failed_task_raises_every_time(store: Store, rng: random.Random) -> None:
     missing = kit.new_block(store, rng)
     if "loads" not in store.capabilities:
@@ -87,6 +91,7 @@ BAD_CALLS: dict[str, Callable[[Store, list[Any]], Any]] = {
 }
 
 
+@stands_for(Promise.REFUSED)
 @pytest.mark.parametrize("call", BAD_CALLS.values(), ids=BAD_CALLS.keys())
 def test_a_wrong_call_is_refused_and_does_nothing(
     store: Store, rng: random.Random, call: Callable[[Store, list[Any]], Any]
