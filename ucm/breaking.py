@@ -104,7 +104,9 @@ def in_tmpfs(place: Path, size: int) -> list[str]:
 def why_not(inside: Sequence[str]) -> str | None:
     """Say why a command cannot be run so, or None."""
     probe = subprocess.run([*inside, "true"], capture_output=True, text=True, check=False)
-    return (probe.stderr.strip().splitlines() or ["no reason given"])[-1] if probe.returncode else None
+    if not probe.returncode:
+        return None
+    return (probe.stderr.strip().splitlines() or ["no reason given"])[-1]
 
 
 @dataclasses.dataclass

@@ -18,6 +18,7 @@ from ucm.conformance.promises import Promise
 
 # Kept for ever: what still runs may use them.
 _abandoned: list[Any] = []
+_HUNG = ("ucm_hung", True)
 
 
 class Hung(AssertionError):
@@ -74,12 +75,12 @@ def _abandon(item: pytest.Function, thread: threading.Thread) -> None:
 
 def stands_for_ends(item: pytest.Item) -> None:
     """Have the score card say that a task or call did not end, whatever else the test is about."""
-    item.user_properties.append(("ucm_promise", Promise.ENDS.name))
+    item.user_properties += [_HUNG, ("ucm_promise", Promise.ENDS.name)]
 
 
 def close_all(item: pytest.Item, stores: Sequence[Store]) -> None:
     """Close the stores of a test, last first; what does not close in time is abandoned."""
-    if any(name == "ucm_promise" and value == Promise.ENDS.name for name, value in item.user_properties):
+    if _HUNG in item.user_properties:
         _abandoned.extend(stores)
         return
     failed: list[BaseException] = []

@@ -63,7 +63,9 @@ def _write(opened: Callable[..., Store], numbers: Sequence[int]) -> None:
     os._exit(0)
 
 
-def dump_each(store: Store, blocks: Sequence[kit.Block], allowed: Sequence[Status]) -> list[kit.Block]:
+def dump_each(
+    store: Store, blocks: Sequence[kit.Block], allowed: Sequence[Status]
+) -> list[kit.Block]:
     """Dump blocks one by one; return those that failed, each with a status that is allowed."""
     failed = []
     for block in blocks:

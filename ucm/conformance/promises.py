@@ -81,7 +81,7 @@ class Promise(enum.Enum):
     )
     ROOM = (
         "timeouts",
-        "More work than there is room for is refused with BUSY, and nothing is left behind by work.",
+        "More work than there is room for is refused with BUSY; finished work leaves nothing.",
         "bound the queue; refuse a transfer whole; free what a task held when it has finished",
     )
     CANCEL = (

@@ -49,7 +49,9 @@ def storage_of(files: str, options: Mapping[str, str], folder: Path) -> Storage:
         return Files(files.replace("{tmp}", glob.escape(str(folder))))
     module, colon, name = files.partition(":")
     if not colon:
-        raise pytest.UsageError(f"--ucm-files {files!r}: neither a pattern with {{id}} nor module:Class")
+        raise pytest.UsageError(
+            f"--ucm-files {files!r}: neither a pattern with {{id}} nor module:Class"
+        )
     try:
         made: Any = getattr(importlib.import_module(module), name)(options)
     except (ImportError, AttributeError) as error:
@@ -59,11 +61,11 @@ def storage_of(files: str, options: Mapping[str, str], folder: Path) -> Storage:
 
 
 def damage(storage: Storage, block_ids: list[bytes], how: breaking.Damage, rng: Any) -> None:
-    """Do it to everything that keeps these blocks."""
+    """Do it to what keeps these blocks, piece by piece."""
     kept = [storage.read(block_id) for block_id in block_ids]
     for block_id, pieces in zip(block_ids, kept, strict=True):
         if not pieces:
-            raise pytest.UsageError(f"--ucm-files: it finds nothing that keeps block {block_id.hex()}")
+            pytest.fail(f"--ucm-files: it finds nothing that keeps block {block_id.hex()}")
     for names in zip(*(sorted(pieces) for pieces in kept), strict=False):
         was = [pieces[name] for pieces, name in zip(kept, names, strict=True)]
         for block_id, name, data in zip(block_ids, names, how(was, rng), strict=True):

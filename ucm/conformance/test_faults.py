@@ -18,7 +18,7 @@ import pytest
 
 from ucm import Status, Store, StoreTimeout, breaking
 from ucm.conformance import kit, settings
-from ucm.conformance.children import SIZES, TMPFS_BYTES, FILLING, block_of
+from ucm.conformance.children import FILLING, SIZES, TMPFS_BYTES, block_of
 from ucm.conformance.fixtures import OpenStore, Target, classes_of
 from ucm.conformance.promises import Promise, stands_for
 from ucm.conformance.storage import Storage, damage
@@ -358,4 +358,3 @@ def test_a_service_that_is_away_gives_errors_and_comes_back(
             storage.start()
         eventually(lambda: redumped(store, [*blocks, *others]))
         kit.expect_published(store, *blocks, *others)
-
