@@ -74,7 +74,7 @@ class Card:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a report: a test passed if no phase of it did anything else."""
-        properties: dict[str, Any] = dict(report.user_properties)  # type: ignore[arg-type]
+        properties: dict[str, Any] = dict(report.user_properties)
         if "ucm_promise" not in properties:
             return
         self._store = self._store or properties.get("ucm_store") or {}

@@ -94,6 +94,11 @@ class Promise(enum.Enum):
         "A shard that fails fails alone, and its result says why.",
         "give each shard its own status, and never OK to one whose bytes are not there",
     )
+    SHAPES = (
+        "errors",
+        "A store of another shape is served nothing that was stored in this one.",
+        "keep sizes with each block, or spaces apart; answer INCOMPATIBLE, and let a dump replace",
+    )
     REFUSED = (
         "errors",
         "A wrong call is refused with a reason, and does nothing.",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import os
 import random
 import warnings
 
 import pytest
 
-from ucm import ClosedError, InvalidError, Report, Status, Store, StoreError, UnsupportedError
+from ucm import (
+    ClosedError,
+    InvalidError,
+    Report,
+    Status,
+    Store,
+    StoreError,
+    StoreTimeout,
+    UnsupportedError,
+)
 from ucm.conformance import kit
 from ucm.conformance.fixtures import OpenStore
 from ucm.conformance.promises import Promise, stands_for
@@ -69,6 +80,40 @@ def test_close_finishes_what_was_accepted(open_store: OpenStore, rng: random.Ran
         kit.expect_published(again, *blocks)
     else:
         kit.expect_nothing_wrong(again, *blocks)
+
+
+@stands_for(Promise.CLOSES)
+def test_a_close_that_times_out_may_be_called_again(
+    open_store: OpenStore, rng: random.Random
+) -> None:
+    store = open_store(block_size=4 << 18, shard_size=1 << 18)
+    blocks = kit.new_blocks(store, rng, 8)
+    transfers = [kit.start_dump(store, block.pieces()) for block in blocks]
+    with contextlib.suppress(StoreTimeout):
+        store.close(0)
+    with pytest.raises(ClosedError):
+        store.lookup(kit.ids_of(blocks))
+    store.close(kit.WAIT_MS)
+    for transfer in transfers:
+        assert [result.status for result in transfer.task.results] == [Status.OK] * 4
+
+
+@stands_for(Promise.CLOSES)
+def test_calls_of_other_threads_are_refused_from_close_on(store: Store, rng: random.Random) -> None:
+    blocks = kit.new_blocks(store, rng, 4)
+    kit.dump(store, *blocks)
+
+    def work() -> None:
+        with contextlib.suppress(ClosedError):
+            while True:
+                store.lookup(kit.ids_of(blocks))
+                kit.expect_served(store, blocks[0].pieces())
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        works = [pool.submit(work) for _ in range(4)]
+        store.close(kit.WAIT_MS)
+        for worked in works:
+            worked.result()
 
 
 @stands_for(Promise.CLOSES)

@@ -47,6 +47,19 @@ def test_a_wait_that_times_out_does_not_lose_the_task(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.WAIT)
+def test_a_drain_that_times_out_loses_nothing(open_store: OpenStore, rng: random.Random) -> None:
+    store = open_store(block_size=4 << 20, shard_size=1 << 20)
+    blocks = kit.new_blocks(store, rng, 4)
+    transfer = kit.start_dump(store, kit.pieces_of(blocks))
+    with contextlib.suppress(StoreTimeout):
+        store.drain(0)
+    store.wait(transfer.task, kit.WAIT_MS)
+    report = store.drain(kit.WAIT_MS)
+    assert (report.lost, report.pending, report.unfinished) == (0, 0, 0)
+    kit.expect_published(store, *blocks)
+
+
 @stands_for(Promise.THREADS)
 def test_one_task_may_be_waited_for_by_several_threads(store: Store, rng: random.Random) -> None:
     transfer = kit.start_dump(store, kit.pieces_of(kit.new_blocks(store, rng, 20)))
@@ -158,6 +171,52 @@ def test_eight_threads_that_dump_and_load_the_same_blocks(store: Store, rng: ran
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for worked in [pool.submit(work, seed) for seed in range(8)]:
             worked.result()
+
+
+@stands_for(Promise.THREADS)
+def test_threads_that_dump_load_look_up_remove_and_drain(store: Store, rng: random.Random) -> None:
+    stays = kit.new_blocks(store, rng, 4)
+    kit.dump(store, *stays)
+    removes = "remove" in store.capabilities
+
+    def move(seed: int) -> None:
+        mine = kit.new_blocks(store, random.Random(seed), 8)
+        for block in mine:
+            kit.dump(store, block)
+            kit.expect_published(store, block, *stays)
+            if removes:
+                store.remove([block.id])
+                kit.expect_absent(store, block)
+
+    def look() -> None:
+        for _ in range(20):
+            assert all(store.lookup(kit.ids_of(stays))) or not kit.keeps(store)
+            assert store.drain(kit.WAIT_MS).lost == 0
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        works = [pool.submit(move, seed) for seed in range(4)] + [pool.submit(look)] * 2
+        for worked in works:
+            worked.result()
+    kit.expect_published(store, *stays)
+
+
+@stands_for(Promise.THREADS)
+def test_two_stores_of_one_process_do_not_disturb_each_other(
+    open_store: OpenStore, rng: random.Random
+) -> None:
+    one, other = open_store(), open_store()
+
+    def work(store: Store, seed: int) -> None:
+        blocks = kit.new_blocks(store, random.Random(seed), 10)
+        for block in blocks:
+            kit.dump(store, block)
+        kit.expect_published(store, *blocks)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for worked in [pool.submit(work, store, k) for k, store in enumerate((one, other))]:
+            worked.result()
+    one.close(kit.WAIT_MS)
+    work(other, rng.randrange(2, 1 << 30))
 
 
 def resources() -> tuple[int, int]:

@@ -34,6 +34,18 @@ def test_round_trip(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.SEGMENTS)
+@pytest.mark.parametrize("sizes", [(512,) * 8, (100, 4000, 7)], ids=["equal", "unequal"])
+def test_the_segments_of_a_shard_keep_their_order(
+    open_store: OpenStore, rng: random.Random, sizes: tuple[int, ...]
+) -> None:
+    store = open_store(block_size=2 * sum(sizes), tensor_size_list=sizes)
+    shard = b"".join(bytes([65 + k]) * size for k, size in enumerate(sizes))
+    block = kit.Block(rng.randbytes(16), (shard, shard[: -sizes[-1] // 2]))
+    kit.dump(store, block)
+    kit.expect_published(store, block)
+
+
 @stands_for(Promise.BYTES)
 @pytest.mark.parametrize("size", [1, 15, 16, 512, 4095, 4097, 65536, 1048577])
 def test_round_trip_of_a_block_of_any_size(
