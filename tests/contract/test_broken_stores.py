@@ -6,18 +6,78 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# Runs the suite on one store after the other.
+# Runs the suite on one store after the other: a process costs more than a run.
 RUN = """\
 import json, sys, pytest
-suite = ["-q", "-p", "no:cacheprovider", "--pyargs", "ucm.conformance", "--basetemp", "inner"]
+suite = ["-q", "-p", "no:cacheprovider", "-p", "no:timeout", "--pyargs", "ucm.conformance"]
 for arguments in json.loads(sys.argv[1]):
     pytest.main([*suite, *arguments])
 """
-MODULES = {
-    "blocks": "test_blocks or keep_their_order",
+
+# What each breaks, and tests enough to see it.
+BROKEN = {
+    "WrongBytes": ("BYTES", "any_order"),
+    "SegmentsMixed": ("SEGMENTS", "keep_their_order"),
+    "LengthsIgnored": ("LENGTHS", "shorter_shards"),
+    "SeenEarly": ("WHOLE", "last_missing_shard or misses_one"),
+    "LastCopyWins": ("FIRST", "first_wins"),
+    "ShortNames": ("LOOKUP", "differ_in_one_bit"),
+    "NeverForgets": ("REMOVE", "removed_block_is_absent"),
+    "Racy": ("THREADS", "eight_threads"),
+    "ErrorsLost": ("ALONE", "fails_alone or results_name"),
+    "ClosesEarly": ("CLOSES", "close_finishes"),
 }
+HANGING = {
+    "NeverAnswers": ("ENDS", "nobody_keeps"),
+    "Blocks": ("ENDS", "new_store_has_no_block"),
+}
+ENOUGH = " or ".join(tests for _, tests in BROKEN.values())
 
 
-def arguments_of(name, tests, folder, *more):
-    report = ["--ucm-report", str(folder / f"{name}.json")]
-    return ["--ucm-pipeline", f"broken_stores:{name}", "-k", tests, *report, *more]
+@pytest.fixture
+def cards(run_python, tmp_path):
+    """Run the suite on stores, in one process; return their score cards."""
+
+    def run(*runs):
+        arguments = []
+        for name, tests, *more in runs:
+            options = ["--ucm-option", "folder={tmp}"] if name == "ClosesEarly" else []
+            report = ["--ucm-report", f"{name}.json", "--basetemp", f"of-{name}"]
+            pipeline = ["--ucm-pipeline", f"broken_stores:{name}"]
+            arguments.append([*pipeline, "-k", tests, *options, *report, *more])
+        path = [HERE, HERE / "broken"]
+        done = run_python(RUN, json.dumps(arguments), path=path, check=False)
+        read = {}
+        for name, *_ in runs:
+            report = tmp_path / f"{name}.json"
+            assert report.exists(), done.stdout + done.stderr
+            read[name] = json.loads(report.read_text())
+        return read, done.stdout
+
+    return run
+
+
+def test_each_is_caught_and_named(cards):
+    good = ("Good", ENOUGH)
+    read, said = cards(good, *((name, tests) for name, (_, tests) in BROKEN.items()))
+    assert read.pop("Good")["broken"] == []
+    for name, card in read.items():
+        named = [broken["promise"] for broken in card["broken"]]
+        assert named == [BROKEN[name][0]], f"{name}: {card['broken']}"
+        assert card["broken"][0]["tests"]
+        assert card["pipeline"] == f"broken_stores:{name}"
+
+
+@pytest.mark.parametrize("name", HANGING)
+def test_what_never_ends_is_given_up(cards, name):
+    promise, tests = HANGING[name]
+    read, said = cards((name, tests, "--ucm-timeout", "0.4"))
+    assert [broken["promise"] for broken in read[name]["broken"]] == [promise]
+    assert f"BROKEN {promise}: " in said
+    assert "  to do: " in said
+
+
+def test_what_hangs_does_not_keep_the_tests_that_follow(cards):
+    tests = "new_store_has_no_block or test_round_trip_of_a_block_of_any_size"
+    read, _ = cards(("Blocks", tests, "--ucm-timeout", "0.4"))
+    assert read["Blocks"]["parts"]["contract"] == {"passed": 8, "failed": 1, "skipped": 0}

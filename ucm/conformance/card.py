@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 _ENDS = ("passed", "failed", "skipped")
-_described = False  # once a process is enough
+_DESCRIBED = pytest.StashKey[bool]()  # once a run is enough
 
 
 def describe(item: pytest.Item, store: Store) -> None:
     """Attach to a test's report what was opened; the card is made where the reports arrive."""
-    global _described
-    if not _described:
-        _described = True
+    if not item.config.stash.get(_DESCRIBED, False):
+        item.config.stash[_DESCRIBED] = True
         item.user_properties.append(("ucm_store", description_of(store)))
 
 
@@ -66,7 +65,8 @@ class Card:
     def __init__(self, given: Given) -> None:
         self._given = given
         self._ends: dict[str, str] = {}  # by test
-        self._promises: dict[str, Promise] = {}
+        self._parts: dict[str, str] = {}
+        self._promises: dict[str, Promise] = {}  # the test's own, or one that broke in it
         self._reasons: dict[str, str] = {}
         self._store: dict[str, Any] = {}
         self._measured: dict[str, Any] = {}
@@ -83,6 +83,7 @@ class Card:
         worse = _ENDS.index(report.outcome) > 0
         if self._ends.get(test, "passed") == "passed" or report.outcome == "failed":
             self._ends[test] = report.outcome
+        self._parts[test] = properties["ucm_part"]
         self._promises[test] = Promise[properties["ucm_promise"]]
         if worse and test not in self._reasons:
             self._reasons[test] = _reason(report)
@@ -91,7 +92,7 @@ class Card:
         """Return the card as it goes into the file."""
         parts = {part: dict.fromkeys(_ENDS, 0) for part in PARTS}
         for test, end in self._ends.items():
-            parts[self._promises[test].part][end] += 1
+            parts[self._parts[test]][end] += 1
         broken: dict[Promise, list[str]] = {}
         for test, end in self._ends.items():
             if end == "failed":

@@ -18,13 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Keep score when something is tested."""
     given = settings.read(config)
-    if given.timeout_s is not None:
-        from ucm.conformance import kit
-
-        kit.WAIT_MS = max(1, round(given.timeout_s * 1000))
     if given.pipeline:
+        from ucm.conformance import kit
         from ucm.conformance.card import Card
 
+        limit_ms = max(1, round((given.timeout_s or 0) * 1000))
+        kit.WAIT_MS = limit_ms if given.timeout_s else kit.USUAL_WAIT_MS
         config.pluginmanager.register(Card(given), "ucm-conformance-card")
 
 
@@ -36,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         promise = promise_of(getattr(item, "function", None))
         if promise is None:
             continue
-        item.user_properties.append(("ucm_promise", promise.name))
+        item.user_properties += [("ucm_part", promise.part), ("ucm_promise", promise.name)]
         if wanted and promise.part not in wanted:
             left_out.append(item)
     if left_out:

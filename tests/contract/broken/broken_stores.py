@@ -18,13 +18,13 @@ class Good(DictStore):
 
 
 class WrongBytes(DictStore):
-    """Serves one shard of fifty with a bit flipped."""
+    """Serves one shard of twenty with a bit flipped."""
 
     _loads = itertools.count(1)
 
     def _load(self, block_id, index, segments):
         end = super()._load(block_id, index, segments)
-        if next(self._loads) % 50 == 0 and segments[0]:
+        if next(self._loads) % 20 == 0 and segments[0]:
             segments[0][0] ^= 1
         return end
 
@@ -95,13 +95,11 @@ class Racy(DictStore):
     """Copies its dictionary and puts the copy back, without a lock."""
 
     def _dump(self, block_id, index, data):
-        blocks = collections.ChainMap({}, dict(self._unfinished))
-        block = dict(blocks.get(block_id, {}))
-        time.sleep(0.0005)
-        block.setdefault(index, data)
-        self._unfinished = {**blocks, block_id: block}
-        if len(block) == self.layout.shards_per_block:
-            self._blocks.setdefault(block_id, block)
+        before = dict(self._blocks)
+        super()._dump(block_id, index, data)
+        if block_id in self._blocks and block_id not in before:
+            time.sleep(0.0005)
+            self._blocks = {**before, block_id: self._blocks[block_id]}
 
 
 class ErrorsLost(DictStore):
@@ -137,6 +135,7 @@ class InFolder(DictStore):
     """Persists, as far as this process goes: the blocks are those of the folder."""
 
     capabilities = frozenset({"keeps", "loads", "persistent", "remove"})
+    OPTIONS = None
     _folders = collections.defaultdict(dict)
 
     def __init__(self, layout, options):
