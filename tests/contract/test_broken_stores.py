@@ -26,11 +26,11 @@ BROKEN = {
     "Racy": ("THREADS", "eight_threads"),
     "ErrorsLost": ("ALONE", "fails_alone or results_name"),
     "ClosesEarly": ("CLOSES", "close_finishes"),
+    "Unchecked": ("DAMAGE", "under_an_open_store"),
+    "InPlace": ("KILLED", "is_killed"),
 }
-HANGING = {
-    "NeverAnswers": ("ENDS", "nobody_keeps"),
-    "Blocks": ("ENDS", "new_store_has_no_block"),
-}
+IN_FOLDER = ["--ucm-option", "folder={tmp}", "--ucm-files", "{tmp}/{id}"]
+HASTE = ["--ucm-timeout", "0.4"]
 ENOUGH = " or ".join(tests for _, tests in BROKEN.values())
 
 
@@ -41,7 +41,7 @@ def cards(run_python, tmp_path):
     def run(*runs):
         arguments = []
         for name, tests, *more in runs:
-            options = ["--ucm-option", "folder={tmp}"] if name == "ClosesEarly" else []
+            options = IN_FOLDER if name in ("ClosesEarly", "Unchecked", "InPlace") else []
             report = ["--ucm-report", f"{name}.json", "--basetemp", f"of-{name}"]
             pipeline = ["--ucm-pipeline", f"broken_stores:{name}"]
             arguments.append([*pipeline, "-k", tests, *options, *report, *more])
@@ -68,16 +68,17 @@ def test_each_is_caught_and_named(cards):
         assert card["pipeline"] == f"broken_stores:{name}"
 
 
-@pytest.mark.parametrize("name", HANGING)
-def test_what_never_ends_is_given_up(cards, name):
-    promise, tests = HANGING[name]
-    read, said = cards((name, tests, "--ucm-timeout", "0.4"))
-    assert [broken["promise"] for broken in read[name]["broken"]] == [promise]
-    assert f"BROKEN {promise}: " in said
+def test_a_task_that_never_ends_is_given_up(cards):
+    read, said = cards(("NeverAnswers", "nobody_keeps", *HASTE))
+    assert [broken["promise"] for broken in read["NeverAnswers"]["broken"]] == ["ENDS"]
+    assert "BROKEN ENDS: Every accepted task ends" in said
     assert "  to do: " in said
 
 
-def test_what_hangs_does_not_keep_the_tests_that_follow(cards):
+def test_a_call_that_never_returns_is_given_up_and_the_next_tests_run(cards):
     tests = "new_store_has_no_block or test_round_trip_of_a_block_of_any_size"
-    read, _ = cards(("Blocks", tests, "--ucm-timeout", "0.4"))
+    read, _ = cards(("Blocks", tests, *HASTE))
+    (broken,) = read["Blocks"]["broken"]
+    assert broken["promise"] == "ENDS"
+    assert "it is in expect_found" in broken["reason"]
     assert read["Blocks"]["parts"]["contract"] == {"passed": 8, "failed": 1, "skipped": 0}
