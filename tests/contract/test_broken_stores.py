@@ -59,7 +59,7 @@ def cards(run_python, tmp_path):
 
 def test_each_is_caught_and_named(cards):
     good = ("Good", ENOUGH)
-    read, said = cards(good, *((name, tests) for name, (_, tests) in BROKEN.items()))
+    read, _ = cards(good, *((name, tests) for name, (_, tests) in BROKEN.items()))
     assert read.pop("Good")["broken"] == []
     for name, card in read.items():
         named = [broken["promise"] for broken in card["broken"]]

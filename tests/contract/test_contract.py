@@ -5,7 +5,6 @@ import pkgutil
 
 import ucm.conformance
 
-
 # Not on every pipeline: test_conformance_command.py has them.
 ELSEWHERE = ("test_faults", "test_measured")
 

@@ -17,7 +17,7 @@ _TEXTS = (
     ("--ucm-timeout", "UCM_CONFORMANCE_TIMEOUT", "SECONDS",
      "limit of each wait; a test may take five times as long (default: 120)"),
     ("--ucm-kills", "UCM_CONFORMANCE_KILLS", "N",
-     "how often a writer is killed at a random moment (default: 5)"),
+     "how often a writer is killed at a random moment (default: 3)"),
     ("--ucm-report", "UCM_CONFORMANCE_REPORT", "FILE", "write the score card to a JSON file"),
 )  # fmt: skip
 OPTIONS_ENV = "UCM_CONFORMANCE_OPTIONS"
@@ -70,7 +70,7 @@ def read(config: pytest.Config) -> Given:
         parts=config.getoption("--ucm-part"),
         files=texts["--ucm-files"],
         timeout_s=_number("--ucm-timeout", texts["--ucm-timeout"]),
-        kills=int(_number("--ucm-kills", texts["--ucm-kills"] or "5") or 0),
+        kills=int(_number("--ucm-kills", texts["--ucm-kills"] or "3") or 0),
         report=texts["--ucm-report"],
     )
 
