@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,7 @@ def description_of(store: Store) -> dict[str, Any]:
                 "name": layer,
                 "version": info.version if info else "",
                 "package": info.origin if info else "",
-                "package_version": _version_of(info.origin if info else ""),
+                "package_version": info.origin_version if info else "",
             }
         )
     return {
@@ -50,13 +49,6 @@ def description_of(store: Store) -> dict[str, Any]:
         "capabilities": sorted(store.capabilities),
         "ucm": __version__,
     }
-
-
-def _version_of(package: str) -> str:
-    try:
-        return metadata.version(package) if package else ""
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 class Card:

@@ -75,8 +75,8 @@ def known(word: str, place: str) -> None:
 
 def classes_of(pipeline: str) -> dict[str, str]:
     """Return where the classes are that another process does not know by itself."""
-    found = {word: registry().find(word).python_class for word in parse(pipeline)}
-    return {w: f"{c.__module__}:{c.__qualname__}" for w, c in found.items() if c is not None}
+    found = {word: registry().find(word).python for word in parse(pipeline)}
+    return {word: ":".join(p.path.rsplit(".", 1)) for word, p in found.items() if p is not None}
 
 
 @pytest.fixture(scope="session")
