@@ -53,6 +53,7 @@ NOT_RUN = {
     ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",
+    ("docs/conformance.md", "pytest"): "takes a minute; tests/contract runs it",
     ("examples/c_store/README.md", "pip install ucm-store"): "builds the package",
     ("examples/cpp_store/README.md", "pip install ucm-store"): "builds the package",
     ("examples/encrypt_store/README.md", "pip install ."): "builds the package",
