@@ -31,7 +31,7 @@ help:
 	@echo 'make e2e     real vLLM engines, half an hour; installs vLLM (2 GB) in $(VENV)-e2e'
 	@echo '             ARGS="--only modes": one scene; make e2e-small: the shortest, a random model'
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
-	@echo 'make packages  the examples that need a server, installed beside the wheel and tested; a minute'
+	@echo 'make packages  the examples, each a package, built beside the wheel and tested; two minutes'
 	@echo '             ARGS=--all: with all tests of Mooncake, ten minutes'
 	@echo 'make model   the protocol of the memory that Cache shares, with spin; pytest has smaller bounds'
 	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
@@ -99,15 +99,15 @@ types: dev
 
 native: native-plain native-asan native-tsan
 
-# Another compiler warns of other things, and a sanitizer makes them more: only CI's plain build stops
-# at that. GCC 12 sees overlaps in its own strings.
+# All files of a layer are compiled as one, in a third of the time. Another compiler warns of other
+# things, and a sanitizer makes them more: only CI's plain build stops at that. GCC 12 sees overlaps
+# in its own strings.
 native-plain: MESON_ARGS := $(if $(CI),-Dwerror=true -Dcpp_args=-Wno-error=restrict)
-# All files of a layer are compiled as one, in a third of the time.
-native-asan: MESON_ARGS := -Doptimization=1 -Db_sanitize=address,undefined --unity=on --unity-size=20
-native-tsan: MESON_ARGS := -Doptimization=1 -Db_sanitize=thread --unity=on --unity-size=20
+native-asan: MESON_ARGS := -Doptimization=1 -Db_sanitize=address,undefined
+native-tsan: MESON_ARGS := -Doptimization=1 -Db_sanitize=thread
 native-plain native-asan native-tsan: dev
 	@test -f build/$@/build.ninja || $(IN_VENV) $(BIN)/meson setup build/$@ \
-	    -Dpython=false -Dtests=true $(MESON_ARGS)
+	    -Dpython=false -Dtests=true --unity=on --unity-size=20 $(MESON_ARGS)
 	$(IN_VENV) $(BIN)/meson test -C build/$@ --print-errorlogs
 
 pytest: dev package
@@ -117,17 +117,10 @@ pytest: dev package
 	$(BIN)/pytest -n 2 $(ARGS)
 
 # Packages as their users have them: an environment with the wheel, and nothing of this checkout.
-PACKAGES := $(VENV)-packages
+PACKAGES := $(CURDIR)/$(VENV)-packages
 packages: wheel
 	@.ci/deps '$(PYTHON)' packages
-	@$(PYTHON) -m venv --clear $(PACKAGES)
-	@echo 'make: installing the wheel, Redis and Mooncake (50 MB) in $(PACKAGES)'
-	@wheel=$$(echo build/dist/*.whl) && $(PACKAGES)/bin/python -m pip --disable-pip-version-check \
-	    install -q "$$wheel[test]" ./examples/redis_store './examples/mooncake_store[test]' \
-	    || $(call NO_INDEX,examples/*/pyproject.toml)
-	cd examples/redis_store && $(CURDIR)/$(PACKAGES)/bin/pytest -q
-	cd examples/mooncake_store && $(CURDIR)/$(PACKAGES)/bin/pytest -q \
-	    $(if $(filter --all,$(ARGS)),,-m 'not slow')
+	$(PYTHON) tests/packages/run.py --folder $(PACKAGES) --wheel build/dist/*.whl $(ARGS)
 
 # ARGS=--large: larger bounds in full, half an hour; ARGS=--deep: still larger ones, not in full
 model: deps
