@@ -304,11 +304,12 @@ ucm_status ucmh_lookup(ucm_store *store, int32_t mode, size_t n, const uint8_t *
 }
 
 ucm_status ucmh_ids(ucm_store *store, int what, size_t n, const uint8_t *block_ids,
-                    ucm_error *err) {
+                    int64_t deadline_ms, ucm_error *err) {
     ucm_ids_args args = {0};
     args.struct_size = sizeof args;
     args.n = n;
     args.block_ids = block_ids;
+    args.deadline_ns = deadline_ms > 0 ? now_ns() + deadline_ms * 1000000 : 0;
     if (what == UCMH_REMOVE) return ucm_remove(store, &args, err);
     return what == UCMH_TOUCH ? ucm_touch(store, &args, err) : ucm_prefetch(store, &args, err);
 }

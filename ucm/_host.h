@@ -82,7 +82,8 @@ ucm_status ucmh_lookup(ucm_store *store, int32_t mode, size_t n, const uint8_t *
                        const uint32_t *depths, int64_t deadline_ms, size_t *hits, uint8_t *tiers,
                        ucm_error *err);
 enum { UCMH_PREFETCH = 0, UCMH_TOUCH = 1, UCMH_REMOVE = 2 };
-ucm_status ucmh_ids(ucm_store *store, int what, size_t n, const uint8_t *block_ids, ucm_error *err);
+ucm_status ucmh_ids(ucm_store *store, int what, size_t n, const uint8_t *block_ids,
+                    int64_t deadline_ms, ucm_error *err);
 ucm_status ucmh_cancel(ucm_store *store, ucm_task task, ucm_error *err);
 ucm_status ucmh_drain(ucm_store *store, int64_t timeout_ms, ucm_report *report, ucm_error *err);
 ucm_status ucmh_close(ucm_store *store, int64_t timeout_ms, ucm_report *report, ucm_error *err);

@@ -153,7 +153,7 @@ class Lower:
         ids, n = memory.ids(block_ids)
         error = new_error()
         with self._gate:
-            status = lib.ucmh_ids(self.store, what, n, ids, error)
+            status = lib.ucmh_ids(self.store, what, n, ids, self._left_ms(), error)
         if status != Status.OK:
             raise_for(status, error)
 

@@ -391,7 +391,7 @@ class Stack:
 
     def _ids(self, what: int, n: int, ids: Any) -> None:
         error = new_error()
-        status = lib.ucmh_ids(self._stores[0], what, n, ids, error)
+        status = lib.ucmh_ids(self._stores[0], what, n, ids, self._timeout_ms, error)
         if status != Status.OK:
             raise_for(status, error)
 

@@ -273,6 +273,17 @@ def test_remove_comes_after_the_dumps_that_came_before_it(opened):
     assert store.lookup([ONE, TWO]) == [False, False]
 
 
+def test_a_remove_behind_a_dump_that_hangs_ends_by_its_deadline(opened):
+    store = opened("Compress|OneByOne", {"timeout_ms": 50}, OneByOne=OneByOne)
+    task = hold(store, ONE)
+    with pytest.raises(ucm.StoreTimeout):
+        store.remove([ONE])
+    made[0].open.set()
+    assert ends(store, task) == [Status.OK]
+    store.remove([ONE])
+    assert store.lookup([ONE]) == [False]
+
+
 def test_a_close_that_has_to_wait_may_be_called_again(opened):
     store = opened("Cache|Memory", CACHE)
     task = hold(store, ONE)
