@@ -96,18 +96,17 @@ class Sample:
         }
 
     def noise(self):
-        """What incompressible bytes take that are as many, in parts of memcpy."""
+        """What as many random bytes take, in parts of memcpy; in many short shards."""
+        shard = 8 * self.plane
         with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
             file.write(os.urandom(len(self.bytes)))
             file.flush()
-            path = Path(file.name)
-            got = _codec.run(path, self.dtype, self.plane, "fast", 5, "best", False)
+            got = _codec.run(
+                Path(file.name), self.dtype, self.plane, "fast", 5, "best", False, None, shard
+            )
         parts = {name: got[f"{name}_gbps"] / got["memcpy_gbps"] for name in RATES}
-        return {
-            **parts,
-            "frame_bytes": got["frame_bytes"],
-            "shards": -(-got["bytes"] // got["shard_bytes"]),
-        }
+        shards = math.ceil(got["bytes"] / shard)
+        return {**parts, "frame_bytes": got["frame_bytes"], "shards": shards}
 
     def close(self):
         os.close(self.file)
@@ -265,10 +264,11 @@ def parse():
     add("file", type=file_of, nargs="*", help="FILE=DTYPE,PLANE; the packaged sample")
     add("--data", type=Path, help="a folder of files MODEL_DTYPE_TEXT_bBLOCK.bin")
     add("--peers", default=",".join(peer_install.CODEC_PEERS), help="which; empty for none")
-    add("--repeat", type=int, default=3, help="rounds that count")
+    add("--repeat", type=int, help="rounds that count; 7, or 2 with --data")
     add("--mib", type=int, default=48, help="of a file and its copies, at least")
     add_common(parser)
     args = parser.parse_args()
+    args.repeat = args.repeat or (2 if args.data else 7)
     if args.quick:
         args.repeat, args.mib = 1, 1
     if not args.file and not args.data:
