@@ -34,8 +34,8 @@ Mode mode_for(Mode now, const Costs &costs) {
     if (now == Mode::kRaw ? coded > raw * kBetter : raw < coded * kBetter) return Mode::kRaw;
     if (small < fast * (now == Mode::kSmall ? 1 : kBetter)) return Mode::kSmall;
     // Small saves little: only what waits for the store below has the time.
-    const double times =
-        costs.read * costs.stored * costs.threads / costs.mode_decode[int(Mode::kSmall)];
+    const double reading = std::min(costs.read * costs.stored, costs.whole);
+    const double times = reading * costs.threads / costs.mode_decode[int(Mode::kSmall)];
     return times > (now == Mode::kSmall ? kSmallUntil : kSmallFrom) ? Mode::kSmall : Mode::kFast;
 }
 
@@ -44,25 +44,24 @@ void Pace::set_decoders(const double (&decode)[kModes], double threads) {
     costs_.threads = threads;
 }
 
-void Pace::begin(uint64_t most, int64_t now_ns) {
+void Pace::begin(int64_t now_ns) {
     if (!automatic_) return;
     std::lock_guard<std::mutex> hold(mutex_);
     if (under_way_ == 0) {
         since_ns_ = now_ns;
-        most_ = read_ = raw_ = frames_ = decode_ = 0;
+        read_ = raw_ = frames_ = decode_ = 0;
         // The first one touches memory that nobody has touched yet.
         held_ = holds_ = periods_++ > 0 && rest_ <= 0 && read_bytes_ < kLeastRead;
         if (holds_) held_until_ns_.store(now_ns + kHoldNs, std::memory_order_release);
     }
     under_way_++;
     below_++;
-    most_ += double(most);
 }
 
-// What has come by now took so long; in case of doubt the store is slow.
+// What has come by now took so long. Parts of others may have come as well: in doubt it is slow.
 void Pace::release(int64_t now_ns) {
     read_ns_ += double(now_ns - since_ns_);
-    read_bytes_ += below_ == 0 ? read_ : most_;
+    read_bytes_ += read_;
     holds_ = false;
     held_until_ns_.store(0, std::memory_order_release);
 }

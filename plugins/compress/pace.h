@@ -44,8 +44,8 @@ class Pace {
     // Until then nothing is decoded.
     int64_t held_until_ns() const { return held_until_ns_.load(std::memory_order_acquire); }
 
-    // Loads of at most so many stored bytes go below; those bytes have come; all is decoded.
-    void begin(uint64_t most, int64_t now_ns);
+    // Loads go below; so many stored bytes have come; all is decoded.
+    void begin(int64_t now_ns);
     void read(uint64_t bytes, int64_t now_ns);
     void end(int64_t now_ns);
     // One was decoded, or coded.
@@ -64,8 +64,8 @@ class Pace {
     uint64_t under_way_ = 0, below_ = 0, periods_ = 0;
     bool holds_ = false, held_ = false;  // now; in this period
     int64_t since_ns_ = 0;
-    // Of this period: stored bytes, at most and so far; raw bytes, their frames, their decoding.
-    double most_ = 0, read_ = 0, raw_ = 0, frames_ = 0, decode_ = 0;
+    // Of this period: stored bytes that have come; raw bytes, their frames, their decoding.
+    double read_ = 0, raw_ = 0, frames_ = 0, decode_ = 0;
     double coded_raw_ = 0, coded_frames_ = 0;  // of what is dumped
     // First bytes that are read alone, then some that are loaded as ever; then it is judged, and
     // for so many raw bytes nothing is measured.

@@ -585,7 +585,7 @@ void CompressStore::submit(Piece &piece) {
     const bool refused = status != UCM_OK;
     if (!refused) {
         piece.paced = !lane.dumps;
-        if (piece.paced) pace_.begin(n * lower_->capacity, monotonic_ns());
+        if (piece.paced) pace_.begin(monotonic_ns());
         status = hand_over(piece, &error);
         if (status != UCM_OK && piece.paced) {
             piece.paced = false;

@@ -973,7 +973,7 @@ struct Loads {
     // Reading takes so long, and all so long. Returns whether decoding was held up.
     bool load(int64_t read_ms, int64_t whole_ms) {
         const int64_t start = now;
-        pace.begin(kRaw, start);
+        pace.begin(start);
         const bool held = pace.held_until_ns() > now;
         now += read_ms * 1000000;
         pace.read(pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame, now);
@@ -1018,6 +1018,24 @@ TEST_CASE("auto measures what reading takes alone, now and then, and then decide
     Loads network;
     for (int i = 0; i < 6; i++) network.load(600, 610);
     REQUIRE(network.pace.mode() == Mode::kSmall);
+}
+
+TEST_CASE("auto does not take a slow store for a fast one that it waits for in vain",
+          "[compress]") {
+    Loads slow;
+    for (int i = 0; i < 60; i++) {
+        // Four at once, one after the other; nothing is held up for longer than 50 ms.
+        for (int k = 0; k < 4; k++) slow.pace.begin(slow.now);
+        REQUIRE(slow.pace.held_until_ns() <= slow.now + 50000000);
+        for (int k = 0; k < 4; k++) {
+            slow.now += 60000000;
+            slow.pace.read(Loads::kFrame / 4, slow.now);
+            REQUIRE(slow.pace.held_until_ns() == 0);
+            slow.pace.decoded(Loads::kRaw / 4, Loads::kFrame / 4);
+            slow.pace.end(slow.now);
+        }
+        REQUIRE(slow.pace.mode() != Mode::kRaw);
+    }
 }
 
 TEST_CASE("auto decides nothing before loads were seen, and nothing where a codec is named",
