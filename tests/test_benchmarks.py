@@ -371,6 +371,17 @@ def test_speeds_are_judged_as_parts_of_memcpy_with_and_without_checksums(codec_t
     assert "decompress, avx2" not in found
 
 
+def test_noise_passes_and_hardly_grows(codec_tables):
+    noise = {"compress": 0.79, "decompress": 0.9, "frame_bytes": 2064, "shards": 16}
+    figures = {"noise": noise, "bytes": 1024}
+    found = {what: (got, ok) for what, got, _, ok in codec_tables.noise_bars(figures)}
+    assert found == {
+        "compress, noise": ("0.79 M", False),
+        "decompress, noise": ("0.90 M", True),
+        "bytes that noise grows by, a shard": ("65", True),
+    }
+
+
 def test_a_peer_is_matched_by_one_of_ours_that_is_nowhere_behind(codec_tables):
     what = "peers that one of ours matches in all three"
 
