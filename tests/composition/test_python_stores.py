@@ -298,6 +298,16 @@ def test_a_close_that_has_to_wait_may_be_called_again(opened):
     assert made[0].calls == [("dump", [ONE]), ("close", [])]
 
 
+def test_a_close_that_had_to_wait_reports_all_that_was_stored(opened):
+    store = opened("Memory")
+    store.wait(dump(store, ONE))
+    hold(store, TWO)
+    with pytest.raises(ucm.StoreTimeout):
+        store.close(20)
+    made[0].open.set()
+    assert store.close().stored == 2
+
+
 def test_a_close_method_that_hangs_is_called_once(opened):
     class Slow(Memory):
         def close(self):
