@@ -125,6 +125,14 @@ void know_mount(const char *mount) {
     if (mount_count < (int)(sizeof mounts / sizeof *mounts)) mounts[mount_count++] = strdup(mount);
 }
 
+bool is_mounted(const char *path) {
+    for (int i = 0; i < mount_count; i++) {
+        const size_t n = strlen(mounts[i]);
+        if (strncmp(path, mounts[i], n) == 0 && (path[n] == '/' || path[n] == 0)) return true;
+    }
+    return false;
+}
+
 /* All that it was told is gone with it, and what it shows in 3fs-virt/iovs. */
 void daemon_died(void) {
     generation++;
@@ -141,6 +149,7 @@ void daemon_died(void) {
 
 void forget_file(struct file *file) {
     if (--file->users > 0) return;
+    size_told(file->dup);
     close(file->dup);
     free(file);
 }
@@ -208,7 +217,7 @@ static struct request *next_request(uint64_t *due_ns) {
     uint64_t found = 0;
     const uint64_t now = now_ns();
     const bool dead = daemon_dead(), hung = daemon_hung();
-    *due_ns = now + (getenv("HF3FS_STANDIN_DEAD") ? 20000000u : 1000000000u);
+    *due_ns = now + (can_die() ? 20000000u : 1000000000u);
     for (struct ring *ring = rings; ring != NULL; ring = ring->next)
         for (int i = 0; i < ring->entries; i++) {
             struct request *request = &ring->slots[i];
@@ -249,6 +258,7 @@ static int64_t read_file(const struct request *request, uint8_t *to, size_t byte
 
 static int64_t write_file(const struct request *request, const uint8_t *from, size_t bytes) {
     size_t done = 0;
+    if (plan.strict) will_write(request->file->dup, (off_t)(request->offset + bytes));
     while (done < bytes) {
         const off_t at = (off_t)(request->offset + done);
         const ssize_t n = pwrite(request->file->dup, from + done, bytes - done, at);

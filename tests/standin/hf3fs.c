@@ -52,6 +52,8 @@ __attribute__((constructor)) static void loaded(void) {
     if (file_limit < 0) die("the hard limit of open files is no int");
     files = calloc((size_t)file_limit, sizeof *files);
     atexit(at_exit);
+    read_plan();
+    take_calls();
 }
 
 /* The folder above PATH that holds 3fs-virt/iovs. */
@@ -74,6 +76,7 @@ EXPORTED int hf3fs_extract_mount_point(char *mount_point, int size, const char *
     char real[PATH_MAX], mount[PATH_MAX];
     if (realpath(path, real) == NULL)
         die("extract_mount_point of %s, which is not there: the real one throws", path);
+    take_calls(); /* of what was loaded since */
     pthread_mutex_lock(&lock);
     read_plan();
     const bool found = !daemon_dead() && find_mount(real, mount);
@@ -306,10 +309,12 @@ EXPORTED void hf3fs_dereg_fd(int fd) {
             counters.deregistrations++;
             counters.registered--;
         }
-    } else if (fd >= 0 && fd < file_limit && files[fd] != NULL) {
-        counters.closed_registered++;
     }
     pthread_mutex_unlock(&lock);
+}
+
+void note_closed(int fd) {
+    if (fd >= 0 && fd < file_limit && files[fd] != NULL) counters.closed_registered++;
 }
 
 /* The real one keeps to the inode that was registered, whatever has the number by now. */

@@ -93,14 +93,27 @@ static void parse(char *word) {
     }
 }
 
-/* Another plan than the last starts to count requests at 0. */
+static void take_path(char **path, const char *variable) {
+    const char *now = getenv(variable);
+    if (*path != NULL && now != NULL && strcmp(*path, now) == 0) return;
+    *path = now != NULL && *now != 0 ? strdup(now) : NULL; /* who looks at the old one may go on */
+}
+
+/* The environment is looked at here only: it may change under other threads. Another plan than the
+ * last starts to count requests at 0. */
 void read_plan(void) {
     const char *now = getenv("HF3FS_STANDIN");
     now = now ? now : "";
+    take_path(&plan.dead_file, "HF3FS_STANDIN_DEAD");
+    take_path(&plan.hung_file, "HF3FS_STANDIN_HUNG");
+    take_path(&plan.log_file, "HF3FS_STANDIN_LOG");
     if (text != NULL && strcmp(text, now) == 0) return;
     free(text);
     text = strdup(now);
-    plan = (struct plan){.threads = 4, .dead_after = LONG_MAX, .strict = true};
+    plan.delay_us = plan.random_us = 0;
+    plan.threads = 4;
+    plan.dead_after = LONG_MAX;
+    plan.strict = true;
     seed = 88172645463325252u;
     rule_count = 0;
     read_count = write_count = 0;
@@ -127,25 +140,28 @@ struct fate next_fate(bool for_read) {
     return fate;
 }
 
-static bool there(const char *variable) {
-    const char *path = getenv(variable);
-    return path != NULL && *path != 0 && access(path, F_OK) == 0;
+static bool there(const char *path) {
+    return path != NULL && access(path, F_OK) == 0;
+}
+
+bool can_die(void) {
+    return plan.dead_file != NULL || plan.dead_after != LONG_MAX;
 }
 
 bool daemon_dead(void) {
     static bool was_dead;
-    const bool dead = read_count + write_count >= plan.dead_after || there("HF3FS_STANDIN_DEAD");
+    const bool dead = read_count + write_count >= plan.dead_after || there(plan.dead_file);
     if (dead && !was_dead) daemon_died();
     was_dead = dead;
     return dead;
 }
 
 bool daemon_hung(void) {
-    return there("HF3FS_STANDIN_HUNG");
+    return there(plan.hung_file);
 }
 
 void write_log(void) {
-    const char *path = getenv("HF3FS_STANDIN_LOG");
+    const char *path = plan.log_file;
     char new_path[PATH_MAX];
     if (path == NULL || snprintf(new_path, sizeof new_path, "%s.new", path) >= PATH_MAX) return;
     FILE *file = fopen(new_path, "w");
@@ -154,8 +170,8 @@ void write_log(void) {
     fprintf(file,
             "{\"reads\": %ld, \"writes\": %ld, \"read_bytes\": %ld, \"written_bytes\": %ld,\n",
             c->reads, c->writes, c->read_bytes, c->written_bytes);
-    fprintf(file, " \"submits\": %ld, \"waits\": %ld, \"in_flight_most\": %ld,\n", c->submits,
-            c->waits, c->in_flight_most);
+    fprintf(file, " \"submits\": %ld, \"waits\": %ld, \"fsyncs\": %ld, \"in_flight_most\": %ld,\n",
+            c->submits, c->waits, c->fsyncs, c->in_flight_most);
     fprintf(file,
             " \"registrations\": %ld, \"deregistrations\": %ld, \"rings\": %ld, \"iovs\": %ld,\n",
             c->registrations, c->deregistrations, c->rings, c->iovs);

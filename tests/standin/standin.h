@@ -112,7 +112,7 @@ extern pthread_mutex_t lock;
 
 struct counters {
     long reads, writes, read_bytes, written_bytes, submits, waits;
-    long registrations, deregistrations, rings, iovs, in_flight_most, renamed_unsynced;
+    long registrations, deregistrations, rings, iovs, in_flight_most, renamed_unsynced, fsyncs;
     long registered, open_rings, open_iovs, in_flight, closed_registered, stale_links;
 };
 extern struct counters counters;
@@ -124,11 +124,13 @@ _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2))
 struct plan {
     long delay_us, random_us, threads, dead_after;
     bool strict;
+    char *dead_file, *hung_file, *log_file;
 };
 extern struct plan plan;
 void read_plan(void);
 struct fate next_fate(bool for_read);
 uint64_t random_below(uint64_t n);
+bool can_die(void); /* without `lock` */
 bool daemon_dead(void);
 bool daemon_hung(void);
 void write_log(void);
@@ -145,6 +147,15 @@ int in_flight_in(const char *id);
 const struct request *overlapping(const char *id, size_t at, size_t bytes, bool read);
 void name_of(const char *id, char name[37]);
 uint64_t sum_of(const uint8_t *bytes, size_t n);
+bool is_mounted(const char *path);
 extern struct ring *rings;
+
+/* calls.c: system calls on files of the mount. */
+void take_calls(void);
+void will_write(int fd, off_t end); /* the only one without `lock` */
+void size_told(int fd);
+
+/* hf3fs.c */
+void note_closed(int fd);
 
 #endif
