@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "block_file.h"
+#include "directory.h"
+#include "file.h"
+#include "log.h"
+#include "medium.h"
+#include "metrics.h"
+#include "task.h"
+
+namespace ucm::files {
+
+enum Metric {
+    kCorruptShards = kStandardMetrics,
+    kQuarantinedBlocks,
+    kPublishedBlocks,
+    kAbandonedBlocks,
+    kUnfinishedBlocks,
+    kLookupStats,
+    kIndexBlocks,
+    kIndexListed,
+    kDeclinedBlocks,
+    kEvictedBlocks,
+    kEvictedBytes,
+    kQuotaUsed,
+    kQuotaLimit,
+    kFileMetrics
+};
+constexpr size_t kMediumMetrics = 8;  // what a medium may count besides
+
+// The table of these, in their order, after UCM_STANDARD_METRICS.
+#define UCM_FILE_METRICS                                                            \
+    {"corrupt_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",         \
+     "Shards that failed their check in a load."},                                  \
+        {"quarantined_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks", \
+         "Corrupt blocks that were taken away."},                                   \
+        {"published_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",   \
+         "Blocks that were made whole and visible."},                               \
+        {"abandoned_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",   \
+         "Unfinished blocks that were given up."},                                  \
+        {"unfinished_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",          \
+         "Blocks that miss shards."},                                               \
+        {"lookup_stats_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "calls",        \
+         "Blocks of lookups that the index did not answer: one system call each."}, \
+        {"index_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",               \
+         "Blocks that the index in memory knows."},                                 \
+        {"index_listed", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "%",                    \
+         "Folders that the index answers for."},                                    \
+        {"declined_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",    \
+         "Blocks that admission kept off the disk."},                               \
+        {"evicted_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",     \
+         "Blocks that this store deleted to make room."},                           \
+        {"evicted_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes",       \
+         "What their files took."},                                                 \
+        {"quota_used_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",            \
+         "What counts against the quota, of all writers, as last seen."},           \
+        {"quota_limit_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",           \
+         "The quota in force; 0: none."}
+
+// What is synced before a block is published: nothing, its file, or its folder too.
+enum class Durability { kNone, kData, kFull };
+
+// What every part of one open store uses.
+struct Context {
+    Context(const ucm_open_args &args, const char *layer, Medium &medium, const ucm_value &paths,
+            const Wanted &wanted, const char *durability_word, bool verify, bool zero_copy);
+
+    const char *const layer;
+    Medium &medium;
+    const bool lookup_only;
+    const Logger log;
+    Directories directories;
+    const Durability durability;
+    const bool verifies;
+    const BlockShape shape;
+    const Rows rows;
+    DirectMemory direct_memory;
+    Metrics<kFileMetrics + kMediumMetrics> metrics;
+};
+
+// A task in its jobs.
+struct Batch {
+    std::shared_ptr<Task> task;
+    std::vector<uint32_t> order;   // indexes of the task, block by block
+    std::vector<uint32_t> starts;  // of each job in order, and its end
+    std::atomic<size_t> jobs_left{0};
+    uint64_t epoch = 0;  // of the ledger; dump
+    int64_t start_ns = 0;
+    bool dump = false;
+};
+
+// The shards of one block in one task.
+struct Job {
+    std::shared_ptr<Batch> batch;
+    size_t number = 0;
+
+    Task &task() const { return *batch->task; }
+    size_t size() const { return batch->starts[number + 1] - batch->starts[number]; }
+    size_t index(size_t i) const { return batch->order[batch->starts[number] + i]; }
+    BlockId id() const { return task().id(index(0)); }
+};
+
+// Groups a transfer by block, in order of first appearance.
+std::shared_ptr<Batch> split(const ucm_transfer &transfer, bool dump);
+void log_dispatch(const Context &context, const Batch &batch);
+
+// Counts the result and hands it on; to be called without locks.
+void complete(Context &context, const Job &job, size_t index, const ucm_result &result);
+// After the last shard of the job.
+void end_job(const Context &context, const Job &job);
+
+enum class BlockState { kFits, kAbsent, kMisfit, kCorrupt, kFailed };
+
+// A published block's file.
+struct OpenBlock {
+    OpenBlock(Directory &directory, Scratch &scratch) : file(directory, scratch) {}
+
+    File file;
+    BlockHeader header;
+    struct stat st{};
+    int error = 0;  // kFailed
+
+    // kUnknownBytes: what the kernel says is not to be believed.
+    uint64_t bytes(const Context &context) const {
+        return context.medium.sizes_lag() ? kUnknownBytes : uint64_t(st.st_size);
+    }
+};
+// kFits: it is a file, whatever is in it.
+BlockState open_file(Directory &directory, const BlockId &id, OpenBlock &out);
+// Reads its header, and reads one that looks bad once more.
+BlockState judge_block(const Context &context, const BlockId &id, Scratch &scratch, OpenBlock &out);
+// Both.
+BlockState open_block(const Context &context, Directory &directory, const BlockId &id,
+                      Scratch &scratch, OpenBlock &out);
+
+}  // namespace ucm::files
