@@ -9,7 +9,7 @@ using namespace ucm::files;
 enum Option { kIoDirect = kFileOptions, kIoEngine, kConcurrency, kZeroCopy };
 
 const ucm_option kOptions[] = {
-    UCM_FILE_OPTIONS,
+#include "files/options.inc"
     {"io_direct", UCM_TYPE_BOOL, 0, "false", nullptr, nullptr,
      "Use O_DIRECT, past the page cache, where the file system can."},
     {"posix_io_engine", UCM_TYPE_STRING, 0, "psync", "psync|aio|io_uring|auto", nullptr,
@@ -21,7 +21,10 @@ const ucm_option kOptions[] = {
      "is."},
 };
 
-const ucm_metric kMetrics[] = {UCM_STANDARD_METRICS, UCM_FILE_METRICS};
+const ucm_metric kMetrics[] = {
+    UCM_STANDARD_METRICS,
+#include "files/metrics.inc"
+};
 static_assert(sizeof kMetrics / sizeof *kMetrics == kFileMetrics);
 
 class PosixStore final : public FileStore {

@@ -15,6 +15,7 @@
 
 namespace ucm::files {
 
+// Those of every store of block files (metrics.inc); a medium's follow.
 enum Metric {
     kCorruptShards = kStandardMetrics,
     kQuarantinedBlocks,
@@ -32,35 +33,6 @@ enum Metric {
     kFileMetrics
 };
 constexpr size_t kMediumMetrics = 8;  // what a medium may count besides
-
-// The table of these, in their order, after UCM_STANDARD_METRICS.
-#define UCM_FILE_METRICS                                                            \
-    {"corrupt_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",         \
-     "Shards that failed their check in a load."},                                  \
-        {"quarantined_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks", \
-         "Corrupt blocks that were taken away."},                                   \
-        {"published_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",   \
-         "Blocks that were made whole and visible."},                               \
-        {"abandoned_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",   \
-         "Unfinished blocks that were given up."},                                  \
-        {"unfinished_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",          \
-         "Blocks that miss shards."},                                               \
-        {"lookup_stats_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "calls",        \
-         "Blocks of lookups that the index did not answer: one system call each."}, \
-        {"index_blocks", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "blocks",               \
-         "Blocks that the index in memory knows."},                                 \
-        {"index_listed", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "%",                    \
-         "Folders that the index answers for."},                                    \
-        {"declined_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",    \
-         "Blocks that admission kept off the disk."},                               \
-        {"evicted_blocks_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "blocks",     \
-         "Blocks that this store deleted to make room."},                           \
-        {"evicted_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes",       \
-         "What their files took."},                                                 \
-        {"quota_used_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",            \
-         "What counts against the quota, of all writers, as last seen."},           \
-        {"quota_limit_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",           \
-         "The quota in force; 0: none."}
 
 // What is synced before a block is published: nothing, its file, or its folder too.
 enum class Durability { kNone, kData, kFull };

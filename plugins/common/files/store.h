@@ -16,7 +16,7 @@
 
 namespace ucm::files {
 
-// What every store of block files takes; its own options follow from kFileOptions on.
+// What every store of block files takes (options.inc); its own options follow from kFileOptions on.
 enum FileOption {
     kStorageBackends,
     kTimeoutMs,
@@ -35,115 +35,6 @@ enum FileOption {
     kAdmission,
     kFileOptions
 };
-
-// Their table, in their order.
-#define UCM_FILE_OPTIONS                                                                           \
-    {"storage_backends",                                                                           \
-     UCM_TYPE_STRINGS,                                                                             \
-     0,                                                                                            \
-     nullptr,                                                                                      \
-     nullptr,                                                                                      \
-     nullptr,                                                                                      \
-     "Directories that keep the blocks; they must exist."},                                        \
-        {"timeout_ms",                                                                             \
-         UCM_TYPE_INT,                                                                             \
-         0,                                                                                        \
-         "30000",                                                                                  \
-         "1..86400000",                                                                            \
-         "ms",                                                                                     \
-         "How long a shard may wait before its I/O starts."},                                      \
-        {"namespace",                                                                              \
-         UCM_TYPE_STRING,                                                                          \
-         0,                                                                                        \
-         "default",                                                                                \
-         nullptr,                                                                                  \
-         nullptr,                                                                                  \
-         "Whose blocks: a folder of this name keeps them."},                                       \
-        {"model",                                                                                  \
-         UCM_TYPE_STRING,                                                                          \
-         0,                                                                                        \
-         "",                                                                                       \
-         nullptr,                                                                                  \
-         nullptr,                                                                                  \
-         "The model whose KV cache it is; another one's blocks are not seen."},                    \
-        {"fingerprint",                                                                            \
-         UCM_TYPE_STRING,                                                                          \
-         0,                                                                                        \
-         "",                                                                                       \
-         nullptr,                                                                                  \
-         nullptr,                                                                                  \
-         "All else that tells what the bytes mean; with another one blocks are not seen."},        \
-        {"file_mode",                                                                              \
-         UCM_TYPE_STRING,                                                                          \
-         0,                                                                                        \
-         "0600",                                                                                   \
-         "0600|0640|0660",                                                                         \
-         nullptr,                                                                                  \
-         "Who may use new files: 0640 lets the group read, 0660 write too. In quotes."},           \
-        {"file_group",                                                                             \
-         UCM_TYPE_STRING,                                                                          \
-         0,                                                                                        \
-         "",                                                                                       \
-         nullptr,                                                                                  \
-         nullptr,                                                                                  \
-         "Group of new files, by name or number; empty: as it comes."},                            \
-        {"posix_durability",                                                                       \
-         UCM_TYPE_STRING,                                                                          \
-         0,                                                                                        \
-         "none",                                                                                   \
-         "none|data|full",                                                                         \
-         nullptr,                                                                                  \
-         "What is synced before a block is published: nothing, its data, or its folder too."},     \
-        {"posix_verify",                                                                           \
-         UCM_TYPE_BOOL,                                                                            \
-         0,                                                                                        \
-         "true",                                                                                   \
-         nullptr,                                                                                  \
-         nullptr,                                                                                  \
-         "Off only to measure what checks cost; refused unless UCM_MEASURE=verify is set."},       \
-        {"posix_capacity_gb",                                                                      \
-         UCM_TYPE_FLOAT,                                                                           \
-         0,                                                                                        \
-         "0",                                                                                      \
-         "0..",                                                                                    \
-         "GiB",                                                                                    \
-         "What all writers together may take in storage_backends; 0: no limit."},                  \
-        {"posix_gc_enable",                                                                        \
-         UCM_TYPE_BOOL,                                                                            \
-         0,                                                                                        \
-         "true",                                                                                   \
-         nullptr,                                                                                  \
-         nullptr,                                                                                  \
-         "Delete the coldest blocks to make room; false: what does not fit is NO_SPACE."},         \
-        {"posix_gc_trigger_threshold_ratio",                                                       \
-         UCM_TYPE_FLOAT,                                                                           \
-         0,                                                                                        \
-         "0.9",                                                                                    \
-         "0.01..1",                                                                                \
-         nullptr,                                                                                  \
-         "The part of the capacity beyond which blocks are deleted; 0.7 in older versions, which " \
-         "estimated."},                                                                            \
-        {"posix_gc_recycle_percent",                                                               \
-         UCM_TYPE_FLOAT,                                                                           \
-         0,                                                                                        \
-         "0.1",                                                                                    \
-         "0..1",                                                                                   \
-         nullptr,                                                                                  \
-         "The part of that which is then made free."},                                             \
-        {"posix_write_mbps_max",                                                                   \
-         UCM_TYPE_INT,                                                                             \
-         0,                                                                                        \
-         "0",                                                                                      \
-         "0..1000000",                                                                             \
-         "MB/s",                                                                                   \
-         "New blocks beyond this rate, of all writers together, are not kept; 0: no limit."},      \
-        {"posix_admission",                                                                        \
-         UCM_TYPE_STRING,                                                                          \
-         0,                                                                                        \
-         "all",                                                                                    \
-         "all|second_sight",                                                                       \
-         nullptr,                                                                                  \
-         "second_sight: a block is kept when it is dumped for the second time."}
 
 // How a store wants files to be used.
 struct FileUse {
