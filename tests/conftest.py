@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import compile_library
+from support import compile_library, hf3fs_standin
 
 pytest.register_assert_rewrite("ucm.conformance")
 
@@ -50,3 +50,17 @@ def heap_library(tmp_path_factory):
     """Compile the example store in C."""
     folder = tmp_path_factory.mktemp("heap")
     return compile_library(HEAP_SOURCE, folder / "heap.so")
+
+
+@pytest.fixture(scope="session")
+def hf3fs_library(tmp_path_factory):
+    """Compile the library that stands in for 3FS's."""
+    return hf3fs_standin(tmp_path_factory.mktemp("hf3fs"))
+
+
+@pytest.fixture
+def hf3fs_mount(tmp_path):
+    """Make a folder that the stand-in takes for a mount of 3FS."""
+    mount = tmp_path / "3fs"
+    (mount / "3fs-virt" / "iovs").mkdir(parents=True)
+    return mount
