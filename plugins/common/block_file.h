@@ -18,6 +18,7 @@
 namespace ucm {
 
 constexpr uint64_t kMaxHeaderBytes = 1u << 20;
+constexpr uint64_t kUnknownBytes = UINT64_MAX;  // of a file: what its header says is believed
 
 struct ShardEntry {
     uint64_t offset = 0, length = 0, raw_length = 0, checksum = 0;

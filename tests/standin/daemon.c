@@ -101,7 +101,7 @@ void drop_unlinked(void) {
     }
 }
 
-static struct memory *find_memory(const char *id, const char *mount) {
+struct memory *find_memory(const char *id, const char *mount) {
     for (struct memory *memory = memories; memory != NULL; memory = memory->next)
         if (memcmp(memory->id, id, 16) == 0 && memory->generation == generation)
             return faccessat(AT_FDCWD, memory->link, F_OK, AT_SYMLINK_NOFOLLOW) ? NULL : memory;

@@ -152,6 +152,7 @@ EXPORTED int hf3fs_iovcreate(struct hf3fs_iov *iov, const char *mount_point, siz
     read_plan();
     const int result = create(iov, mount_point, size, suffix);
     if (result == 0) {
+        find_memory(iov->id, mount_point); /* as real: mapped when the link is made */
         iov->block_size = block_size;
         iov->numa = numa;
         counters.iovs++;

@@ -140,6 +140,8 @@ void start_daemon(void);
 void ring_prepared(struct ring *ring, int slot);
 void ring_submitted(struct ring *ring);
 void forget_file(struct file *file);
+struct memory;
+struct memory *find_memory(const char *id, const char *mount);
 void drop_unlinked(void);
 void know_mount(const char *mount);
 void daemon_died(void);
