@@ -306,6 +306,12 @@ with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="ucm-test-") as file:
     assert one(2, pages=2) == 2 * PAGE and one(1, pages=2) == -errno.EINVAL
     os.unlink(link)
     assert one(3) == -errno.EINVAL
+    for name, target in ((uuid.uuid4(), "/etc/passwd"), ("no-id", file.name)):
+        try:
+            os.symlink(target, f"{client.mount.decode()}/3fs-virt/iovs/{name}")
+            raise SystemExit("this link makes no sense")
+        except OSError as error:
+            assert error.errno == errno.EINVAL
 """
     )
 
@@ -474,6 +480,8 @@ os.remove(dead)
 other = client.memory()
 assert os.listdir(client.mount + b"/3fs-virt/iovs") != []
 assert client.fetch(write, 1, seconds=0.05) == []
+client.destroy(write)
+client.free(client.iov)
 assert client.register(fd) == errno.EINVAL
 new = client.ring(False)
 client.prepare(new, fd, 1, iov=other)
