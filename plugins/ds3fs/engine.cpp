@@ -20,7 +20,7 @@ using files::Io;
 constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs;
 constexpr int64_t kSliceNs = kMs;     // of a wait: so soon a thread sees new work, and a deadline
 constexpr int64_t kLookNs = 5 * kMs;  // between two looks for requests that are late
-constexpr int kReapAtOnce = 64;
+constexpr int kReapAtOnce = 64, kSpareEntries = 64;
 
 // What comes back with a completion: slot and piece, and which life of the slot they belong to.
 const void *tag(size_t slot, size_t piece, uint32_t life) {
@@ -117,9 +117,9 @@ UsrbioEngine::UsrbioEngine(Shared &shared, size_t depth, size_t slot_bytes, bool
     rings_ = make_rings();
 }
 
-// Twice as many entries as slots: those that wait for requests that were given up take some.
+// Requests that were given up take entries as well; and without buffers one may be of many pieces.
 std::unique_ptr<Rings> UsrbioEngine::make_rings() const {
-    const int entries = int(2 * requests_.size());
+    const int entries = int(2 * requests_.size()) + kSpareEntries;
     return std::make_unique<Rings>(shared_, requests_.size() * slot_bytes_, entries, writes_);
 }
 
@@ -150,13 +150,38 @@ void UsrbioEngine::start(Io &io) {
     request.io = &io;
     request.life++;
     request.write = io.way == Io::Way::kWrite;
+    request.direct = false;
     request.prepared = request.running = 0;
     request.offset = io.offset;
-    request.results.assign(io.n, 0);
+    lay_out(request);
     request.fd = io.fd;
     request.deadline_ns = monotonic_ns() + shared_.request_ns;
     waiting_.push_back(io.slot);
     prepare();
+}
+
+// Neighbours in memory are one request.
+void UsrbioEngine::lay_out(Request &request) const {
+    request.pieces.clear();
+    for (size_t i = 0; i < request.io->n; i++) {
+        const iovec &piece = request.io->pieces[i];
+        if (!request.pieces.empty()) {
+            iovec &last = request.pieces.back();
+            if (static_cast<uint8_t *>(last.iov_base) + last.iov_len == piece.iov_base) {
+                last.iov_len += piece.iov_len;
+                continue;
+            }
+        }
+        request.pieces.push_back(piece);
+    }
+    request.results.assign(request.pieces.size(), 0);
+}
+
+const Iov *UsrbioEngine::iov_of(const iovec &piece) const {
+    const Iov &own = rings_->iov();
+    const auto *at = static_cast<const uint8_t *>(piece.iov_base);
+    if (at >= own.base && at < own.base + own.size) return &own;
+    return shared_.memory.find(piece.iov_base, piece.iov_len);
 }
 
 // As many pieces as the rings take.
@@ -172,16 +197,16 @@ void UsrbioEngine::prepare() {
 
 // False: the ring is full.
 bool UsrbioEngine::prepare_pieces(size_t slot, Request &request) {
-    Io &io = *request.io;
-    while (request.prepared < io.n) {
-        const iovec &piece = io.pieces[request.prepared];
+    while (request.prepared < request.pieces.size()) {
+        const iovec &piece = request.pieces[request.prepared];
+        const Iov *iov = iov_of(piece);
         const int got = shared_.library.prep_io(
-            &rings_->ring(request.write), &rings_->iov(), !request.write, piece.iov_base, io.fd,
+            &rings_->ring(request.write), iov, !request.write, piece.iov_base, request.fd,
             request.offset, piece.iov_len, tag(slot, request.prepared, request.life));
         if (got == -EAGAIN) return false;
         if (got < 0) {
             request.results[request.prepared] = got;
-            request.prepared = io.n;
+            request.prepared = request.pieces.size();
             break;
         }
         hinted_ = false;
@@ -191,7 +216,10 @@ bool UsrbioEngine::prepare_pieces(size_t slot, Request &request) {
         running_[request.write]++;
         shared_.running++;
         shared_.requests++;
-        shared_.bytes += piece.iov_len;
+        if (iov == &rings_->iov())
+            shared_.bytes += piece.iov_len;
+        else
+            request.direct = true;
     }
     return true;
 }
@@ -278,11 +306,11 @@ void UsrbioEngine::took(const Cqe &entry, bool write) {
 void UsrbioEngine::end(Request &request) {
     Io &io = *request.io;
     int64_t total = 0;
-    for (size_t i = 0; i < io.n; i++) {
+    for (size_t i = 0; i < request.pieces.size(); i++) {
         const int64_t got = request.results[i];
         if (got < 0 && total == 0) total = got;
         if (got > 0) total += got;
-        if (got < int64_t(io.pieces[i].iov_len)) break;
+        if (got < int64_t(request.pieces[i].iov_len)) break;
     }
     io.result = total;
     request.io = nullptr;
@@ -302,8 +330,9 @@ void UsrbioEngine::look_around() {
     size_t stuck = 0;
     for (size_t slot = 0; slot < requests_.size(); slot++) {
         Request &request = requests_[slot];
-        if (request.io && now >= request.deadline_ns) give_up(slot, request);
-        stuck += request.stuck;
+        const bool late = request.io && now >= request.deadline_ns;
+        if (late && !request.direct) give_up(slot, request);
+        stuck += request.stuck || (late && request.direct);
     }
     if (stuck == requests_.size() && now >= renew_ns_) {
         renew_ns_ = now + kSecond;
@@ -312,11 +341,11 @@ void UsrbioEngine::look_around() {
 }
 
 void UsrbioEngine::give_up(size_t slot, Request &request) {
+    waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), slot), waiting_.end());
     shared_.log.write(UCM_LOG_WARN, "a %s was not finished in %lld ms and is given up",
                       request.write ? "write" : "read",
                       static_cast<long long>(shared_.request_ns / kMs));
     shared_.given_up++;
-    waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), slot), waiting_.end());
     request.io->result = -ETIME;
     finished_.push_back(request.io);
     request.io = nullptr;
@@ -329,9 +358,11 @@ void UsrbioEngine::give_up(size_t slot, Request &request) {
 void UsrbioEngine::forget_all() {
     shared_.running -= running_[0] + running_[1];
     running_[0] = running_[1] = 0;
-    for (Request &request : requests_) {
+    for (size_t slot = 0; slot < requests_.size(); slot++) {
+        Request &request = requests_[slot];
         request.running = 0;
         if (request.stuck) free(request);
+        if (request.io) give_up(slot, request);
     }
 }
 
@@ -341,6 +372,7 @@ void UsrbioEngine::renew() {
     try {
         rings_ = make_rings();
         forget_all();
+        shared_.memory.tell_again(shared_.log);
         shared_.log.write(UCM_LOG_WARN, "%s: another daemon serves it; there are new rings",
                           shared_.mount_point.c_str());
     } catch (const Error &error) {

@@ -10,6 +10,7 @@
 #include "descriptors.h"
 #include "files/engine.h"
 #include "log.h"
+#include "memory.h"
 #include "usrbio.h"
 
 namespace ucm::ds3fs {
@@ -25,6 +26,7 @@ struct Shared {
     int numa = -1;
     int64_t request_ns = 0;  // how long a request may take
     Descriptors descriptors;
+    SharedMemory memory;
 
     std::atomic<uint64_t> requests{0}, running{0}, stuck{0}, given_up{0}, submits{0}, bytes{0};
 };
@@ -70,20 +72,25 @@ class UsrbioEngine final : public files::Engine {
     bool stuck(size_t slot) const override { return requests_[slot].stuck; }
 
   private:
-    // What a slot does. Its pieces are requests of the library, each with its own result.
+    // What a slot does. Its pieces are requests of the library, each with its own result. Those
+    // to memory of others are never given up: only their end gives it back.
     struct Request {
         files::Io *io = nullptr;  // NULL: none, or given up
         uint32_t life = 0;        // tells the requests of a slot from each other
         bool stuck = false;       // given up, and not over
         bool write = false;
+        bool direct = false;  // a piece is not in the slot
         size_t prepared = 0, running = 0;
         uint64_t offset = 0;  // of the next piece
-        std::vector<int64_t> results;
+        std::vector<iovec> pieces;
+        std::vector<int64_t> results;  // by piece
         int fd = -1;
         int64_t deadline_ns = 0;
     };
 
     std::unique_ptr<Rings> make_rings() const;
+    void lay_out(Request &request) const;
+    const Iov *iov_of(const iovec &piece) const;
     void prepare();
     bool prepare_pieces(size_t slot, Request &request);
     bool reap(int64_t wait_ns);

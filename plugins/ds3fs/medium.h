@@ -29,6 +29,7 @@ struct Settings {
     size_t ring_entries = 1;  // requests of one thread
     int numa = -1;
     int64_t request_ms = 0;
+    bool zero_copy = false;
 };
 
 // Files of one mount of 3FS, through its daemon.
@@ -47,7 +48,11 @@ class UsrbioMedium final : public files::Medium {
     }
     int close(ForkClosed &fd) override { return shared_.descriptors.close(fd); }
     bool sizes_lag() const override { return true; }
-    bool take_memory(void *, uint64_t) override { return false; }
+    bool take_memory(void *base, uint64_t bytes) override {
+        return settings_.zero_copy &&
+               shared_.memory.add(shared_.mount_point, base, bytes, shared_.log);
+    }
+    void release_memory(void *base, uint64_t bytes) override { shared_.memory.remove(base, bytes); }
     void tidy() override { shared_.descriptors.tidy(); }
     void count(uint64_t *values, size_t most) const override;
 

@@ -6,7 +6,7 @@ namespace {
 
 using namespace ucm::files;
 
-enum Option { kLibrary = kFileOptions, kStreams, kEntries, kNuma, kRequestMs };
+enum Option { kLibrary = kFileOptions, kStreams, kEntries, kNuma, kRequestMs, kZeroCopy };
 
 const ucm_option kOptions[] = {
 #include "files/options.inc"
@@ -20,6 +20,10 @@ const ucm_option kOptions[] = {
      "NUMA node of the memory that is shared with the daemon; -1: any."},
     {"ds3fs_request_timeout_ms", UCM_TYPE_INT, 0, "10000", "1..86400000", "ms",
      "How long a request may take; then it ends with TIMEOUT, and its buffer waits for it."},
+    {"ds3fs_zero_copy", UCM_TYPE_BOOL, 0, "false", nullptr, nullptr,
+     "Let 3FS use the memory that Cache shares, all of it allocated and pinned, without a copy; "
+     "such "
+     "requests wait for as long as it takes."},
 };
 
 const ucm_metric kMetrics[] = {
@@ -60,6 +64,7 @@ class Ds3fsStore final : public FileStore {
         settings.ring_entries = size_t(values[kEntries].i);
         settings.numa = int(values[kNuma].i);
         settings.request_ms = values[kRequestMs].i;
+        settings.zero_copy = values[kZeroCopy].i != 0;
         return std::make_unique<ucm::ds3fs::UsrbioMedium>(settings, values[kStorageBackends],
                                                           ucm::Logger(args.host, "Ds3fs"));
     }

@@ -59,18 +59,15 @@ struct Scratch {
         pages.emplace(kRunShards * UCM_ALIGNMENT);
     }
 
-    // What an engine has to give a slot that has none of its own.
-    static uint64_t bytes(uint64_t header_bytes) {
-        return header_bytes + kRunBytes + kRunShards * UCM_ALIGNMENT;
-    }
+    // What an engine that fences its slots has to give each.
+    static uint64_t bytes(uint64_t header_bytes) { return header_bytes + kRunBytes; }
 
     // A header that turns out to be longer goes on where the buffer is.
     uint8_t *header() const { return fenced ? engine.memory(slot) : mapping->base(); }
     // For payload, kRunBytes; none without O_DIRECT.
     uint8_t *buffer() const { return header() + header_bytes; }
-    uint8_t *page(size_t i) const {
-        return (fenced ? buffer() + kRunBytes : pages->base()) + i * UCM_ALIGNMENT;
-    }
+    // None where it is fenced.
+    uint8_t *page(size_t i) const { return fenced ? header() : pages->base() + i * UCM_ALIGNMENT; }
 
     Medium &medium;
     Engine &engine;
@@ -160,6 +157,7 @@ class File {
 
     // To be asked once for each shard; those of a run have the same answer.
     bool buffered(const Rows &rows, const Placed &shard) const {
+        if (scratch_.fenced && shard.entry.length % UCM_ALIGNMENT) return true;
         return (direct_ || scratch_.fenced) && shard.entry.length > 0 &&
                !(rows.aligned(shard.addresses, shard.entry.length) &&
                  rows.all_in(scratch_.direct_memory, shard.addresses, shard.entry.length));
