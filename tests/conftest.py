@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,20 @@ def heap_library(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hf3fs_library(tmp_path_factory):
-    """Compile the library that stands in for 3FS's."""
+    """Compile the library that stands in for 3FS's; with HF3FS_MOUNT, name the real one."""
+    if os.environ.get("HF3FS_MOUNT"):
+        return os.environ.get("HF3FS_LIBRARY", "libhf3fs_api_shared.so")
     return hf3fs_standin(tmp_path_factory.mktemp("hf3fs"))
 
 
 @pytest.fixture
 def hf3fs_mount(tmp_path):
-    """Make a folder that the stand-in takes for a mount of 3FS."""
+    """Make a folder that the stand-in takes for a mount of 3FS, or one in the mount HF3FS_MOUNT."""
+    real = os.environ.get("HF3FS_MOUNT")
+    if real:
+        with tempfile.TemporaryDirectory(prefix="ucm-test-", dir=real) as folder:
+            yield Path(folder)
+        return
     mount = tmp_path / "3fs"
     (mount / "3fs-virt" / "iovs").mkdir(parents=True)
-    return mount
+    yield mount
