@@ -191,8 +191,21 @@ static int on_mkdir(const char *path, mode_t mode) {
     return on_mkdirat(AT_FDCWD, path, mode);
 }
 
+/* A link in 3fs-virt/iovs makes memory known, at once and only if it can be mapped. */
 static int on_symlinkat(const char *target, int folder, const char *path) {
-    return cut_off(folder, path) ? -1 : symlinkat(target, folder, path);
+    if (cut_off(folder, path)) return -1;
+    const int result = symlinkat(target, folder, path);
+    const char *end = strstr(path, "/3fs-virt/iovs/");
+    if (result != 0 || *path != '/' || end == NULL) return result;
+    char mount[PATH_MAX];
+    snprintf(mount, sizeof mount, "%.*s", (int)(end - path), path);
+    pthread_mutex_lock(&lock);
+    const bool known = link_made(mount, end + strlen("/3fs-virt/iovs/"));
+    pthread_mutex_unlock(&lock);
+    if (known) return 0;
+    unlink(path);
+    errno = EINVAL;
+    return -1;
 }
 
 static int on_symlink(const char *target, const char *path) {

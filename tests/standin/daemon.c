@@ -119,6 +119,18 @@ struct memory *find_memory(const char *id, const char *mount) {
     return found;
 }
 
+bool link_made(const char *mount, const char *name) {
+    char id[16];
+    unsigned byte;
+    const char *at = name;
+    for (int i = 0; i < 16; i++, at += 2) {
+        at += *at == '-';
+        if (sscanf(at, "%2x", &byte) != 1) return false;
+        id[i] = (char)byte;
+    }
+    return find_memory(id, mount) != NULL;
+}
+
 void know_mount(const char *mount) {
     for (int i = 0; i < mount_count; i++)
         if (strcmp(mounts[i], mount) == 0) return;
@@ -161,7 +173,7 @@ static bool in_flight(const struct request *request) {
 int in_flight_in(const char *id) {
     int n = 0;
     for (const struct ring *ring = rings; ring != NULL; ring = ring->next)
-        for (int i = 0; i < ring->entries; i++)
+        for (int i = 0; i < ring->entries && ring->generation == generation; i++)
             n += in_flight(&ring->slots[i]) && memcmp(ring->slots[i].id, id, 16) == 0;
     return n;
 }
@@ -169,7 +181,7 @@ int in_flight_in(const char *id) {
 /* A request in flight that these bytes must not meet: of two that only take bytes, none. */
 const struct request *overlapping(const char *id, size_t at, size_t bytes, bool read) {
     for (const struct ring *ring = rings; ring != NULL; ring = ring->next)
-        for (int i = 0; i < ring->entries; i++) {
+        for (int i = 0; i < ring->entries && ring->generation == generation; i++) {
             const struct request *other = &ring->slots[i];
             if (in_flight(other) && (read || ring->for_read) && memcmp(other->id, id, 16) == 0 &&
                 at < other->at + other->bytes && other->at < at + bytes)

@@ -225,14 +225,29 @@ EXPORTED int hf3fs_iorcreate4(struct hf3fs_ior *ior, const char *mount_point, in
     return result;
 }
 
+/* Forget requests that only a daemon that is dead knows of; return how many others run. */
+static int abandon(struct ring *ring) {
+    int busy = 0;
+    for (int i = 0; i < ring->entries; i++) {
+        struct request *request = &ring->slots[i];
+        if (request->state == FREE || request->state == DONE) continue;
+        if (ring->generation == generation || request->state == RUNNING) {
+            busy++;
+            continue;
+        }
+        forget_file(request->file);
+        counters.in_flight--;
+        request->state = FREE;
+    }
+    return busy;
+}
+
 EXPORTED void hf3fs_iordestroy(struct hf3fs_ior *ior) {
     if (ior == NULL || ior->iorh == NULL) return;
     struct ring *ring = ior->iorh;
     char link[PATH_MAX], name[37], suffix[64] = "";
     pthread_mutex_lock(&lock);
-    int busy = 0;
-    for (int i = 0; i < ring->entries; i++)
-        busy += ring->slots[i].state != FREE && ring->slots[i].state != DONE;
+    const int busy = abandon(ring);
     if (busy > 0) die("iordestroy while %d requests of it run", busy);
     for (struct ring **at = &rings; *at != NULL; at = &(*at)->next)
         if (*at == ring) {

@@ -143,6 +143,7 @@ void forget_file(struct file *file);
 struct memory;
 struct memory *find_memory(const char *id, const char *mount);
 void drop_unlinked(void);
+bool link_made(const char *mount, const char *name);
 void know_mount(const char *mount);
 void daemon_died(void);
 int in_flight_in(const char *id);
