@@ -185,7 +185,8 @@ def test_nothing_is_left_when_a_store_is_closed_or_killed(
     assert list(links.iterdir()) == []
     code = """
 import os, signal, sys, ucm
-ucm.open_pipeline("Ds3fs", storage_backends=sys.argv[1], ds3fs_library=sys.argv[2], block_size=8192)
+options = {"storage_backends": sys.argv[1], "ds3fs_library": sys.argv[2]}
+store = ucm.open_pipeline("Ds3fs", block_size=8192, **options)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     command = [sys.executable, "-c", code, str(folder), str(hf3fs_library)]
