@@ -14,6 +14,14 @@ pytest.register_assert_rewrite("ucm.conformance")
 
 HEAP_SOURCE = Path(__file__).parent.parent / "examples" / "c_store" / "heap.c"
 
+REAL_3FS = os.environ.get("HF3FS_MOUNT")
+
+
+def pytest_configure(config):
+    """With HF3FS_MOUNT, which names a mount of 3FS, the folders of all tests are there."""
+    if REAL_3FS and not config.option.basetemp:
+        config.option.basetemp = Path(REAL_3FS, f"ucm-tests-{os.getpid()}")
+
 
 @pytest.fixture
 def run_python(tmp_path):
@@ -54,13 +62,17 @@ def heap_library(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hf3fs_library(tmp_path_factory):
-    """Compile the library that stands in for 3FS's."""
+    """Compile the library that stands in for 3FS's; with HF3FS_MOUNT, name the real one."""
+    if REAL_3FS:
+        return os.environ.get("HF3FS_LIBRARY", "libhf3fs_api_shared.so")
     return hf3fs_standin(tmp_path_factory.mktemp("hf3fs"))
 
 
 @pytest.fixture
 def hf3fs_mount(tmp_path):
-    """Make a folder that the stand-in takes for a mount of 3FS."""
+    """Make a folder in 3FS, or one that the stand-in takes for a mount of it."""
     mount = tmp_path / "3fs"
-    (mount / "3fs-virt" / "iovs").mkdir(parents=True)
+    mount.mkdir()
+    if not REAL_3FS:
+        (mount / "3fs-virt" / "iovs").mkdir(parents=True)
     return mount

@@ -12,7 +12,7 @@ namespace ucm::ds3fs {
 namespace {
 
 constexpr int64_t kIdleNs = 10ll * 1000000000;
-constexpr size_t kOtherNumbers = 8;
+constexpr size_t kMostSpoilt = 4096;
 
 // Does the name still lead to this file? As sure as an open would be.
 bool leads_there(const std::string &path, dev_t device, ino_t inode) {
@@ -25,6 +25,7 @@ bool leads_there(const std::string &path, dev_t device, ino_t inode) {
 Descriptors::~Descriptors() {
     drop_idle();
     for (auto &[number, file] : files_) file.descriptor.release();
+    for (const int number : spoilt_) ::close(number);
 }
 
 int Descriptors::open(const std::string &path, int flags, ForkClosed &fd) {
@@ -59,22 +60,38 @@ int Descriptors::open(const std::string &path, int flags, ForkClosed &fd) {
     return 0;
 }
 
-// While the daemon is away a file cannot be deregistered: its number stays taken after close.
+// What was open when a daemon died can never be deregistered, and its number, and that of the
+// library's duplicate, not be registered again. So such numbers are kept from use.
 int Descriptors::register_one(int &number) {
-    std::vector<int> taken;
+    std::vector<int> spoilt;
     int error = library_.reg_fd(number, 0);
-    while (error == EINVAL && taken.size() < kOtherNumbers) {
-        const int other = fcntl(number, F_DUPFD_CLOEXEC, number + 1);
+    while (error == EINVAL && spoilt.size() < kMostSpoilt) {
+        const int other = fcntl(number, F_DUPFD_CLOEXEC, 0);
+        if (other < 0) error = errno;
         if (other < 0) break;
-        taken.push_back(number);
+        spoilt.push_back(number);
         number = other;
         error = library_.reg_fd(number, 0);
     }
-    for (const int one : taken) ::close(one);
+    keep_from_use(spoilt);
     if (error > 0) return error;
     registrations_++;
     registered_++;
     return 0;
+}
+
+void Descriptors::keep_from_use(const std::vector<int> &numbers) {
+    if (numbers.empty()) return;
+    const int nothing = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+    std::lock_guard<std::mutex> hold(mutex_);
+    for (const int number : numbers) {
+        if (nothing < 0 || ::dup3(nothing, number, O_CLOEXEC) < 0) {
+            ::close(number);
+            continue;
+        }
+        spoilt_.push_back(number);
+    }
+    if (nothing >= 0) ::close(nothing);
 }
 
 bool Descriptors::lend_idle(const std::string &path, ForkClosed &fd) {

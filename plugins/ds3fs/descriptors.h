@@ -53,8 +53,8 @@ class Descriptors {
 
     bool lend_idle(const std::string &path, ForkClosed &fd);
     int register_one(int &number);
+    void keep_from_use(const std::vector<int> &numbers);
     void forget(const std::list<Files::node_type> &gone);
-    int drop(int number, ForkClosed &fd);
     std::list<Files::node_type> take_idle(size_t most, int64_t before_ns);
     void drop_idle();
 
@@ -64,6 +64,7 @@ class Descriptors {
     std::mutex mutex_;  // guards all below; never held during a call of the library or the kernel
     Files files_;       // by descriptor
     std::multimap<std::string, int> idle_;  // by path
+    std::vector<int> spoilt_;               // see register_one
     std::list<int> by_age_;                 // of idle_, longest first
 };
 

@@ -12,7 +12,7 @@ namespace ucm::ds3fs {
 namespace {
 
 constexpr rlim_t kOtherFiles = 64;
-constexpr rlim_t kMostIdle = 1024;
+constexpr rlim_t kMostIdle = 1024, kIdlePerRequest = 16;
 
 rlim_t soft_limit() {
     rlimit limit{};
@@ -20,15 +20,16 @@ rlim_t soft_limit() {
 }
 
 // A registered file takes two descriptors.
-size_t most_idle() {
-    return size_t(std::min(soft_limit() / 8, kMostIdle));
+size_t most_idle(size_t requests) {
+    return size_t(std::min({soft_limit() / 16, kMostIdle, kIdlePerRequest * requests}));
 }
 
 }  // namespace
 
 UsrbioMedium::UsrbioMedium(const Settings &settings, const ucm_value &directories,
                            const Logger &log)
-    : settings_(settings), shared_(Library::open(settings.library), log, most_idle()) {
+    : settings_(settings),
+      shared_(Library::open(settings.library), log, most_idle(settings.requests)) {
     shared_.numa = settings.numa;
     shared_.request_ns = settings.request_ms * 1000000;
     const rlim_t needed = 4 * rlim_t(settings.requests) + kOtherFiles;
