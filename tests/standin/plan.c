@@ -168,8 +168,9 @@ void write_log(void) {
     if (file == NULL) return;
     const struct counters *c = &counters;
     fprintf(file,
-            "{\"reads\": %ld, \"writes\": %ld, \"read_bytes\": %ld, \"written_bytes\": %ld,\n",
-            c->reads, c->writes, c->read_bytes, c->written_bytes);
+            "{\"reads\": %ld, \"writes\": %ld, \"read_bytes\": %ld, \"written_bytes\": %ld,\n"
+            " \"linked_bytes\": %ld,\n",
+            c->reads, c->writes, c->read_bytes, c->written_bytes, c->linked_bytes);
     fprintf(file, " \"submits\": %ld, \"waits\": %ld, \"fsyncs\": %ld, \"in_flight_most\": %ld,\n",
             c->submits, c->waits, c->fsyncs, c->in_flight_most);
     fprintf(file,

@@ -111,7 +111,7 @@ struct ring {
 extern pthread_mutex_t lock;
 
 struct counters {
-    long reads, writes, read_bytes, written_bytes, submits, waits;
+    long reads, writes, read_bytes, written_bytes, linked_bytes, submits, waits;
     long registrations, deregistrations, rings, iovs, in_flight_most, renamed_unsynced, fsyncs;
     long registered, open_rings, open_iovs, in_flight, closed_registered, stale_links;
 };
