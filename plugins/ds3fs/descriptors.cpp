@@ -54,7 +54,7 @@ int Descriptors::open(const std::string &path, int flags, ForkClosed &fd) {
     std::lock_guard<std::mutex> hold(mutex_);
     File &made = files_[number];
     made.path = path;
-    made.reads = reads;
+    made.kept = reads && most_idle_ > 0;
     made.device = st.st_dev;
     made.inode = st.st_ino;
     return 0;
@@ -137,7 +137,7 @@ int Descriptors::close(ForkClosed &fd) {
         file.descriptor.set(fd.release());
         return 0;
     }
-    if (!file.reads || most_idle_ == 0) {
+    if (!file.kept) {
         const Files::node_type gone = files_.extract(found);
         hold.unlock();
         library_.dereg_fd(number);
@@ -158,6 +158,12 @@ void Descriptors::hold(int fd) {
     std::lock_guard<std::mutex> hold(mutex_);
     const auto found = files_.find(fd);
     if (found != files_.end()) found->second.held++;
+}
+
+void Descriptors::unknown(int fd) {
+    std::lock_guard<std::mutex> hold(mutex_);
+    const auto found = files_.find(fd);
+    if (found != files_.end()) found->second.kept = false;
 }
 
 void Descriptors::let_go(int fd) {

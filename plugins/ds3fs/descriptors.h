@@ -33,15 +33,19 @@ class Descriptors {
     void hold(int fd);
     void let_go(int fd);
 
+    // The daemon does not know it: it is not lent again.
+    void unknown(int fd);
+
     // Closes what nobody has asked for in a while.
     void tidy();
+    void drop_idle();
     uint64_t registrations() const { return registrations_.load(); }
     uint64_t registered() const { return registered_.load(); }
 
   private:
     struct File {
         std::string path;
-        bool reads = false;
+        bool kept = false;  // idle, when its user lets go
         dev_t device = 0;
         ino_t inode = 0;
         size_t held = 0;        // by requests that were given up
@@ -56,7 +60,6 @@ class Descriptors {
     void keep_from_use(const std::vector<int> &numbers);
     void forget(const std::list<Files::node_type> &gone);
     std::list<Files::node_type> take_idle(size_t most, int64_t before_ns);
-    void drop_idle();
 
     const Library &library_;
     const size_t most_idle_;

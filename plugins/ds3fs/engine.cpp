@@ -297,6 +297,7 @@ void UsrbioEngine::took(const Cqe &entry, bool write) {
     request.running--;
     running_[write]--;
     shared_.running--;
+    if (entry.result == -EBADF) shared_.descriptors.unknown(request.fd);
     if (request.running > 0) return;
     if (request.stuck) return free(request);
     if (request.prepared == request.results.size()) end(request);
@@ -372,6 +373,7 @@ void UsrbioEngine::renew() {
     try {
         rings_ = make_rings();
         forget_all();
+        shared_.descriptors.drop_idle();
         shared_.memory.tell_again(shared_.log);
         shared_.log.write(UCM_LOG_WARN, "%s: another daemon serves it; there are new rings",
                           shared_.mount_point.c_str());

@@ -12,22 +12,7 @@
 namespace ucm::ds3fs {
 namespace {
 
-// The library makes a table of so many pointers when it is opened, and takes the limit as an int.
-constexpr rlim_t kMostFiles = 1u << 24;
-
-void check_limit() {
-    rlimit limit{};
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_max <= kMostFiles) return;
-    const std::string now =
-        limit.rlim_max == RLIM_INFINITY ? "unlimited" : std::to_string(limit.rlim_max);
-    throw Error(UCM_UNAVAILABLE,
-                "the hard limit of open files (RLIMIT_NOFILE) is " + now +
-                    ", and the library of 3FS makes a table of that size when it is opened; lower "
-                    "it to " +
-                    std::to_string(kMostFiles) +
-                    " or less: ulimit -Hn 1048576, LimitNOFILE=1048576 in a unit of systemd, or "
-                    "--ulimit nofile=1048576 of a container");
-}
+constexpr uint64_t kMostFiles = 1u << 24;
 
 template <typename F>
 void find(void *handle, const char *name, F &function, std::string &missing) {
@@ -37,7 +22,10 @@ void find(void *handle, const char *name, F &function, std::string &missing) {
 }
 
 Library load(const std::string &name) {
-    check_limit();
+    rlimit limit{};
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_max = RLIM_INFINITY;
+    if (const std::string why = Library::refusal(limit.rlim_max); !why.empty())
+        throw Error(UCM_UNAVAILABLE, why);
     // Its threads may run on; nothing of it is ever taken away.
     void *handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!handle)
@@ -63,6 +51,16 @@ Library load(const std::string &name) {
 }
 
 }  // namespace
+
+std::string Library::refusal(uint64_t hard_limit) {
+    if (hard_limit <= kMostFiles) return "";
+    const std::string now = hard_limit == RLIM_INFINITY ? "unlimited" : std::to_string(hard_limit);
+    return "the hard limit of open files (RLIMIT_NOFILE) is " + now +
+           ", and the library of 3FS makes a table of that size when it is opened; lower it to " +
+           std::to_string(kMostFiles) +
+           " or less: ulimit -Hn 1048576, LimitNOFILE=1048576 in a unit of systemd, or --ulimit "
+           "nofile=1048576 of a container";
+}
 
 const Library &Library::open(const std::string &name) {
     static std::mutex mutex;  // guards opened

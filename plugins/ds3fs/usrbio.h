@@ -57,6 +57,9 @@ constexpr size_t kMountPointBytes = sizeof Iov::mount_point;
 struct Library {
     // Finds it as dlopen(3) does; opened once for each name, and kept. Throws UNAVAILABLE.
     static const Library &open(const std::string &name);
+    // Why it must not be opened with this hard limit of open files, or "": it makes a table of that
+    // size, and takes the limit as an int.
+    static std::string refusal(uint64_t hard_limit);
 
     // Its length and one more, or -1: the path is on no 3FS. The path must exist.
     int (*extract_mount_point)(char *mount_point, int size, const char *path);
