@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 import ucm
 from ucm import Status
@@ -438,3 +440,29 @@ def test_private_memory_is_copied_once(open_store, rng):
         kit.dump(store, *blocks)
         store.drain()
         assert stats(store)["buffered_bytes_total"] == 5 * (4096 + SHARDS * SHARD)
+
+
+# The real one, where it is.
+
+
+@real_3fs
+@pytest.mark.skipif("HF3FS_INCLUDE" not in os.environ, reason="HF3FS_INCLUDE names no header")
+def test_structs_and_calls_are_those_of_the_header_of_3fs():
+    command = ["c++", "-std=c++17", "-Werror", "-fsyntax-only", "-isystem"]
+    source = ROOT / "tests" / "native" / "hf3fs_header.cpp"
+    subprocess.run([*command, os.environ["HF3FS_INCLUDE"], source], check=True)
+
+
+@real_3fs
+@pytest.mark.skipif("HF3FS_LIBRARY" not in os.environ, reason="HF3FS_LIBRARY names no library")
+def test_every_symbol_is_in_the_library_of_3fs():
+    told = subprocess.run(
+        ["nm", "-D", "--defined-only", os.environ["HF3FS_LIBRARY"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    source = (ROOT / "plugins" / "ds3fs" / "usrbio.cpp").read_text()
+    wanted = {f"hf3fs_{name}" for name in re.findall(r'find\(handle, "(\w+)"', source)}
+    assert len(wanted) == 11
+    assert wanted <= {line.split()[-1] for line in told.stdout.splitlines()}
