@@ -330,6 +330,7 @@ EXPORTED void hf3fs_dereg_fd(int fd) {
             forget_file(file);
             counters.deregistrations++;
             counters.registered--;
+            if (counters.open_rings == 0) write_log();
         }
     }
     pthread_mutex_unlock(&lock);
