@@ -17,7 +17,6 @@ namespace {
 
 using files::Io;
 
-constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs;
 constexpr int64_t kSliceNs = kMs;     // of a wait: so soon a thread sees new work, and a deadline
 constexpr int64_t kLookNs = 5 * kMs;  // between two looks for requests that are late
 constexpr int kReapAtOnce = 64, kSpareEntries = 64;
