@@ -73,7 +73,7 @@ def open_store(folder, hf3fs_library):
         if "block_size" in options or "device_id" in options:
             known = {}
         if "Ds3fs" in pipeline and "ds3fs_library" not in options:
-            known["ds3fs_library"] = str(hf3fs_library)
+            known |= {"ds3fs_library": str(hf3fs_library), "stream_number": 4, "ior_entries": 3}
         store = ucm.open_pipeline(pipeline, **{"storage_backends": str(folder), **known, **options})
         opened.append(store)
         return store
