@@ -81,8 +81,7 @@ struct heap {
     uint64_t stored, lost; /* since the last report */
 };
 
-/* ---- Copies and their lists: with the mutex held ------------------------------------------------
- */
+/* Copies and their lists: with the mutex held */
 
 static void list_init(struct list *list) {
     list->ends.older = list->ends.newer = &list->ends;
@@ -196,8 +195,7 @@ static void abandon_stale(struct heap *heap) {
     }
 }
 
-/* ---- Transfers
- * ------------------------------------------------------------------------------------ */
+/* Transfers */
 
 static ucm_result result_of(ucm_status status, int os_errno) {
     ucm_result result = {0};
@@ -332,8 +330,7 @@ static ucm_status heap_dump(ucm_store *s, const ucm_transfer *t, ucm_task *task,
     return move(s, t, 1, task, err);
 }
 
-/* ---- Other operations
- * ------------------------------------------------------------------------------ */
+/* Other operations */
 
 static ucm_status unknown_flags(ucm_error *err) {
     return ucm_fail(err, UCM_UNSUPPORTED, 0, "a flag of this call is not known to Heap");
@@ -445,8 +442,7 @@ static ucm_status heap_close(ucm_store *store, const ucm_wait_args *a, ucm_repor
     return UCM_OK;
 }
 
-/* ---- Opening
- * ------------------------------------------------------------------------------------------ */
+/* Opening */
 
 static const ucm_store_ops ops = {
     .struct_size = sizeof(ucm_store_ops),

@@ -15,6 +15,8 @@ namespace ucm::cache {
 
 using Lock = std::unique_lock<std::mutex>;
 
+constexpr int64_t kBusyNs = 5 * 1000000;  // after BUSY from below, before the next try
+
 // Who is to look again when something changed under Core::mutex.
 struct Wakeups {
     std::condition_variable dumps;   // the dump thread: a job, room, a cancel

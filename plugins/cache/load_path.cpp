@@ -9,7 +9,6 @@ namespace {
 constexpr size_t kThreads = 2;
 constexpr size_t kPieceShards = 64;  // planned at once, and at most in one lower load
 constexpr uint64_t kPieceBytes = 2u << 20;
-constexpr int64_t kBusyNs = 5 * 1000000;
 constexpr int64_t kSlowNs = 10ll * 1000000000;
 constexpr size_t kMostTouches = 4096;
 constexpr size_t kMostArrivals = 64;  // ended in one go

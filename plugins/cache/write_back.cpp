@@ -11,7 +11,6 @@ namespace {
 constexpr size_t kBatchShards = 128;
 constexpr uint32_t kRetries = 3;
 constexpr int64_t kFirstDelayNs = 10 * 1000000;  // then ten times as long each time
-constexpr int64_t kBusyNs = 5 * 1000000;
 constexpr int64_t kIdleNs = 600ll * 1000000000;
 constexpr size_t kMostNamed = 10;
 // A burst of dumps has ended when none was copied for so long; writing waits for it at most.

@@ -17,8 +17,8 @@
 namespace ucm {
 namespace {
 
-constexpr char kMagic[] = "UCMBLOCK";
-constexpr uint32_t kVersion = 1;
+constexpr char kBlockMagic[] = "UCMBLOCK";
+constexpr uint32_t kBlockVersion = 1;
 constexpr uint64_t kFixedBytes = 256, kEntryBytes = 32;
 constexpr char kFormatLine[] = "ucm blocks 1\n";
 
@@ -33,7 +33,7 @@ enum : size_t {
     kAtRawCapacity = 48,
     kAtEncoding = 56,
     kAtPublished = 120,
-    kAtDepth = 128,
+    kAtDepth = kDepthAt,
     kAtSpace = 136,
     kAtChecksum = 248,
 };
@@ -140,8 +140,8 @@ uint64_t whole_block_bytes(uint32_t shard_count, uint64_t capacity) {
 void encode_block_header(const BlockHeader &header, uint8_t *out) {
     const uint64_t bytes = block_header_bytes(uint32_t(header.table.size()));
     std::memset(out, 0, bytes);
-    std::memcpy(out, kMagic, 8);
-    put32(out + kAtVersion, kVersion);
+    std::memcpy(out, kBlockMagic, 8);
+    put32(out + kAtVersion, kBlockVersion);
     put32(out + kAtHeaderBytes, uint32_t(bytes));
     std::memcpy(out + kAtId, header.id.bytes, sizeof header.id.bytes);
     put32(out + kAtShardCount, uint32_t(header.table.size()));
@@ -170,7 +170,7 @@ HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t fil
         return HeaderState::kMore;
     }
     const uint64_t bytes = get32(data + kAtHeaderBytes);
-    if (std::memcmp(data, kMagic, 8) != 0 || bytes == 0 || bytes % UCM_ALIGNMENT ||
+    if (std::memcmp(data, kBlockMagic, 8) != 0 || bytes == 0 || bytes % UCM_ALIGNMENT ||
         bytes > kMaxHeaderBytes || bytes > file_bytes)
         return HeaderState::kCorrupt;
     if (have < bytes) {
@@ -178,7 +178,7 @@ HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t fil
         return HeaderState::kMore;
     }
     if (get64(data + kAtChecksum) != header_checksum(data, bytes)) return HeaderState::kCorrupt;
-    if (get32(data + kAtVersion) != kVersion || get32(data + kAtFlags) != 0)
+    if (get32(data + kAtVersion) != kBlockVersion || get32(data + kAtFlags) != 0)
         return HeaderState::kIncompatible;
 
     const uint32_t shards = get32(data + kAtShardCount);

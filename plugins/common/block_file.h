@@ -19,6 +19,7 @@ namespace ucm {
 
 constexpr uint64_t kMaxHeaderBytes = 1u << 20;
 constexpr uint64_t kUnknownBytes = UINT64_MAX;  // of a file: what its header says is believed
+constexpr size_t kDepthAt = 128;  // of the depth, in the header
 
 struct ShardEntry {
     uint64_t offset = 0, length = 0, raw_length = 0, checksum = 0;
@@ -92,6 +93,10 @@ std::string block_folder(const BlockId &id);
 std::string errno_text(int error);
 // What a failed system call is to a caller; `absent` is for a missing file.
 ucm_status status_of_errno(int error, ucm_status absent = UCM_IO);
+// Is it not there, or no longer?
+inline bool absent(int error) {
+    return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND;
+}
 
 using DirectoryId = std::array<uint8_t, 16>;
 

@@ -22,7 +22,6 @@ namespace {
 
 constexpr uint64_t kMostBlocks = 32ull << 20;  // in memory; of the rest the files are asked
 constexpr size_t kMostDoubts = 16384;          // the oldest ones stay absent until a round
-constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs;
 constexpr int64_t kHearEveryNs = 50 * kMs;     // over a network
 constexpr int64_t kHeardWithinNs = 100 * kMs;  // for what was heard to be good for an answer
 constexpr int64_t kAppendEveryNs = 50 * kMs, kAppendJitterNs = 50 * kMs;
@@ -60,10 +59,6 @@ bool parse_hex(const char *name, size_t digits, uint8_t *out) {
         out[i / 2] = uint8_t(i % 2 ? out[i / 2] | value : value << 4);
     }
     return true;
-}
-
-bool absent(int error) {
-    return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND;
 }
 
 // False: not all of it was read. Many foreign files may be there.

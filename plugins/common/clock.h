@@ -7,6 +7,9 @@
 
 namespace ucm {
 
+// In nanoseconds.
+constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs, kDay = 86400 * kSecond;
+
 inline int64_t clock_ns(clockid_t clock) {
     timespec now{};
     clock_gettime(clock, &now);

@@ -39,6 +39,11 @@ void each_in(int parent, const std::string &name, Each each) {
     for_each_name(dir.get(), [&](const std::string &entry) { each(fd, entry); });
 }
 
+// Lower-case digits, so many.
+inline bool is_hex(const std::string &name, size_t digits) {
+    return name.size() == digits && name.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
 // All of it: 0 or an errno.
 inline int write_whole(int fd, const void *data, size_t bytes, uint64_t offset) {
     const auto *from = static_cast<const uint8_t *>(data);

@@ -24,15 +24,9 @@ namespace {
 constexpr size_t kCandidates = 131072;
 constexpr size_t kDepthsRead = 16384;  // at a time
 constexpr size_t kBatch = 32;
-constexpr off_t kAtDepth = 128;  // in a block file's header
-constexpr int64_t kSecond = 1000000000, kDay = 86400 * kSecond;
 constexpr int64_t kKeepLock = 10 * kSecond;  // and with it the candidates
 constexpr int64_t kHopeless = 30 * kSecond, kOldest = 30 * kDay;
 constexpr size_t kIdDigits = 2 * UCM_BLOCK_ID_BYTES;
-
-bool is_hex(const std::string &name, size_t digits) {
-    return name.size() == digits && name.find_first_not_of("0123456789abcdef") == std::string::npos;
-}
 
 BlockId id_of(const std::string &hex) {
     BlockId id{};
@@ -63,7 +57,7 @@ uint32_t depth_of(const std::string &path) {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0) return 0;
     uint32_t depth = 0;
-    if (::pread(fd, &depth, sizeof depth, kAtDepth) != ssize_t(sizeof depth)) depth = 0;
+    if (::pread(fd, &depth, sizeof depth, kDepthAt) != ssize_t(sizeof depth)) depth = 0;
     ::close(fd);
     return depth == kUnknownDepth ? 0 : depth;
 }

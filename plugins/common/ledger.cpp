@@ -25,11 +25,10 @@ namespace {
 
 static_assert(__BYTE_ORDER == __LITTLE_ENDIAN, "the structs are written as they are");
 
-constexpr char kMagic[] = "UCMLEDGR";
-constexpr uint32_t kVersion = 1;
-constexpr uint64_t kPage = 4096, kFirstSlots = 16, kMostSlots = 1024;
+constexpr char kLedgerMagic[] = "UCMLEDGR";
+constexpr uint32_t kLedgerVersion = 1;
+constexpr uint64_t kPage = 4096, kFirstSlots = 16, kMostWriters = 1024;
 constexpr uint64_t kGrant = 64ull << 20;
-constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs, kDay = 86400 * kSecond;
 constexpr int64_t kPatience = 2 * kSecond, kLittlePatience = 100 * kMs;
 constexpr int64_t kFreeLook = 100 * kMs;  // at a ledger without a limit
 constexpr int64_t kWaitForRoom = 10 * kSecond, kPoll = 5 * kMs;
@@ -48,7 +47,8 @@ uint64_t check_of(const LedgerAccount &account, const LedgerPage &page) {
 }
 
 bool sound(const LedgerPage &page) {
-    return std::memcmp(page.magic, kMagic, sizeof page.magic) == 0 && page.check == check_of(page);
+    return std::memcmp(page.magic, kLedgerMagic, sizeof page.magic) == 0 &&
+           page.check == check_of(page);
 }
 
 bool same_nonce(const uint8_t *a, const uint8_t *b) {
@@ -75,8 +75,8 @@ std::string last_part(const std::string &path) {
 
 LedgerPage new_page() {
     LedgerPage page{};
-    std::memcpy(page.magic, kMagic, sizeof page.magic);
-    page.version = kVersion;
+    std::memcpy(page.magic, kLedgerMagic, sizeof page.magic);
+    page.version = kLedgerVersion;
     page.flags = kCountFirst;
     if (getrandom(page.nonce, sizeof page.nonce, 0) != ssize_t(sizeof page.nonce)) {
         const int64_t now = real_ns();  // as good as any: it need only differ
@@ -155,7 +155,7 @@ int Quota::read_all(Session &s) {
     if (error != 0 && error != EIO) return error;
     if (error != 0 || !sound(page)) {
         page = new_page();
-    } else if (page.version != kVersion) {
+    } else if (page.version != kLedgerVersion) {
         return EPROTONOSUPPORT;
     } else if (page.inode != st.st_ino) {
         page = new_page();  // a copy
@@ -165,7 +165,7 @@ int Quota::read_all(Session &s) {
     if (s.was_clean && std::abs(changed_ns - page.left_ns) > kTouchedAfter)
         page.flags |= kCountFirst;
     page.inode = st.st_ino;
-    page.slots = uint32_t(std::min<uint64_t>(page.slots, kMostSlots));
+    page.slots = uint32_t(std::min<uint64_t>(page.slots, kMostWriters));
     s.page = page;
     s.accounts.resize(page.slots);
     for (size_t i = 0; i < s.accounts.size(); i++) {
@@ -205,7 +205,7 @@ int Quota::enter(Session &s) {
     // Nobody can have kept the account of what went on.
     if (living == 0 && !s.was_clean) s.page.flags |= kCountFirst;
     if (mine == s.accounts.size()) mine = free;
-    if (mine == kMostSlots) return EUSERS;
+    if (mine == kMostWriters) return EUSERS;
     if (mine == s.accounts.size()) {
         if (mine >= kFirstSlots)
             if (const int error = ::posix_fallocate(file_.fd(), 0, off_t(offset_of(mine + 1))))
@@ -443,7 +443,7 @@ int Quota::told(int error, uint64_t bytes) {
     else if (error == EAGAIN)
         text += "another writer keeps it locked; is a process stopped?";
     else if (error == EUSERS)
-        text += "more than " + std::to_string(kMostSlots) + " writers use this directory";
+        text += "more than " + std::to_string(kMostWriters) + " writers use this directory";
     else
         text += errno_text(error);
     log_.write(UCM_LOG_ERROR, "%s", text.c_str());

@@ -23,8 +23,8 @@
 namespace ucm {
 namespace {
 
-constexpr char kMagic[8] = {'U', 'C', 'M', 'R', 'E', 'C', 'N', 'T'};
-constexpr uint32_t kVersion = 1, kMostSlots = 1u << 20;
+constexpr char kRecentMagic[8] = {'U', 'C', 'M', 'R', 'E', 'C', 'N', 'T'};
+constexpr uint32_t kRecentVersion = 1, kMostSlots = 1u << 20;
 constexpr uint64_t kRecords = 4096;  // where the slots begin
 constexpr size_t kListed = 4096;     // changes that wait to be appended
 constexpr size_t kOwnRanges = 1024;  // forgotten ones are only heard again
@@ -60,10 +60,6 @@ int read_whole(int fd, void *data, size_t bytes, uint64_t offset) {
         bytes -= size_t(got);
     }
     return 0;
-}
-
-bool absent(int error) {
-    return status_of_errno(error, UCM_NOT_FOUND) == UCM_NOT_FOUND;
 }
 
 }  // namespace
@@ -137,11 +133,11 @@ int Recent::read_header(Header &header) const {
     for (int turn = 0; turn < kReadTries; turn++) {
         if (const int error = read_whole(fd_.get(), &header, sizeof header, 0); error != 0)
             return error;
-        if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0 ||
+        if (std::memcmp(header.magic, kRecentMagic, sizeof kRecentMagic) != 0 ||
             header.check != header.checksum())
             continue;
         const bool ours =
-            header.version == kVersion && header.slots >= 2 && header.slots <= kMostSlots;
+            header.version == kRecentVersion && header.slots >= 2 && header.slots <= kMostSlots;
         return ours ? 0 : ENOTSUP;
     }
     return EBADMSG;
@@ -344,8 +340,8 @@ int Recent::build(const Maker &maker, std::string &temporary) {
     file.set(::open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (file.get() < 0) return errno;
     Header header{};
-    std::memcpy(header.magic, kMagic, sizeof kMagic);
-    header.version = kVersion;
+    std::memcpy(header.magic, kRecentMagic, sizeof kRecentMagic);
+    header.version = kRecentVersion;
     header.slots = slots_;
     if (::getrandom(header.nonce.data(), header.nonce.size(), 0) != ssize_t(header.nonce.size()))
         return EIO;

@@ -26,10 +26,6 @@ constexpr size_t kListedSpaces = 4096, kToldSpaces = 3;
 constexpr int64_t kLookEveryNs = 100000000;
 constexpr size_t kSweptFiles = 10000;  // by one opening
 
-bool is_hex(const std::string &name, size_t digits) {
-    return name.size() == digits && name.find_first_not_of("0123456789abcdef") == std::string::npos;
-}
-
 std::string hex(const SpaceId &id) {
     BlockId same{};
     std::memcpy(same.bytes, id.data(), id.size());

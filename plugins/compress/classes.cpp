@@ -10,7 +10,7 @@
 namespace ucm::compress {
 namespace {
 
-constexpr size_t kRun = 64, kMost = 2048;
+constexpr size_t kRunBytes = 64, kMost = 2048;
 constexpr int kGroups = 3;  // of symbols that are counted at once
 // Costs are in parts of a bit, so that they are whole numbers.
 constexpr uint32_t kBit = 64;
@@ -36,15 +36,15 @@ size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n,
     uint8_t sample[kMost];
     if (n > kMost) {
         uint8_t *to = sample;
-        each_run(n, kRun, kMost / kRun, 1, [&](size_t at) {
-            std::memcpy(to, symbols + at, kRun);
-            to += kRun;
+        each_run(n, kRunBytes, kMost / kRunBytes, 1, [&](size_t at) {
+            std::memcpy(to, symbols + at, kRunBytes);
+            to += kRunBytes;
         });
         symbols = sample;
         n = kMost;
     }
     std::memset(counts, 0, sizeof counts);
-    const size_t whole = n / kRun * kRun;
+    const size_t whole = n / kRunBytes * kRunBytes;
     if (whole != 0) {
         // Of numbers that are alike the exponents are soon counted from the largest down.
         size_t left = whole;

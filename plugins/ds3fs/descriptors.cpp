@@ -47,6 +47,7 @@ int Descriptors::open(const std::string &path, int flags, ForkClosed &fd) {
     }
     if (error != 0) {
         ::close(number);
+        if (flags & O_EXCL) ::unlink(path.c_str());
         return error;
     }
     fd.set(number);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "engine.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,9 +18,9 @@ namespace {
 
 using files::Io;
 
-constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs;
 constexpr int64_t kSliceNs = kMs;     // of a wait: so soon a thread sees new work, and a deadline
 constexpr int64_t kLookNs = 5 * kMs;  // between two looks for requests that are late
+constexpr char kShm[] = "/dev/shm/";
 constexpr int kReapAtOnce = 64, kSpareEntries = 64;
 
 // What comes back with a completion: slot and piece, and which life of the slot they belong to.
@@ -50,8 +51,8 @@ Rings::Rings(const Shared &shared, size_t bytes, int entries, bool writes)
                         ", at the free bytes of /dev/shm and at the daemon's log",
                     error);
     madvise(iov_.base, iov_.size, MADV_DONTFORK);
-    hide();
     try {
+        take_file();
         make_ring(shared, read_, entries, true);
         if (writes) make_ring(shared, write_, entries, false);
     } catch (...) {
@@ -79,15 +80,26 @@ void Rings::make_ring(const Shared &shared, Ior &ring, int entries, bool reads) 
 }
 
 // The file of the memory is needed by nobody who has it mapped: so a kill leaves none behind, and
-// nobody else opens it.
-void Rings::hide() {
+// nobody else opens it. Before, all of it is allocated, as the daemon's pinning does too: to touch
+// what /dev/shm has no room for would end the process.
+void Rings::take_file() {
     const std::string link = iovs_folder(iov_.mount_point) + "/" + id_text(iov_.id);
     char target[256];
     const ssize_t n = ::readlink(link.c_str(), target, sizeof target - 1);
     if (n <= 0) return;
     link_ = link;
     target[n] = 0;
-    if (std::strncmp(target, "/dev/shm/", 9) == 0) ::unlink(target);
+    if (std::strncmp(target, kShm, sizeof kShm - 1) != 0) return;
+    const int fd = ::open(target, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) return;
+    const int error = ::posix_fallocate(fd, 0, off_t(iov_.size));
+    ::close(fd);
+    ::unlink(target);
+    if (error == 0) return;
+    throw Error(UCM_UNAVAILABLE,
+                "no room for " + std::to_string(iov_.size) + " bytes in /dev/shm (" +
+                    errno_text(error) + "); make it larger, or lower stream_number",
+                error);
 }
 
 Rings::~Rings() {

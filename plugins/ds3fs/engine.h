@@ -49,7 +49,7 @@ class Rings {
     void make_ring(const Shared &shared, Ior &ring, int entries, bool reads);
     void destroy_ring(Ior &ring, bool reads);
     void destroy();
-    void hide();
+    void take_file();
 
     const Library &library_;
     Iov iov_{};

@@ -465,8 +465,11 @@ def test_a_mount_of_3fs_is_known_by_its_type_or_its_folder(tmp_path):
     assert checks_3fs.mount_point(str(tmp_path / "kv"), mounts) == tmp_path
 
 
-def test_what_3fs_lacks_is_named(report, file, directory):
-    made = report(file("Ds3fs", storage_backends=str(directory), ds3fs_library="libnone.so"))
+def test_what_3fs_lacks_is_named(ucm_command, file, directory):
+    path = file("Ds3fs", storage_backends=str(directory), ds3fs_library="libnone.so")
+    outcome = ucm_command("check", path, "--json")
+    assert outcome.code == 1
+    made = json.loads(outcome.out)
     found = {warning["check"]: warning for warning in made["warnings"]}
     assert "libnone.so is not there" in found["3fs_library"]["what"]
     assert "no folder above it holds 3fs-virt/iovs" in found["3fs_mount"]["what"]

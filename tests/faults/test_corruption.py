@@ -11,6 +11,13 @@ from ucm.conformance import kit
 BAD = {Status.CORRUPT, Status.NOT_FOUND}
 
 
+@pytest.fixture(
+    params=["Posix", "Posix, direct", "Compress|Posix", "Cache|Compress|Posix", "Ds3fs"]
+)
+def pipeline(request):
+    return request.param
+
+
 def load_around(store, blocks, damaged):
     """Load all blocks in one task; return the shards of damaged ones that failed.
 

@@ -10,7 +10,18 @@ from pathlib import Path
 
 MODEL = Path(__file__).with_name("cache.pml")
 
-# Everything that can happen within these bounds is looked at.
+# Everything that can happen within these bounds is looked at: these are pytest's, in seconds.
+SMALL = {
+    "reader": "F=1 IDS=2 STORED=3 LOADS=2 READS=1",
+    "loads": "F=1 IDS=2 STORED=2 LOADS=2 KILLS=1",
+    "loads-and-dumps": "STORED=1 LOADS=1 DUMPS=1 KILLS=1",
+    "dumps": "DUMPS=3 FLUSHES=1 KILLS=1",
+    "spill": "F=1 P=1 DUMPS=3 FLUSHES=1 KILLS=2",
+    "remove": "DUMPS=2 REMOVES=1 KILLS=1",
+    "remove-and-load": "STORED=1 LOADS=1 DUMPS=1 REMOVES=1",
+    "leave": "DUMPS=2 FLUSHES=1 LEAVES=2 KILLS=1",
+}
+# And these are make's.
 SOUND = {
     "reader": "F=1 IDS=2 STORED=3 LOADS=2 READS=1",
     "loads": "F=1 IDS=2 STORED=3 LOADS=2 KILLS=1",
@@ -83,13 +94,13 @@ def call(command, folder):
     return ran.stdout
 
 
-def check(bounds, bug="", bits=False):
+def check(bounds, bug="", bits=False, small=False):
     """All that can happen within these bounds, until something that must not."""
     defines = [f"-D{each}" for each in bounds.split()] + [f"-DBUG_{bug}"] * bool(bug)
     mode = ["-DBITSTATE"] if bits else ["-DCOLLAPSE"]
     with tempfile.TemporaryDirectory() as folder:
         call(["spin", "-a", *defines, MODEL], folder)
-        flags = ["-DSAFETY", "-DVECTORSZ=512", "-DMEMLIM=4000", "-O0" if bug else "-O1"]
+        flags = ["-DSAFETY", "-DVECTORSZ=512", "-DMEMLIM=4000", "-O0" if bug or small else "-O1"]
         call(["gcc", "-w", *flags, *mode, "-o", "pan", "pan.c"], folder)
         said = call(["./pan", "-m100000", "-w32" if bits else "-w22"], folder)
     stored = re.search(r"(\d+) states, stored", said)

@@ -10,7 +10,19 @@ from collections.abc import Sequence
 import click
 
 from ucm._version import __version__
-from ucm.cli import bench, check, config, demo, fsck, gc, inspect, plugins, remove, replay
+from ucm.cli import (
+    bench,
+    check,
+    config,
+    demo,
+    fsck,
+    gc,
+    inspect,
+    new_plugin,
+    plugins,
+    remove,
+    replay,
+)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,6 +44,7 @@ cli.add_command(fsck.command)
 cli.add_command(gc.command)
 cli.add_command(remove.command)
 cli.add_command(replay.command)
+cli.add_command(new_plugin.command)
 
 
 def _fail(message: str, code: int) -> int:

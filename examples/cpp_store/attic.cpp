@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Memory - a StoreV1 store in C++: blocks live in vectors of this process, the oldest go first when
-// memory_mb is reached, whether they are complete or not.
+// Attic - a StoreV1 store in C++: blocks live in vectors of this process, the oldest go first when
+// attic_mb is reached, whether they are complete or not.
 //
 // Copying needs no thread of its own, so a transfer is over when load or dump returns, and nothing
 // is ever pending.
@@ -24,16 +24,16 @@ using Shards = std::map<uint32_t, std::vector<unsigned char>>;
 constexpr uint64_t kShardOverhead = 256;  // so that empty shards are bounded too
 
 const ucm_option kOptions[] = {
-    {"memory_mb", UCM_TYPE_INT, 0, "256", "1..1048576", "MiB", "Memory for blocks."},
+    {"attic_mb", UCM_TYPE_INT, 0, "256", "1..1048576", "MiB", "Memory for blocks."},
 };
 
 Id id_at(const uint8_t *ids, size_t i) {
     return Id(reinterpret_cast<const char *>(ids) + i * UCM_BLOCK_ID_BYTES, UCM_BLOCK_ID_BYTES);
 }
 
-class Memory final : public ucm::Store {
+class Attic final : public ucm::Store {
   public:
-    explicit Memory(const ucm_open_args &args)
+    explicit Attic(const ucm_open_args &args)
         : limit_(uint64_t(ucm::Values(args)[0].i) << 20),
           shards_per_block_(args.layout ? args.layout->shards_per_block : 0) {
         if (args.layout)
@@ -41,7 +41,7 @@ class Memory final : public ucm::Store {
                              args.layout->segment_bytes + args.layout->n_segments);
         capacity_ = std::accumulate(segments_.begin(), segments_.end(), uint64_t(0));
         if ((capacity_ + kShardOverhead) * shards_per_block_ > limit_)
-            throw ucm::Error(UCM_INVALID, "memory_mb: a block is larger than that; raise it");
+            throw ucm::Error(UCM_INVALID, "attic_mb: a block is larger than that; raise it");
     }
 
     uint64_t capabilities() const override {
@@ -192,5 +192,5 @@ class Memory final : public ucm::Store {
 
 }  // namespace
 
-UCM_STORE_PLUGIN(Memory, "Memory", "0.1.0", "Keeps blocks in the memory of one process.", 0,
+UCM_STORE_PLUGIN(Attic, "Attic", "0.1.0", "Keeps blocks in the memory of one process.", 0,
                  kOptions, nullptr)

@@ -1,0 +1,28 @@
+"""What Attic promises beyond the contract, which `pytest --pyargs ucm.conformance` checks."""
+
+import numpy as np
+import pytest
+
+import ucm
+
+BYTES = 1 << 18
+
+
+def ids(n):
+    return [bytes([i]) * 16 for i in range(n)]
+
+
+def test_the_oldest_blocks_make_way():
+    with ucm.open_pipeline("Attic", block_size=BYTES, attic_mb=1) as store:
+        block = np.ones(BYTES, np.uint8)
+        for name in ids(6):
+            store.wait(store.dump([name], [0], [[block]]))
+        found = store.lookup(ids(6))
+        assert found == sorted(found)
+        assert found[0] is False
+        assert found[-1] is True
+
+
+def test_a_block_that_can_never_fit_is_refused_at_open():
+    with pytest.raises(ucm.StoreError, match="attic_mb"):
+        ucm.open_pipeline("Attic", block_size=2 << 20, attic_mb=1)

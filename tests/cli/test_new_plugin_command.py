@@ -1,0 +1,79 @@
+"""``ucm new-plugin``: what it writes is whole, and works under its new name (`make packages` builds
+it as a package)."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support import compile_library
+
+OLD = {"c": "heap", "cpp": "attic", "python": "notes", "layer": "flip"}
+SUITE = [sys.executable, "-m", "pytest", "-q", "--pyargs", "ucm.conformance.test_transfers"]
+
+
+def write(ucm_command, kind, folder, name="acme"):
+    done = ucm_command("new-plugin", name, f"--{kind}", "--into", str(folder), "--json")
+    assert done.code == 0, done.err
+    return done.json
+
+
+def suite(pipeline, cwd, *options, **variables):
+    command = [*SUITE, "--ucm-pipeline", pipeline, *options]
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_nothing_of_the_template_s_name_is_left(ucm_command, tmp_path, kind):
+    made = write(ucm_command, kind, tmp_path / "made")
+    texts = [(path, (tmp_path / path).read_text()) for path in made["files"]]
+    assert len(texts) >= 4
+    assert not [path for path, text in texts if OLD[kind] in (path + text).lower()]
+    assert any("pyproject.toml" in path for path, _ in texts)
+    assert any("Acme" in text for _, text in texts)
+
+
+def test_a_store_in_c_keeps_the_contract(ucm_command, tmp_path):
+    write(ucm_command, "c", tmp_path / "made")
+    library = compile_library(tmp_path / "made" / "acme.c", tmp_path / "acme.so")
+    suite("Acme", tmp_path, UCM_PLUGINS=str(library))
+
+
+def test_a_store_in_python_keeps_the_contract(ucm_command, tmp_path):
+    write(ucm_command, "python", tmp_path / "made")
+    suite("acme_store:Acme", tmp_path / "made", PYTHONPATH=str(tmp_path / "made"))
+
+
+@pytest.mark.parametrize("name", ["a-b", "1st", "", "a b"])
+def test_a_word_that_no_pipeline_can_name_is_refused(ucm_command, tmp_path, name):
+    done = ucm_command("new-plugin", name, "--c", "--into", str(tmp_path / "made"))
+    assert done.code == 2
+    assert "letter" in done.err
+
+
+def test_a_word_that_is_taken_is_refused(ucm_command, tmp_path):
+    done = ucm_command("new-plugin", "posix", "--c", "--into", str(tmp_path / "made"))
+    assert done.code == 2
+    assert "ucm plugins Posix" in done.err
+
+
+def test_files_that_are_there_are_left_alone(ucm_command, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    done = ucm_command("new-plugin", "acme", "--c", "--into", str(tmp_path))
+    assert done.code == 2
+    assert "--into" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_language_has_to_be_said(ucm_command, tmp_path):
+    done = ucm_command("new-plugin", "acme")
+    assert done.code == 2
+    assert "--cpp" in done.err
