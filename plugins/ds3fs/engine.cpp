@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 
 #include "block_file.h"
 #include "clock.h"
@@ -145,7 +146,8 @@ UsrbioEngine::~UsrbioEngine() {
                           "stay until the process ends",
                           running_[0] + running_[1]);
         std::lock_guard<std::mutex> hold(mutex);
-        return left->push_back(std::move(rings_));
+        left->push_back(std::move(rings_));
+        return;
     }
     forget_all();
 }
