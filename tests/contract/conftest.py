@@ -22,7 +22,11 @@ OPTIONS = {
     "Cache": {"cache_buffer_capacity_gb": "0.03125"},
     "Posix": {"storage_backends": "{tmp}", "posix_data_trans_concurrency": "4"},
     "Heap": {"heap_capacity_mb": "64"},
-    "Ds3fs": {"storage_backends": "{tmp}", "stream_number": "4"},
+    "Ds3fs": {
+        "storage_backends": "{tmp}",
+        "stream_number": "4",
+        "ds3fs_request_timeout_ms": "60000",  # of a machine that does much else
+    },
 }
 
 
