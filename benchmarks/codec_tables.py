@@ -19,6 +19,8 @@ SMOLLM2 = {
     "_fp16": {"fast": 1.155},
     "_fp8": {"fast": 1.175},
 }
+NOISE = 0.8  # of memcpy, for bytes that do not compress,
+GROWTH = 4096  # which grow by no more, a shard
 MATTERS = 32 / 31  # a tile that saves less is stored as it is
 ALIKE = 1.005  # ratios: then the speed decides which piece is better for a peer
 
@@ -93,6 +95,15 @@ def speed_bars(figures):
         yield what, f"{value:.2f} M", f"{WITH_CHECKSUMS} M", value >= WITH_CHECKSUMS
 
 
+def noise_bars(figures):
+    noise = figures.get("noise")
+    for name in ("compress", "decompress") if noise else ():
+        yield f"{name}, noise", f"{noise[name]:.2f} M", f"{NOISE} M", noise[name] >= NOISE
+    if noise:
+        grown = (noise["frame_bytes"] - figures["bytes"]) / noise["shards"]
+        yield "bytes that noise grows by, a shard", f"{grown:.0f}", f"{GROWTH}", grown <= GROWTH
+
+
 def peer_bars(figures):
     found = peers(figures)
     if not found:
@@ -110,10 +121,12 @@ def peer_bars(figures):
 def bars(result):
     rows = []
     for name, figures in result["files"].items():
-        judged = [*ratio_bars(name, figures), *speed_bars(figures), *peer_bars(figures)]
+        judged = [*ratio_bars(name, figures), *speed_bars(figures), *noise_bars(figures)]
+        judged += peer_bars(figures)
         rows += [[name, what, got, bar, "yes" if ok else "**no**"] for what, got, bar, ok in judged]
+    passed = sum(row[-1] == "yes" for row in rows)
     columns = ["file", "what", "measured", "bar", "passed"]
-    return ["### Bars of the codec\n", table(columns, rows)]
+    return [f"### Bars of the codec\n\n{passed} of {len(rows)} passed.\n", table(columns, rows)]
 
 
 def row_of(name, row, bound):

@@ -1,11 +1,12 @@
 """How slow a disk must be for Compress to pay: cold loads of real KV cache, the disk throttled.
 
 python benchmarks/compress_pays.py            as Markdown; needs root and a cgroup that limits reads
+python benchmarks/compress_pays.py --memory   in /dev/shm, by the instructions that the codec has
 
 Every load is of a new process with an empty cache, whose reads from the device are limited by the
 kernel (blkio.throttle of cgroup 1). Pipelines are alternated; figures are medians of raw GB/s.
-Beside them what `compress_codec: auto` comes to under the same limit: its last of 8 rounds of dumps
-and loads.
+Beside them what `compress_codec: auto` comes to under the same limit, after 8 rounds of dumps and
+loads.
 """
 
 import argparse
@@ -25,11 +26,15 @@ import peer_tables
 
 import ucm
 from ucm import demo
+from ucm.cli import _codec, _measure
 
 GROUP = Path("/sys/fs/cgroup/blkio/ucm-compress-pays")
+CODECS = ("fast", "small", "raw")  # by the gauge
+KERNELS = ("avx512", "avx2", "neon", "scalar")
 LIMITS = (100, 250, 500, 1000, 1500, 0)  # MB/s; 0: none
 SIDES = {
-    "raw": ("Cache|Posix", {}),
+    "without": ("Cache|Posix", {}),
+    "raw": ("Cache|Compress|Posix", {"compress_codec": "raw"}),
     "fast": ("Cache|Compress|Posix", {"compress_codec": "fast"}),
     "small": ("Cache|Compress|Posix", {"compress_codec": "small"}),
 }
@@ -69,7 +74,7 @@ def load(side, folder, blocks):
 
 
 def settle(folder, blocks):
-    """In a process of its own: dump and load until auto has chosen; tell raw by stored bytes."""
+    """In a process of its own: dump and load until auto has chosen; tell what."""
     data = np.fromfile(demo.SAMPLE, np.uint8)
     block = len(data)
     memory = np.ones((blocks, block), np.uint8)
@@ -80,15 +85,12 @@ def settle(folder, blocks):
         shard_size=block, tensor_size=demo.PLANE_BYTES, dtype="bf16", io_direct=True,
         compress_codec="auto",
     ) as store:  # fmt: skip
-        stored = 0
         for turn in range(8):
             ids = names(f"auto {os.getpid()} {turn}", blocks)
-            before = store.stats()["Compress"]["dump_out_bytes_total"]
             store.wait(store.dump_data(ids, [0] * blocks, source))
-            stored = store.stats()["Compress"]["dump_out_bytes_total"] - before
             store.wait(store.load_data(ids, [0] * blocks, rows(memory, planes)))
             store.remove(ids)
-    print(json.dumps(blocks * block / stored))
+        print(json.dumps(CODECS[store.stats()["Compress"]["codec"]]))
 
 
 def plant(side, folder, blocks):
@@ -105,6 +107,9 @@ def plant(side, folder, blocks):
 @contextlib.contextmanager
 def limited(folder, megabytes):
     """Limit what processes of the group read from the folder's device."""
+    if not megabytes:
+        yield
+        return
     number = os.stat(folder).st_dev
     disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     if (disk / "partition").exists():
@@ -125,20 +130,22 @@ def limited(folder, megabytes):
 
 
 def measured(call):
+    enter = f"open({str(GROUP / 'tasks')!r}, 'w').write(str(os.getpid()))" if GROUP.exists() else ""
     code = (
         f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"open({str(GROUP / 'tasks')!r}, 'w').write(str(os.getpid()))\n"
+        f"{enter}\n"
         f"import compress_pays; compress_pays.{call}"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, cwd="/")
     return json.loads(done.stdout)
 
 
-def run(folder, blocks, pairs, limits):
+def run(folder, blocks, pairs, cases):
     size = blocks * demo.SAMPLE.stat().st_size
     stored = {side: plant(side, folder, blocks) for side in SIDES}
-    result = {"bytes": size, "ratios": {side: size / stored[side] for side in SIDES}, "limits": []}
-    for limit in limits:
+    result = {"bytes": size, "ratios": {side: size / stored[side] for side in SIDES}, "cases": {}}
+    for name, (limit, kernels) in cases.items():
+        os.environ["UCM_COMPRESS_KERNELS"] = kernels
         seconds = {side: [] for side in SIDES}
         with limited(folder, limit):
             for turn in range(-1, pairs):
@@ -147,49 +154,62 @@ def run(folder, blocks, pairs, limits):
                     if turn >= 0:
                         seconds[side].append(took)
             auto = measured(f"settle({str(folder)!r}, {blocks // 2})")
-        result["limits"].append({"mb_per_second": limit, "seconds": seconds, "auto": auto})
+        result["cases"][name] = {"seconds": seconds, "auto": auto}
     return result
 
 
-def table(result):
+def table(what, result):
     columns = [
-        "disk reads at most",
+        what,
         *(f"{side}, GB/s" for side in SIDES),
-        "fast / raw",
-        "small / raw",
-        "auto: raw by stored bytes",
+        *(f"{side} / without" for side in ("fast", "small")),
+        "auto comes to",
     ]
     lines = []
-    for each in result["limits"]:
+    for name, each in result["cases"].items():
         seconds = each["seconds"]
         speeds = [result["bytes"] / 1e9 / statistics.median(seconds[side]) for side in SIDES]
         ratios = [
-            statistics.median(a / b for a, b in zip(seconds["raw"], seconds[side], strict=True))
+            statistics.median(a / b for a, b in zip(seconds["without"], seconds[side], strict=True))
             for side in ("fast", "small")
         ]
-        limit = f"{each['mb_per_second']} MB/s" if each["mb_per_second"] else "as it can"
-        lines.append([limit, *(f"{value:.2f}" for value in (*speeds, *ratios, each["auto"]))])
+        lines.append([name, *(f"{value:.2f}" for value in (*speeds, *ratios)), each["auto"]])
     ratios = ", ".join(f"{side} {value:.3f}" for side, value in result["ratios"].items())
-    return f"Raw bytes by bytes on the disk: {ratios}.\n\n{peer_tables.table(columns, lines)}"
+    return f"Raw bytes by stored bytes: {ratios}.\n\n{peer_tables.table(columns, lines)}"
+
+
+def kernels_here():
+    for name in KERNELS:
+        with contextlib.suppress(ucm.UnsupportedError):
+            _codec.run(demo.SAMPLE, "bf16", demo.PLANE_BYTES, "fast", 1, name)
+            yield name
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, default=Path("build"), help="blocks are stored below it"
-    )
-    parser.add_argument("--blocks", type=int, default=70)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--limit", type=int, action="append", help="MB/s")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("build"), help="blocks are stored below it")
+    add("--memory", action="store_true", help="in /dev/shm instead, for every set of kernels")
+    add("--blocks", type=int, default=70)
+    add("--pairs", type=int, default=5)
+    add("--limit", type=int, action="append", help="MB/s")
+    add("--write", type=Path, metavar="PAGE", help="put the table into this page")
     args = parser.parse_args()
-    if not GROUP.parent.is_dir() or not os.access(GROUP.parent, os.W_OK):
+    limits = args.limit or LIMITS
+    cases = {f"{each} MB/s" if each else "as it can": (each, "") for each in limits}
+    what, mark = "disk reads at most", "compress pays"
+    if args.memory:
+        cases = {name: (0, name) for name in kernels_here()}
+        what, mark, args.data = "in memory", "compress pays in memory", Path("/dev/shm")
+    elif not os.access(GROUP.parent, os.W_OK):
         raise SystemExit(f"compress_pays: {GROUP.parent}: root and cgroup 1's blkio are needed")
     args.data.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.data.resolve(), prefix="compress-pays-") as folder:
-        text = table(run(Path(folder), args.blocks, args.pairs, args.limit or LIMITS))
+        text = table(what, run(Path(folder), args.blocks, args.pairs, cases))
+    machine = "{cpu}, {cores} cores, kernel {kernel}".format(**_measure.machine())
+    text += f"\n{machine}; load average {os.getloadavg()[2]:.1f} meanwhile.\n"
     if args.write:
-        peer_tables.write(args.write, text, "compress pays")
+        peer_tables.write(args.write, text, mark)
     else:
         print(text)
 

@@ -47,6 +47,14 @@ def test_copy_cost_runs():
     assert {row["direction"] for row in json.loads(done.stdout)} == {"dump", "load"}
 
 
+def test_python_store_runs():
+    command = [sys.executable, BENCHMARKS / "python_store.py", "--repeat", "5", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert all(call["python_us"] > 0 for pair in results.values() for call in pair.values())
+
+
 def test_posix_peers_runs_without_peers(tmp_path):
     command = [sys.executable, BENCHMARKS / "posix_peers.py", "--quick", "--peers", "", "--json"]
     command += ["--folder", tmp_path / "peers", "--data", tmp_path / "data"]
@@ -361,6 +369,17 @@ def test_speeds_are_judged_as_parts_of_memcpy_with_and_without_checksums(codec_t
     assert found["compress, avx512"] == ("0.40 M", "yes")
     assert found["decompress, with checksums"] == ("0.34 M", "**no**")
     assert "decompress, avx2" not in found
+
+
+def test_noise_passes_and_hardly_grows(codec_tables):
+    noise = {"compress": 0.79, "decompress": 0.9, "frame_bytes": 2064, "shards": 16}
+    figures = {"noise": noise, "bytes": 1024}
+    found = {what: (got, ok) for what, got, _, ok in codec_tables.noise_bars(figures)}
+    assert found == {
+        "compress, noise": ("0.79 M", False),
+        "decompress, noise": ("0.90 M", True),
+        "bytes that noise grows by, a shard": ("65", True),
+    }
 
 
 def test_a_peer_is_matched_by_one_of_ours_that_is_nowhere_behind(codec_tables):

@@ -53,6 +53,7 @@ NOT_RUN = {
     ("docs/vllm.md", "vllm serve MODEL"): "needs vLLM",
     ("docs/nfs.md", "$ make nfs"): "boots a machine, half an hour",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",
+    ("docs/conformance.md", "pytest"): "takes a minute; tests/contract runs it",
     ("examples/c_store/README.md", "pip install ucm-store"): "builds the package",
     ("examples/cpp_store/README.md", "pip install ucm-store"): "builds the package",
     ("examples/encrypt_store/README.md", "pip install ."): "builds the package",
@@ -68,6 +69,26 @@ NOT_RUN = {
     ("examples/hybrid_store/README.md", "pytest examples/hybrid_store/tests"): "needs the package",
     ("examples/python_layer/README.md", "pip install ucm-store"): "builds the package",
     ("examples/python_store/README.md", "pip install ucm-store"): "builds the package",
+    (
+        "examples/mooncake_store/README.md",
+        "pip install ./examples/mooncake_store mooncake-transfer-engine-non-cuda",
+    ): "needs a cluster",
+    (
+        "examples/mooncake_store/README.md",
+        'store_pipeline: "Cache|UcmMooncakeStore"',
+    ): "needs a cluster",
+    ("examples/mooncake_store/README.md", "ucm bench"): "needs a cluster",
+    (
+        "examples/mooncake_store/README.md",
+        "pip install './examples/mooncake_store[test]'",
+    ): "needs the package",
+    ("examples/redis_store/README.md", "pip install ./examples/redis_store"): "needs a server",
+    ("examples/redis_store/README.md", 'store_pipeline: "Cache|Redis"'): "needs a server",
+    ("examples/redis_store/README.md", "ucm bench"): "needs a server",
+    (
+        "examples/redis_store/README.md",
+        "pip install './examples/redis_store[test]'",
+    ): "needs the package",
     ("examples/rust_store/README.md", "pip install ."): "builds the package",
     ("examples/rust_store/README.md", "pytest examples/rust_store/tests"): "needs the package",
     (

@@ -192,5 +192,5 @@ class Attic final : public ucm::Store {
 
 }  // namespace
 
-UCM_STORE_PLUGIN(Attic, "Attic", "0.1.0", "Keeps blocks in the memory of one process.", 0,
-                 kOptions, nullptr)
+UCM_STORE_PLUGIN(Attic, "Attic", "0.1.0", "Keeps blocks in the memory of one process.", 0, kOptions,
+                 nullptr)

@@ -19,9 +19,10 @@ constexpr uint32_t kPass = 4;
 constexpr int kFew = 32;
 constexpr uint8_t kPacked = 16;  // a bit beside the count of levels
 constexpr size_t kFewSymbols = 8192;
-constexpr uint8_t kUses = 15;    // of classes, before others are chosen
-constexpr float kWorse = 1.01f;  // they may code so much longer than where they were chosen
-constexpr size_t kPiece = 2048;  // a multiple of 64
+constexpr uint8_t kUses = 15;     // of classes, before others are chosen
+constexpr uint8_t kSome = 2;      // of them
+constexpr float kWorse = 1.007f;  // they may code so much longer than where they were chosen
+constexpr size_t kPiece = 2048;   // a multiple of 64
 
 void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
     size_t i = 0;
@@ -142,21 +143,19 @@ bool fit(const uint8_t *symbols, size_t n, int dtype) {
     return all >> symbol_bits(dtype) == 0;
 }
 
-// Largest first, of n and zeros behind them. A place is how many are larger: no branch is guessed
-// wrong.
-void sort_few(int32_t (&values)[kFew], int n) {
-    int32_t sorted[kFew] = {};
+// Largest first, of n, a multiple of 8. A place is how many are larger: no branch is guessed wrong.
+void sort_few(const int32_t *values, int n, int32_t (&sorted)[kFew]) {
     for (int i = 0; i < n; i++) {
         int larger = 0;
-        for (const int32_t other : values) larger += other > values[i];
-        sorted[larger] = values[i];
+        for (int k = 0; k < n; k += 8)
+            for (int j = k; j < k + 8; j++) larger += values[j] > values[i];
+        if (values[i] >> 8 != 0) sorted[larger] = values[i];
     }
-    std::memcpy(values, sorted, sizeof sorted);
 }
 
 // Counts and symbols in one number each, the most frequent first. Returns of how many members.
 int most_frequent(const uint32_t (&counts)[256], int possible, int32_t (&order)[kFew]) {
-    int32_t all[256] = {};
+    int32_t all[256];
     int n = 0;
     for (int at = 0; at < possible; at += 8) {
         uint32_t any = 0;
@@ -165,9 +164,13 @@ int most_frequent(const uint32_t (&counts)[256], int possible, int32_t (&order)[
         for (int k = 0; k < 8; k++) all[n + k] = int32_t(counts[at + k] << 8) | (at + k);
         n += 8;
     }
-    if (n > kFew) std::partial_sort(all, all + kFew, all + n, std::greater<int32_t>());
-    std::memcpy(order, all, sizeof order);
-    if (n <= kFew) sort_few(order, n);
+    std::fill(order, order + kFew, 0);
+    if (n > kFew) {
+        std::partial_sort(all, all + kFew, all + n, std::greater<int32_t>());
+        std::copy(all, all + kFew, order);
+    } else {
+        sort_few(all, n, order);
+    }
     int known = 0;
     while (known < kMostMembers && order[known] >> 8 != 0) known++;
     return known;
@@ -234,10 +237,11 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
             if (--kept.uses == 0) kept.pause = 0;
             return planes + coded;
         }
-        // It is not alike: the next ones are not asked either, and more of them every time.
-        kept.uses = 0;
-        kept.pause = std::min(kept.pause * 4 + 3, 127);
+        // Where the first ones are not alike already, the next ones are not asked, and more of them
+        // every time.
+        kept.pause = kUses - kept.uses < kSome ? std::min(kept.pause * 4 + 3, 127) : 0;
         kept.paused = kept.pause;
+        kept.uses = 0;
     }
     uint32_t counts[256];
     const size_t total = count_some(kernels_, symbols_.base(), n, counts);

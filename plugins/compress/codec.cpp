@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "guess.h"
+#include "sample.h"
 #include "ucm/store_v1.hpp"
 
 // ZSTD_compressSequences and static contexts are exported, but declared only with this.
@@ -109,29 +110,38 @@ Tile TileCoder::encode(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
     return tile;
 }
 
+void Numbers::widen(float ratio) {
+    low = std::min(low, ratio);
+    high = std::max(high, ratio);
+}
+
 Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out) {
     Tile tile{kTileRaw, 0, bytes};
-    const int first = place.known ? place.best : place.dtype;
+    Numbers &seen = place.seen, &others = seen_[place.dtype];
+    const bool is_number = seen.known && seen.dtype != UCM_DTYPE_BYTES;
+    if (!seen.known && !place.fixed && place.failures == 0) seen = others;
+    const int first = seen.known ? seen.dtype : place.dtype;
     uint32_t stored = bytes;
-    if (place.fixed || place.known) stored = code(raw, bytes, first, place, mode, out, tile);
+    if (place.fixed || seen.known) stored = code(raw, bytes, first, place, mode, out, tile);
     const float ratio = float(stored) / float(bytes);
     // It is not known, or unlike those that were: perhaps other numbers.
-    const bool other = ratio < place.low / kDrift || ratio > place.high * kDrift;
-    if (!place.fixed && (!place.known || other)) {
-        stored = explore(raw, bytes, first, place, mode, out, tile);
+    const bool other = ratio < seen.low / kDrift || ratio > seen.high * kDrift;
+    if (!place.fixed && (!seen.known || other)) {
+        stored = explore(raw, bytes, first, is_number, place, mode, out, tile);
         const float now = float(stored) / float(bytes);
         // The same numbers can be unlike each other, K and V for one.
-        const bool same = place.known && tile.codec != kTileRaw && tile.dtype == place.best;
-        place.low = same ? std::min(place.low, now) : now;
-        place.high = same ? std::max(place.high, now) : now;
+        const bool same = seen.known && tile.codec != kTileRaw && tile.dtype == seen.dtype;
+        if (!same) seen.low = seen.high = now;
+        seen.widen(now);
     } else {
-        place.low += (ratio - place.low) / kForget;
-        place.high += (ratio - place.high) / kForget;
+        seen.low += (ratio - seen.low) / kForget;
+        seen.high += (ratio - seen.high) / kForget;
     }
-    place.known = tile.codec != kTileRaw;
-    if (place.known) {
-        place.best = tile.dtype;
+    seen.known = tile.codec != kTileRaw;
+    if (seen.known) {
+        seen.dtype = tile.dtype;
         place.failures = 0;
+        others = seen;
     } else {
         if (place.failures < kMostFailures) place.failures++;
         place.wait = uint16_t((1 << place.failures) - 1);
@@ -140,13 +150,13 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
 }
 
 // As the dtype that suits best.
-uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, Place &place, Mode mode,
-                            uint8_t *out, Tile &tile) {
+uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, bool is_number,
+                            Place &place, Mode mode, uint8_t *out, Tile &tile) {
     const int dtype = guess_dtype(raw, bytes, first, mode);
     if (tile.codec != kTileRaw && tile.dtype == dtype) return tile.stored;
     uint32_t stored = code(raw, bytes, dtype, place, mode, out, tile);
     // Text looks like numbers of one byte, and repeats itself, which only zstd sees.
-    if (place.known || dtype == first || element_bytes(dtype) > 1 || dtype == UCM_DTYPE_BYTES)
+    if (is_number || dtype == first || element_bytes(dtype) > 1 || dtype == UCM_DTYPE_BYTES)
         return stored;
     const uint32_t as_bytes = code(raw, bytes, UCM_DTYPE_BYTES, place, mode, out, tile);
     const uint32_t enough = mode == Mode::kSmall ? stored : stored - stored / 8;  // for its time
@@ -167,7 +177,7 @@ uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Place &p
     if (numbers && mode == Mode::kFast) {
         stored = classes_.encode(raw, n, dtype, out, most, place.kept);
         tile.codec = kTileClasses;
-    } else {
+    } else if (numbers || mode == Mode::kSmall || promises(raw, bytes)) {
         stored = zstd(raw, bytes, dtype, out, most);
         tile.codec = kTileZstd;
         // The head of a zstd frame weighs more than classes in a small plane.
@@ -186,6 +196,20 @@ uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Place &p
     std::memcpy(out + stored, raw + n * width, tail);
     tile.dtype = uint8_t(dtype);
     return tile.stored = uint32_t(stored + tail);
+}
+
+// Is there something for zstd in a sample of these bytes? All of them would take it several times
+// as long as copying them.
+bool TileCoder::promises(const uint8_t *raw, uint32_t bytes) {
+    constexpr uint32_t kRun = 2048, kSample = 4 * kRun;
+    if (bytes < 2 * kSample) return true;
+    uint8_t *const sample = planes_.base(), *to = sample;
+    each_run(bytes, kRun, 4, 64, [&](size_t at) {
+        std::memcpy(to, raw + at, kRun);
+        to += kRun;
+    });
+    const size_t most = kSample - kSample / 16;
+    return !ZSTD_isError(ZSTD_compress2(encoder_, sample + kSample, most, sample, kSample));
 }
 
 void TileCoder::split_top(const uint8_t *raw, size_t n, int dtype, uint8_t *top,

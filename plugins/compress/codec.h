@@ -24,14 +24,21 @@ struct Tile {
     uint32_t stored;
 };
 
+// Which numbers tiles turned out to be.
+struct Numbers {
+    bool known = false;
+    uint8_t dtype = 0;
+    float low = 1, high = 1;  // stored bytes of a raw one
+
+    void widen(float ratio);
+};
+
 // What is remembered of one place in the shards of a layout, to try nothing twice that did not pay.
 struct Place {
-    uint8_t dtype = 0;        // of the layout, or named; tried first
-    bool fixed = false;       // nothing else is tried
-    bool known = false;       // the fields below are of a tile that paid
-    uint8_t best = 0;         // its dtype
-    float low = 1, high = 1;  // stored bytes of a raw one
-    uint8_t failures = 0;     // in a row
+    uint8_t dtype = 0;     // of the layout, or named; tried first
+    bool fixed = false;    // nothing else is tried
+    Numbers seen;          // known: of a tile that paid
+    uint8_t failures = 0;  // in a row
     ClassCoder::Kept kept;
     uint16_t wait = 0;  // so many tiles are not tried
 };
@@ -64,13 +71,15 @@ class TileCoder {
                   uint8_t *out, Tile &tile);
     // What is raw, `out` does not have yet.
     Tile try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
-    uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, Place &place, Mode mode,
-                     uint8_t *out, Tile &tile);
+    uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, bool is_number, Place &place,
+                     Mode mode, uint8_t *out, Tile &tile);
+    bool promises(const uint8_t *raw, uint32_t bytes);
     size_t zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *out, size_t most);
     bool unzstd(const uint8_t *stored, uint32_t stored_bytes, int dtype, uint8_t *raw,
                 uint32_t raw_bytes);
 
     const Kernels &kernels_;
+    Numbers seen_[kDtypes];  // by what the layout says: what a place begins with
     ClassCoder classes_;
     Mapping planes_;
     Mapping encoder_memory_, decoder_memory_;  // the two below live there

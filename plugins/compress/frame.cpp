@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint16_t kVersion = 2;
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
-constexpr uint32_t kMostAhead = 24576;      // stored bytes that the first cache takes at once
+constexpr uint32_t kMostAhead = 24576;      // bytes that the first cache takes at once
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
 
 struct Trailer {
@@ -77,11 +77,11 @@ Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity
     return {UCM_OK, trailer.raw_bytes};
 }
 
-// A small tile is decoded before the processor sees in which order its bytes are read.
+// A small tile is coded or decoded before the processor sees in which order its bytes are read.
 // Inlined: gcc leaves out calls of a function that only fetches.
-[[gnu::always_inline]] inline void prefetch(const uint8_t *stored, uint32_t bytes) {
+[[gnu::always_inline]] inline void prefetch(const uint8_t *from, uint32_t bytes) {
     if (bytes > kMostAhead) return;
-    for (uint32_t i = 0; i < bytes; i += 64) __builtin_prefetch(stored + i);
+    for (uint32_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
 
 // After its checksum. The sums are what bounds every access to payload and shard. Calls visit(i,
@@ -199,10 +199,12 @@ void FrameCoder::share(size_t parts, Team *team, F work) {
 uint64_t FrameCoder::encode(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
                             TileCounts *counts, Team *team) {
     *counts = {};
-    uint64_t bytes = 0;
-    if (mode != Mode::kRaw && !nothing_pays())
-        bytes = encode_tiles(row, length, mode, frame, counts, team);
-    return bytes ? bytes : encode_raw(row, length, frame);
+    bool copied = false;
+    if (mode != Mode::kRaw && !nothing_pays()) {
+        const uint64_t bytes = encode_tiles(row, length, mode, frame, counts, team, copied);
+        if (bytes != 0) return bytes;
+    }
+    return encode_raw(row, length, frame, copied);
 }
 
 // Is it the turn of no tile to be tried?
@@ -213,13 +215,14 @@ bool FrameCoder::nothing_pays() {
     return true;
 }
 
-uint64_t FrameCoder::encode_raw(void *const *row, uint64_t length, uint8_t *frame) {
+// The frame may have the bytes already.
+uint64_t FrameCoder::encode_raw(void *const *row, uint64_t length, uint8_t *frame, bool copied) {
     Trailer trailer{};
     trailer.raw_bytes = length;
     trailer.frame_bytes = length + kTrailerBytes;
     for (uint64_t at = 0, number = 0; at < length; at += kTileBytes, number++) {
         const uint64_t bytes = std::min<uint64_t>(kTileBytes, length - at);
-        geometry_.gather(row, at, bytes, frame + at);
+        if (!copied) geometry_.gather(row, at, bytes, frame + at);
         trailer.raw_hash += kernels_.hash(frame + at, bytes, number);
     }
     seal(trailer, frame, kernels_);
@@ -228,7 +231,7 @@ uint64_t FrameCoder::encode_raw(void *const *row, uint64_t length, uint8_t *fram
 
 // 0: not worth it.
 uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                                  TileCounts *counts, Team *team) {
+                                  TileCounts *counts, Team *team, bool &copied) {
     const auto &tiles = geometry_.tiles();
     const auto is_before = [](const Geometry::Piece &tile, uint64_t end) {
         return tile.offset < end;
@@ -256,6 +259,7 @@ uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, 
         trailer.raw_hash += part.raw_hash;
         for (int codec = 0; codec < kTileCodecs; codec++) mine.of[codec] += part.counts.of[codec];
     }
+    copied = at == length;  // no tile is longer: all are raw
     const uint64_t index = trailer.tile_count * sizeof(Entry);
     trailer.frame_bytes = at + index + kTrailerBytes;
     // Stores keep whole pages.

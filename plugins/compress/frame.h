@@ -97,9 +97,9 @@ class FrameCoder {
     };
     static constexpr size_t kMostParts = 32;
 
-    uint64_t encode_raw(void *const *row, uint64_t length, uint8_t *frame);
+    uint64_t encode_raw(void *const *row, uint64_t length, uint8_t *frame, bool copied);
     uint64_t encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                          TileCounts *counts, Team *team);
+                          TileCounts *counts, Team *team, bool &copied);
     void encode_part(void *const *row, uint64_t length, Mode mode, uint8_t *frame, uint8_t *index,
                      Part &part);
     bool nothing_pays();

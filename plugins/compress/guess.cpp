@@ -42,6 +42,8 @@ float symbol(const uint32_t (&counts)[256], int shift, int bits, Mode mode) {
         total += counts[byte];
     }
     if (total == 0) return 8;
+    // Numbers have few exponents: noise is soon seen.
+    if (mode == Mode::kFast && std::count(fields, fields + 256, 0u) < 128) return float(bits);
     if (mode == Mode::kFast)
         return float(choose_classes(fields, total, kTileBytes, 1 << bits).bits);
     float sum = 0, seen = 0;

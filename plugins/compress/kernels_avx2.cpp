@@ -27,6 +27,7 @@ inline uint32_t mask_of(__m256i bytes) {
 // The lanes of `set`, one behind another.
 inline uint8_t *close_ranks(__m256i bytes, uint32_t set, uint8_t *to) {
     const __m128i halves[2] = {_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)};
+#pragma GCC unroll 4
     for (int k = 0; k < 4; k++, set >>= 8) {
         const __m128i eight = k % 2 ? _mm_srli_si128(halves[k / 2], 8) : halves[k / 2];
         store_half(to, _mm_shuffle_epi8(eight, load_half(kShuffles.close[set & 255])));
@@ -38,6 +39,7 @@ inline uint8_t *close_ranks(__m256i bytes, uint32_t set, uint8_t *to) {
 // The other way round: 32 bytes, of which those in `set` come from `from`, and the others are zero.
 inline __m256i open_ranks(uint32_t set, const uint8_t *&from) {
     __m128i parts[4];
+#pragma GCC unroll 4
     for (int k = 0; k < 4; k++, set >>= 8) {
         parts[k] = _mm_shuffle_epi8(load_half(from), load_half(kShuffles.open[set & 255]));
         from += _mm_popcnt_u32(set & 255);
@@ -280,24 +282,52 @@ size_t count_codes(const uint8_t *codes, size_t n) {
            count_passing<Width>(codes, left);
 }
 
+// 32 ranks; returns where the next that is passed on goes.
+template <int Width>
+inline uint8_t *code_lane(const uint8_t *ranks, uint8_t *codes, uint8_t *to) {
+    const __m256i size = _mm256_set1_epi8(kClass<Width>);
+    const __m256i rank = load(ranks), own = _mm256_min_epu8(rank, size);
+    const uint32_t passed = mask_of(_mm256_cmpeq_epi8(own, size));
+    if (Width == 2) {
+        const uint64_t eight = pack_crumbs(own);
+        memcpy(codes, &eight, 8);
+    } else {
+        memcpy(codes, &passed, 4);
+    }
+    return close_ranks(_mm256_sub_epi8(rank, size), passed, to);
+}
+
 template <int Width>
 size_t code(uint8_t *ranks, size_t n, uint8_t *codes) {
-    const __m256i size = _mm256_set1_epi8(kClass<Width>);
     uint8_t *to = ranks;
     size_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        const __m256i rank = load(ranks + i), own = _mm256_min_epu8(rank, size);
-        const uint32_t passed = mask_of(_mm256_cmpeq_epi8(own, size));
-        if (Width == 2) {
-            const uint64_t eight = pack_crumbs(own);
-            memcpy(codes + i / 4, &eight, 8);
-        } else {
-            memcpy(codes + i / 8, &passed, 4);
-        }
-        to = close_ranks(_mm256_sub_epi8(rank, size), passed, to);
+    for (; i + 32 <= n; i += 32) to = code_lane<Width>(ranks + i, codes + i * Width / 8, to);
+    if (i == n) return size_t(to - ranks);
+    uint8_t rest[32] = {};  // of the first member: their codes are zero
+    memcpy(rest, ranks + i, n - i);
+    return size_t(code_lane<Width>(rest, codes + i * Width / 8, to) - ranks);
+}
+
+// 32 symbols; returns what of `passed` is left.
+template <int Width>
+inline const uint8_t *decode_lane(const uint8_t *codes, __m256i lookup, const uint8_t *passed,
+                                  uint8_t *symbols) {
+    const __m256i passes = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0));
+    __m256i own;
+    uint32_t passing;
+    if (Width == 2) {
+        uint64_t eight;
+        memcpy(&eight, codes, 8);
+        const __m256i each = crumbs_in_place(eight);
+        own = _mm256_shuffle_epi8(lookup, each);
+        passing = mask_of(_mm256_shuffle_epi8(passes, each));
+    } else {
+        memcpy(&passing, codes, 4);
+        own = _mm256_andnot_si256(lanes_of(passing), lookup);
     }
-    const size_t count = size_t(to - ranks);
-    return count + code_end<Width>(ranks + i, n - i, codes + i * Width / 8, to);
+    store(symbols, _mm256_or_si256(own, open_ranks(passing, passed)));
+    return passed;
 }
 
 template <int Width>
@@ -306,27 +336,15 @@ const uint8_t *decode(const uint8_t *codes, size_t n, const uint8_t *members, co
     const char zero = char(members[0]), one = Width == 2 ? char(members[1]) : char(0);
     const char two = Width == 2 ? char(members[2]) : char(0);
     // By what crumbs_in_place leaves of a code.
-    const __m256i lookup = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(zero, one, two, 0, one, 0, 0, 0, two, 0, 0, 0, 0, 0, 0, 0));
-    const __m256i passes = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0));
-    size_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        __m256i own;
-        uint32_t passing;
-        if (Width == 2) {
-            uint64_t eight;
-            memcpy(&eight, codes + i / 4, 8);
-            const __m256i each = crumbs_in_place(eight);
-            own = _mm256_shuffle_epi8(lookup, each);
-            passing = mask_of(_mm256_shuffle_epi8(passes, each));
-        } else {
-            memcpy(&passing, codes + i / 8, 4);
-            own = _mm256_andnot_si256(lanes_of(passing), _mm256_set1_epi8(zero));
-        }
-        store(symbols + i, _mm256_or_si256(own, open_ranks(passing, passed)));
-    }
-    return decode_end<Width>(codes + i * Width / 8, n - i, members, passed, symbols + i);
+    const __m128i by_code =
+        _mm_setr_epi8(zero, one, two, 0, one, 0, 0, 0, two, 0, 0, 0, 0, 0, 0, 0);
+    const __m256i lookup =
+        Width == 2 ? _mm256_broadcastsi128_si256(by_code) : _mm256_set1_epi8(zero);
+    return decode_lanes<Width>(
+        codes, n, passed, symbols, [&](const uint8_t *from, const uint8_t *next, uint8_t *to) {
+            next = decode_lane<Width>(from, lookup, next, to);
+            return decode_lane<Width>(from + 4 * Width, lookup, next, to + 32);
+        });
 }
 
 }  // namespace

@@ -70,8 +70,8 @@ ucm_status measure(const uint8_t *data, uint64_t bytes, const Geometry &geometry
 }  // namespace
 }  // namespace ucm::compress
 
-double ucm::compress::decoding_speed(bool small) {
-    constexpr uint64_t kBytes = 2 * kTileBytes;
+double ucm::compress::decoding_cost(Mode mode) {
+    constexpr uint64_t kBytes = 64 * kTileBytes;
     std::vector<uint8_t> numbers(kBytes);
     uint32_t state = 1;
     for (uint64_t i = 0; i < kBytes; i += 2) {
@@ -82,15 +82,15 @@ double ucm::compress::decoding_speed(bool small) {
         numbers[i] = uint8_t(word);
         numbers[i + 1] = uint8_t(word >> 8);
     }
-    double best = 0;
-    for (int round = 0; round < 4; round++) {
+    uint64_t best = UINT64_MAX;
+    for (int round = 0; round < 3; round++) {
         ucm_bench_figures figures{};
-        if (measure(numbers.data(), kBytes, geometry_of(kTileBytes, 2, UCM_DTYPE_BF16),
-                    UCM_DTYPE_BF16, small ? Mode::kSmall : Mode::kFast, best_kernels(),
-                    figures) == UCM_OK)
-            best = std::max(best, double(kBytes) * 1e9 / double(figures.decompress_ns + 1));
+        if (measure(numbers.data(), kBytes, geometry_of(kTileBytes, 8, UCM_DTYPE_BF16),
+                    UCM_DTYPE_BF16, mode, best_kernels(), figures) != UCM_OK)
+            throw Error(UCM_INTERNAL, "what the codec decodes is not what it coded");
+        best = std::min(best, figures.decompress_ns);
     }
-    return best;
+    return double(best + 1) / double(kBytes);
 }
 
 extern "C" ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t plane_bytes,

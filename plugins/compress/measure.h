@@ -35,8 +35,11 @@ UCM_EXPORT ucm_status ucm_bench_codec(const void *data, uint64_t bytes, uint64_t
 
 namespace ucm::compress {
 
-// Raw bytes a second that one thread decodes, with checksums, of numbers that are made up.
-double decoding_speed(bool small);
+enum class Mode;
+
+// Nanoseconds of a raw byte that one thread takes to decode, with checksums, of numbers that are
+// made up and in no cache of one processor.
+double decoding_cost(Mode mode);
 
 }  // namespace ucm::compress
 #endif

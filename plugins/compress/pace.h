@@ -10,50 +10,70 @@
 
 namespace ucm::compress {
 
-// Bytes a second, 0 where it is not known: of the store below, and of decoders, of all threads in
-// raw bytes.
-struct Speeds {
-    double loads = 0, dumps = 0;
-    double fast = 0, small = 0;
-    double ratio = 1;  // that the codec has reached
+constexpr int kModes = 3;
+
+// What is known of loads, in nanoseconds; of a mode what is not known is 0.
+struct Costs {
+    double read = 0;    // of a stored byte, in the store below, while nothing is decoded
+    double whole = 0;   // of a raw byte, as reading and decoding overlap
+    double stored = 1;  // bytes by raw bytes of what was loaded,
+    double decode = 0;  // and of a raw byte of it, on one thread
+    double mode_stored[kModes] = {}, mode_decode[kModes] = {};  // likewise, by Mode
+    double threads = 1;                                         // that decode at once
+
+    // Of a raw byte, were all coded so: what decoding adds to reading is measured, whether the two
+    // overlap or take the same processors from each other.
+    double expected(Mode mode) const;
 };
 
-// What compress_codec: auto does. A store below that gives bytes faster than they can be decoded
-// is better left alone, if loads were seen to; one several times slower leaves time for small.
-// Between the two, what is done now goes on.
-Mode mode_for(Mode now, const Speeds &speeds);
+// What compress_codec: auto does.
+Mode mode_for(Mode now, const Costs &costs);
 
-// How fast the store below moves bytes, while it moves any; and the mode that follows. Methods may
-// be called by any thread.
+// Watches loads, and which mode follows. A period is loads from when nothing is under way until
+// nothing is any more; in one of many nothing is decoded until all is read that was begun, for what
+// reading takes alone. Any thread may call; times are monotonic_ns().
 class Pace {
   public:
     Pace(bool automatic, Mode mode, const Logger &log)
-        : automatic_(automatic), log_(log), mode_(mode) {}
+        : automatic_(automatic), log_(log), mode_(mode), judged_(mode) {}
 
-    // Before anything moves.
-    void set_decoders(double fast, double small) { speeds_.fast = fast, speeds_.small = small; }
+    // Before anything moves: nanoseconds of a raw byte on one thread, by Mode.
+    void set_decoders(const double (&decode)[kModes], double threads);
     bool automatic() const { return automatic_; }
     Mode mode() const { return mode_.load(std::memory_order_relaxed); }
-    // A transfer below begins, and has ended with so many bytes moved.
-    void begin(bool dumps);
-    void end(bool dumps, uint64_t bytes);
-    // A shard was coded.
+    // Until then nothing is decoded.
+    int64_t held_until_ns() const { return held_until_ns_.load(std::memory_order_acquire); }
+
+    // Loads go below; so many stored bytes have come; all is decoded.
+    void begin(int64_t now_ns);
+    void read(uint64_t bytes, int64_t now_ns);
+    void end(int64_t now_ns);
+    // One was decoded, or coded.
+    void decoded(uint64_t raw, uint64_t frame);
     void coded(uint64_t raw, uint64_t frame);
 
   private:
-    struct Lane {
-        uint64_t running = 0, bytes = 0;
-        int64_t since_ns = 0, busy_ns = 0;
-    };
+    void release(int64_t now_ns);
     void judge();
 
     const bool automatic_;
     const Logger &log_;
     std::atomic<Mode> mode_;
+    std::atomic<int64_t> held_until_ns_{0};
     std::mutex mutex_;  // guards all below
-    Lane lanes_[2];     // loads, dumps
-    uint64_t raw_ = 0, frames_ = 0;
-    Speeds speeds_;
+    uint64_t under_way_ = 0, below_ = 0, periods_ = 0;
+    bool holds_ = false, held_ = false;  // now; in this period
+    int64_t since_ns_ = 0;
+    // Of this period: stored bytes that have come; raw bytes, their frames, their decoding.
+    double read_ = 0, raw_ = 0, frames_ = 0, decode_ = 0;
+    double coded_raw_ = 0, coded_frames_ = 0;  // of what is dumped
+    // First bytes that are read alone, then some that are loaded as ever; then it is judged, and
+    // for so many raw bytes nothing is measured.
+    double read_ns_ = 0, read_bytes_ = 0;
+    double whole_ns_ = 0, whole_raw_ = 0, whole_frames_ = 0, whole_decode_ = 0;
+    double rest_ = 0;
+    Mode judged_;  // what the last measurement was for
+    Costs costs_;
 };
 
 }  // namespace ucm::compress

@@ -126,11 +126,12 @@ CompressStore::CompressStore(const ucm_open_args &args)
         coders_.push_back(std::make_unique<FrameCoder>(*geometry_, dtype, best_kernels()));
     metrics_.set(kMemory, loads_->pool.mapping().bytes() + dumps_->pool.mapping().bytes() +
                               coders_.size() * coders_.front()->memory_bytes());
-    // More threads than cores decode no faster.
-    const double cores = double(std::min<size_t>(threads, std::thread::hardware_concurrency()));
     if (pace_.automatic()) {
-        static const double fast = decoding_speed(false), small = decoding_speed(true);
-        pace_.set_decoders(fast * cores, small * cores);
+        static const double costs[kModes] = {
+            decoding_cost(Mode::kFast), decoding_cost(Mode::kSmall), decoding_cost(Mode::kRaw)};
+        // More threads than cores decode no faster.
+        const size_t cores = std::max(1u, std::thread::hardware_concurrency());
+        pace_.set_decoders(costs, double(std::min(threads, cores)));
     }
     start_threads();
 }
@@ -421,6 +422,7 @@ CompressStore::Step CompressStore::next_step(Lane &lane) {
         }
         int64_t until = INT64_MAX;
         if (!lane.busy.empty()) until = lane.retry_ns;
+        if (lane.arrived_count != 0) until = std::min(until, pace_.held_until_ns());
         if (!lane.queue.empty()) until = std::min(until, lane.sweep_ns);
         if (until == INT64_MAX)
             lane.wake.wait(hold);
@@ -437,7 +439,7 @@ bool CompressStore::choose(Lane &lane, int64_t now, Step &step) {
         step.shared->helpers++;  // so that its owner waits
         return true;
     }
-    if (lane.arrived_count != 0) {
+    if (lane.arrived_count != 0 && now >= pace_.held_until_ns()) {
         step.kind = Step::kDecode;
         step.frame = lane.arrived[lane.arrived_first];
         lane.arrived_first = (lane.arrived_first + 1) % lane.arrived.size();
@@ -582,9 +584,14 @@ void CompressStore::submit(Piece &piece) {
     ucm_status status = piece.task->refused();
     const bool refused = status != UCM_OK;
     if (!refused) {
-        pace_.begin(lane.dumps);
+        piece.paced = !lane.dumps;
+        if (piece.paced) pace_.begin(monotonic_ns());
         status = hand_over(piece, &error);
-        if (status != UCM_OK) pace_.end(lane.dumps, 0);
+        if (status != UCM_OK && piece.paced) {
+            piece.paced = false;
+            pace_.read(0, monotonic_ns());
+            pace_.end(monotonic_ns());
+        }
     }
     if (status == UCM_BUSY) {
         std::lock_guard<std::mutex> hold(lane.mutex);
@@ -612,7 +619,9 @@ void CompressStore::decode(Piece &piece, size_t i, FrameCoder &coder) {
         decoded = coder.decode(static_cast<const uint8_t *>(piece.buffers[i]), piece.frames[i],
                                piece.task->addresses(shard), &team);
     }
-    if (decoded.status != UCM_OK) {
+    if (decoded.status == UCM_OK) {
+        pace_.decoded(decoded.bytes, piece.frames[i]);
+    } else {
         const BlockId id = piece.task->id(shard);
         suspect(id);
         metrics_.add(kBadFrames, 1);
@@ -652,6 +661,8 @@ void CompressStore::give(Lane &lane, void *buffer) {
 void CompressStore::drop(Piece &piece) {
     if (piece.holders.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     Lane &lane = *piece.lane;
+    if (piece.paced) pace_.end(monotonic_ns());
+    piece.paced = false;
     std::shared_ptr<Task> last;  // freed after the lock
     std::lock_guard<std::mutex> hold(lane.mutex);
     last = std::move(piece.task);
@@ -675,9 +686,8 @@ void CompressStore::on_done(void *ctx, size_t i, const ucm_result *given) {
     Lane &lane = *piece.lane;
     ucm_result below;
     ucm_copy(&below, sizeof below, given);
-    if (below.status == UCM_OK)
-        piece.moved.fetch_add(lane.dumps ? piece.frames[i] : below.length,
-                              std::memory_order_relaxed);
+    if (below.status == UCM_OK && !lane.dumps)
+        piece.moved.fetch_add(below.length, std::memory_order_relaxed);
     if (lane.dumps || below.status != UCM_OK) {
         store.complete(piece, i, result(below.status, 0, below.os_errno, below.flags));
         return;
@@ -695,11 +705,11 @@ void CompressStore::on_done(void *ctx, size_t i, const ucm_result *given) {
 void CompressStore::on_finished(void *ctx) {
     Piece &piece = *static_cast<Piece *>(ctx);
     Lane &lane = *piece.lane;
-    piece.store->pace_.end(lane.dumps, piece.moved.exchange(0, std::memory_order_relaxed));
+    if (piece.paced) piece.store->pace_.read(piece.moved.exchange(0), monotonic_ns());
     {
         std::lock_guard<std::mutex> hold(lane.mutex);
         lane.retry_ns = 0;
-        if (!lane.busy.empty()) lane.wake.notify_one();
+        if (!lane.busy.empty() || lane.arrived_count != 0) lane.wake.notify_all();
     }
     piece.store->drop(piece);
 }

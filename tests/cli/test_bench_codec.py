@@ -34,6 +34,16 @@ def test_real_kv_cache_shrinks_and_comes_back(measured, codec):
     assert result["codec"] == codec
 
 
+def test_a_shard_has_a_frame(measured):
+    block = 60 * demo.PLANE_BYTES
+    frames = {
+        size: measured(SAMPLE, "bf16", demo.PLANE_BYTES, "--shard", size, "--codec", "raw")
+        for size in (block, 10 * block)
+    }
+    assert frames[block]["shard_bytes"] == block
+    assert frames[block]["frame_bytes"] - frames[10 * block]["frame_bytes"] == 9 * 64
+
+
 def test_raw_shrinks_nothing(measured):
     result = measured(SAMPLE, "bf16", demo.PLANE_BYTES, "--codec", "raw")
     assert result["frame_bytes"] > result["bytes"]

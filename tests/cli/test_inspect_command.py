@@ -1,4 +1,6 @@
+import array
 import os
+import random
 import time
 
 import pytest
@@ -48,6 +50,52 @@ def test_people_see_the_same(ucm_command, folder, fill):
     assert outcome.code == 0
     for word in (str(folder), "llama", "2 x 2048 B", "36.0 KiB", "0 writers alive"):
         assert word in outcome.out
+
+
+def numbers(n):
+    """Normal numbers in bf16."""
+    rng = random.Random(1)
+    wide = array.array("f", (rng.gauss(0, 1) for _ in range(n // 2))).tobytes()
+    return b"".join(wide[i + 2 : i + 4] for i in range(0, len(wide), 4))
+
+
+def test_codecs_come_from_frames(ucm_command, folder):
+    plane = 1 << 16
+    data = numbers(plane) + bytes(plane) + random.Random(2).randbytes(plane)
+    with ucm.open_pipeline(
+        "Compress|Posix", storage_backends=str(folder), block_size=len(data), tensor_size=plane,
+        dtype="bf16", compress_codec="fast",
+    ) as store:  # fmt: skip
+        for i in range(40):
+            planes = [data[at : at + plane] for at in range(0, len(data), plane)]
+            store.wait(store.dump([bytes([i]) * 16], [0], [planes]))
+        assert store.drain().lost == 0
+    for given, of in ((), 32), (("--headers",), 40):
+        (found,) = ucm_command("inspect", folder, "--json", *given).json
+        headers = found["spaces"][0]["headers"]
+        assert headers["framed"] == of
+        assert {name: coded["tiles"] for name, coded in headers["codecs"].items()} == {
+            "classes": of,
+            "constant": of,
+            "raw": of,
+        }
+        assert headers["codecs"]["raw"]["ratio"] == 1
+        assert headers["codecs"]["constant"]["stored_bytes"] == of * 4
+        assert 1.4 < headers["codecs"]["classes"]["ratio"] < 1.6
+        assert found["spaces"][0]["disk_bytes"] < 40 * 0.8 * len(data)
+    shown = ucm_command("inspect", folder).out
+    assert "classes" in shown
+    assert "32 of 40" in shown
+
+
+def test_a_damaged_frame_has_no_codecs(ucm_command, folder, fill):
+    fill(1, "Compress|Posix", dtype="bf16")
+    (path,) = folder.glob("*/*/000/*")
+    data = bytearray(path.read_bytes())
+    data[4096:] = bytes(len(data) - 4096)
+    path.write_bytes(data)
+    (found,) = ucm_command("inspect", folder, "--json").json
+    assert found["spaces"][0]["headers"]["codecs"] == {}
 
 
 def test_one_namespace_alone(ucm_command, folder, fill):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from dict_store import DictStore
+from python_layers import Watch, Zlib
 
 from ucm import registry
 from ucm.conformance.fixtures import Target, open_store, rng, store
@@ -16,6 +17,8 @@ OWN = [upper + bottom for bottom in BOTTOM for upper in UPPER]
 VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct", "Fault|Posix", "Cache|Fault|Posix"]
 VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
 THEIRS = ["Dict", "Heap", "Compress|Heap"]
+# Python at the bottom, in the middle and on top
+THEIRS += ["Cache|Dict", "Compress|Dict", "Cache|Zlib|Posix", "Watch|Cache|Posix"]
 OF_3FS = ["Ds3fs", "Cache|Compress|Ds3fs"]
 
 OPTIONS = {
@@ -36,7 +39,8 @@ def third_party(heap_library):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UCM_PLUGINS", str(heap_library))
         registry.registry.cache_clear()
-        registry.registry().register("Dict", DictStore)
+        for name, store in {"Dict": DictStore, "Watch": Watch, "Zlib": Zlib}.items():
+            registry.registry().register(name, store)
     yield
     registry.registry.cache_clear()
 

@@ -3,6 +3,8 @@
 
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <random>
 #include <thread>
 
@@ -19,6 +21,7 @@ using ucm::compress::Kernels;
 using ucm::compress::kKernelSlack;
 using ucm::compress::kTrailerBytes;
 using ucm::compress::Mode;
+using ucm::compress::mode_for;
 using ucm::compress::TileCounts;
 
 namespace {
@@ -295,7 +298,9 @@ TEST_CASE("which numbers they are is seen from the bytes", "[compress][frame]") 
         if (dtype == UCM_DTYPE_BYTES) continue;
         for (Mode mode : {Mode::kFast, Mode::kSmall}) {
             INFO("dtype " << dtype << " mode " << int(mode));
-            const Bytes bytes = numbers(n, dtype);
+            Bytes bytes = numbers(n, dtype);
+            if (dtype == UCM_DTYPE_FP8_E4M3)  // of all sizes, so that hardly a byte is missing
+                for (size_t i = 0; i < n; i++) bytes[i] = uint8_t(bytes[i] - i / 32 % 5 * 8);
             const size_t named = encode(Shape::of(n, dtype), bytes, mode, nullptr, dtype).size();
             for (int32_t layout : kDtypes) {
                 const size_t seen = encode(Shape::of(n, layout), bytes, mode).size();
@@ -314,6 +319,113 @@ TEST_CASE("what is here now may be other numbers than what was", "[compress][fra
         const Bytes bytes = numbers(n, dtype);
         const size_t alone = encode(shape, bytes).size();
         REQUIRE(double(encode(shape, bytes, coder).size()) < double(alone) * 1.01);
+    }
+}
+
+TEST_CASE("tests and benchmarks name the set of kernels that a store takes", "[compress][frame]") {
+    const std::string best = ucm::compress::best_kernels().name;
+    for (const Kernels *kernels : all_kernels()) {
+        setenv("UCM_COMPRESS_KERNELS", kernels->name, 1);
+        REQUIRE(&ucm::compress::best_kernels() == kernels);
+    }
+    setenv("UCM_COMPRESS_KERNELS", "none", 1);
+    REQUIRE(ucm::compress::best_kernels().name == best);
+    unsetenv("UCM_COMPRESS_KERNELS");
+}
+
+TEST_CASE("symbols are counted alike by every set of kernels", "[compress][frame]") {
+    for (const Kernels *kernels : all_kernels())
+        for (size_t n : {64, 128, 2048, 4096})
+            for (uint8_t range : {0, 1, 7, 40, 255}) {
+                INFO(kernels->name << ", " << n << " symbols up to " << int(range));
+                Bytes symbols = random_bytes(n, n + range);
+                for (auto &symbol : symbols) symbol = uint8_t(symbol % (range + 1));
+                REQUIRE(kernels->largest(symbols.data(), n) ==
+                        *std::max_element(symbols.begin(), symbols.end()));
+                for (uint8_t first : {0, 3, 33, 248}) {
+                    uint32_t counts[ucm::compress::kTallied];
+                    kernels->tally(symbols.data(), n, first, counts);
+                    for (int k = 0; k < ucm::compress::kTallied; k++)
+                        REQUIRE(counts[k] == std::count(symbols.begin(), symbols.end(), first + k));
+                }
+            }
+}
+
+TEST_CASE("exponents that lie apart are counted, too", "[compress][frame]") {
+    // Counting begins at the largest and goes down in few steps; a large one alone must not end it.
+    for (size_t n : {2000, 4000, 60000}) {
+        const Shape shape = Shape::of(n, UCM_DTYPE_BF16);
+        const Bytes close = numbers(n, UCM_DTYPE_BF16);
+        Bytes apart = close;
+        for (size_t i = 0; i < n; i += 200) put(apart, i, uint16_t(0x7f00));
+        REQUIRE(double(encode(shape, apart).size()) < double(encode(shape, close).size()) * 1.03);
+        REQUIRE(round_trips(shape, apart));
+        for (size_t i = 0; i < n; i += 2) apart[i + 1] ^= uint8_t(i / 2 % 2 * 0x20);  // two heaps
+        REQUIRE(encode(shape, apart).size() < n);
+        REQUIRE(round_trips(shape, apart));
+    }
+}
+
+namespace {
+
+// Normal numbers, each `scale` times what it was: its exponent is higher.
+Bytes scaled(size_t n, int by, uint64_t seed) {
+    Bytes bytes = numbers(n, UCM_DTYPE_BF16, seed);
+    for (size_t i = 0; i < n; i += 2) put(bytes, i, uint16_t(get(bytes, i, 2) + (by << 7)));
+    return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("classes are used again while they suit", "[compress][frame]") {
+    const size_t n = 6144;
+    const Shape shape = Shape::of(n, UCM_DTYPE_BF16);
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry, UCM_DTYPE_BF16, ucm::compress::best_kernels());
+    for (int by : {0, 2, -3}) {
+        double again = 0, alone = 0;
+        for (uint64_t seed = 0; seed < 40; seed++) {
+            const Bytes bytes = scaled(n, by, seed);
+            again += double(encode(shape, bytes, coder).size());
+            alone += double(encode(shape, bytes, Mode::kFast, nullptr, UCM_DTYPE_BF16).size());
+        }
+        REQUIRE(again < alone * 1.005);
+    }
+}
+
+TEST_CASE("planes in turn are what they are each, whatever their neighbours", "[compress][frame]") {
+    const int32_t kinds[] = {UCM_DTYPE_BF16, UCM_DTYPE_FP32, UCM_DTYPE_FP8_E4M3, UCM_DTYPE_FP16};
+    const size_t plane = 16384;
+    Bytes all;
+    Shape shape{{plane * 16}, {}};
+    double named = 0;
+    for (size_t i = 0; i < 16; i++) {
+        const Bytes bytes = numbers(plane, kinds[i % 4], i);
+        all.insert(all.end(), bytes.begin(), bytes.end());
+        shape.planes.push_back({plane, UCM_DTYPE_BYTES, 0});
+        named +=
+            double(encode(Shape::of(plane, kinds[i % 4]), bytes, Mode::kFast, nullptr, kinds[i % 4])
+                       .size());
+    }
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry, 0, ucm::compress::best_kernels());
+    for (int round = 0; round < 3; round++)
+        REQUIRE(double(encode(shape, all, coder).size()) < named * 1.01);
+}
+
+TEST_CASE("planes that differ in ratio stay the numbers that they are", "[compress][frame]") {
+    // Of one kind, K and V say, in turn: of a wide and of a narrow range, then noise, then again.
+    const size_t n = 16384;
+    const Shape shape = Shape::of(n, UCM_DTYPE_BYTES);
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry, 0, ucm::compress::best_kernels());
+    for (int round = 0; round < 40; round++) {
+        Bytes bytes = numbers(n, UCM_DTYPE_BF16, uint64_t(round));
+        if (round % 2)
+            for (size_t i = 0; i < n; i += 2) bytes[i + 1] |= 0x3f;
+        const double named =
+            double(encode(shape, bytes, Mode::kFast, nullptr, UCM_DTYPE_BF16).size());
+        REQUIRE(double(encode(shape, bytes, coder).size()) < named * 1.01);
     }
 }
 
@@ -493,6 +605,33 @@ TEST_CASE("the frame is what its document says", "[compress][frame]") {
     REQUIRE(raw.size() == 4096 + 64);
     REQUIRE(bool(Bytes(raw.begin(), raw.end() - 64) == bytes));
     REQUIRE(get(raw, 4096 + 32, 8) == XXH3_64bits_withSeed(bytes.data(), 4096, 0));
+}
+
+TEST_CASE("frames of every version, codec and dtype are read bit for bit", "[compress][frame]") {
+    const auto sets = all_kernels();
+    const auto read = [](const std::filesystem::path &path) {
+        std::ifstream file(path, std::ios::binary);
+        return Bytes(std::istreambuf_iterator<char>(file), {});
+    };
+    size_t found = 0;
+    const std::string folder = GENERATE("frames-2");  // tests/golden_frames.py has written them
+    for (const auto &entry :
+         std::filesystem::directory_iterator(UCM_TEST_FILES "/data/" + folder)) {
+        if (entry.path().extension() != ".frame") continue;
+        INFO(entry.path());
+        const Bytes frame = read(entry.path());
+        const Bytes raw = read(std::filesystem::path(entry.path()).replace_extension(".raw"));
+        const Shape shape{{raw.size() / 3, raw.size() - raw.size() / 3}, {}};
+        const auto geometry = shape.geometry();
+        for (const Kernels *kernels : sets) {
+            FrameCoder coder(geometry, 0, *kernels);
+            Bytes back;
+            REQUIRE(decode(shape, frame, &back, coder) == UCM_OK);
+            REQUIRE(bool(back == raw));
+        }
+        found++;
+    }
+    REQUIRE(found == 16);
 }
 
 TEST_CASE("a flipped bit anywhere, or a missing end, is found", "[compress][frame]") {
@@ -754,55 +893,176 @@ TEST_CASE("compress_codec decides what is coded, and readers need not know", "[c
     REQUIRE(stack.loads_back(ids));
 }
 
-TEST_CASE("auto codes as the store below is slower or faster than decoding", "[compress]") {
-    using ucm::compress::mode_for;
-    using ucm::compress::Speeds;
-    const auto with = [](double loads, double dumps, Mode now = Mode::kFast) {
-        Speeds speeds;
-        speeds.loads = loads;
-        speeds.dumps = dumps;
-        speeds.fast = 10;
-        speeds.small = 3;
-        speeds.ratio = 1.5;
-        return mode_for(now, speeds);
-    };
-    REQUIRE(with(0, 0) == Mode::kFast);     // nothing is known
-    REQUIRE(with(2, 2) == Mode::kFast);     // a disk slower than the decoder
-    REQUIRE(with(20, 1) == Mode::kRaw);     // loads are what counts
-    REQUIRE(with(0, 20) == Mode::kFast);    // nobody has seen a load
-    REQUIRE(with(0.3, 2) == Mode::kSmall);  // a network
-    REQUIRE(with(0, 0.3) == Mode::kSmall);
-    // In between, things stay as they are.
-    REQUIRE(with(11, 1, Mode::kRaw) == Mode::kRaw);
-    REQUIRE(with(11, 1, Mode::kFast) == Mode::kFast);
-    REQUIRE(with(0.9, 1, Mode::kSmall) == Mode::kSmall);
-    REQUIRE(with(0.9, 1, Mode::kFast) == Mode::kFast);
-    REQUIRE(with(9, 1, Mode::kRaw) == Mode::kFast);
+namespace {
+
+using ucm::compress::Costs;
+
+// Loads of frames that are coded fast, two thirds of their raw bytes; in nanoseconds a byte.
+Costs costs_of(double read, double whole, double fast = 0.2) {
+    Costs costs;
+    costs.read = read;
+    costs.whole = whole;
+    costs.stored = 2.0 / 3;
+    costs.decode = fast;
+    const double decode[] = {fast, 0.4, 0.1}, stored[] = {2.0 / 3, 0.66, 1};
+    std::copy(decode, decode + 3, costs.mode_decode);
+    std::copy(stored, stored + 3, costs.mode_stored);
+    return costs;
 }
 
-TEST_CASE("auto goes by what was moved while something moved", "[compress]") {
-    const Host host;
-    const ucm::Logger log(host.c(), "Compress");
-    ucm::compress::Pace pace(true, Mode::kFast, log), named(false, Mode::kFast, log);
-    for (auto *each : {&pace, &named}) {
-        each->set_decoders(5e9, 3e9);
-        each->coded(150, 100);
-        each->begin(false);
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-        each->end(false, 1 << 30);
+}  // namespace
+
+TEST_CASE("auto codes where reading fewer bytes is worth more than decoding costs", "[compress]") {
+    // A disk: decoding is hidden behind reading.
+    REQUIRE(mode_for(Mode::kFast, costs_of(0.6, 0.4)) == Mode::kFast);
+    REQUIRE(mode_for(Mode::kRaw, costs_of(0.6, 0.4)) == Mode::kFast);
+    // A store as fast as memory, where decoding takes processors from reading: a third more of
+    // 0.2 is less than what fast takes longer than raw, or is not.
+    REQUIRE(mode_for(Mode::kFast, costs_of(0.2, 0.2 * 2 / 3 + 0.2)) == Mode::kFast);
+    REQUIRE(mode_for(Mode::kFast, costs_of(0.2, 0.2 * 2 / 3 + 0.5, 0.5)) == Mode::kRaw);
+    REQUIRE(mode_for(Mode::kRaw, costs_of(0.2, 0.2 * 2 / 3 + 0.5, 0.5)) == Mode::kRaw);
+    // A store that many decoders wait for is not faster when more is read.
+    REQUIRE(mode_for(Mode::kFast, costs_of(0.1, 0.2)) == Mode::kRaw);
+    // A network leaves time for small; so does a processor on which it is the faster one.
+    REQUIRE(mode_for(Mode::kFast, costs_of(3, 2)) == Mode::kSmall);
+    REQUIRE(mode_for(Mode::kFast, costs_of(0.2, 2.5, 2.4)) == Mode::kRaw);
+    REQUIRE(mode_for(Mode::kFast, costs_of(2, 3.7, 2.4)) == Mode::kSmall);
+}
+
+TEST_CASE("auto leaves what is about as good as it is", "[compress]") {
+    // Raw is expected to take 0.3.
+    for (double fast : {0.28, 0.29, 0.31, 0.32}) {
+        const Costs costs = costs_of(0.2, fast, 0.1 * (fast - 0.2 * 2 / 3) / 0.1);
+        REQUIRE(costs.expected(Mode::kRaw) == Approx(0.3));
+        REQUIRE(costs.expected(Mode::kFast) == Approx(fast));
+        for (Mode now : {Mode::kFast, Mode::kRaw}) REQUIRE(mode_for(now, costs) == now);
     }
-    REQUIRE(named.mode() == Mode::kFast);
-    REQUIRE(pace.mode() == Mode::kRaw);
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // nobody moves anything
-    pace.begin(false);
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    pace.end(false, 1 << 30);
-    REQUIRE(pace.mode() == Mode::kRaw);
-    pace.begin(false);
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    pace.end(false, 64 << 20);
-    REQUIRE(pace.mode() == Mode::kSmall);
-    REQUIRE(host.logged("codes small from now on"));
+    for (Mode now : {Mode::kFast, Mode::kSmall})  // 2.5 times what small decodes
+        REQUIRE(mode_for(now, costs_of(1.5, 1.0)) == now);
+}
+
+TEST_CASE("auto asks what raw frames would take coded, too", "[compress]") {
+    Costs costs = costs_of(0.6, 0.65);
+    costs.stored = 1;
+    costs.decode = 0.1;
+    REQUIRE(costs.expected(Mode::kRaw) == Approx(0.65));
+    REQUIRE(costs.expected(Mode::kFast) == Approx(0.4 + 0.05 * 2));
+    REQUIRE(mode_for(Mode::kRaw, costs) == Mode::kFast);
+    costs = costs_of(0.1, 0.2);
+    costs.stored = 1;
+    costs.decode = 0.1;
+    REQUIRE(mode_for(Mode::kRaw, costs) == Mode::kRaw);
+    costs.threads = 4;  // no thread decodes faster than it can
+    costs.whole = 0.1;
+    REQUIRE(costs.expected(Mode::kFast) == Approx(0.1 * 2 / 3));
+    costs.threads = 1;
+    REQUIRE(costs.expected(Mode::kFast) == Approx(0.2));
+}
+
+namespace {
+
+// Loads of frames of two thirds, one period after another.
+struct Loads {
+    static constexpr uint64_t kRaw = 96 << 20, kFrame = 64 << 20;
+
+    explicit Loads(bool automatic = true) : pace(automatic, Mode::kFast, log) {
+        const double decode[] = {0.5, 0.6, 0.1};
+        pace.set_decoders(decode, 1);
+        pace.coded(kRaw, kFrame);
+    }
+    // Reading takes so long, and all so long. Returns whether decoding was held up.
+    bool load(int64_t read_ms, int64_t whole_ms) {
+        const int64_t start = now;
+        pace.begin(start);
+        const bool held = pace.held_until_ns() > now;
+        now += read_ms * 1000000;
+        pace.read(pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame, now);
+        REQUIRE(pace.held_until_ns() == 0);
+        pace.decoded(kRaw, pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame);
+        now = std::max(now, start + whole_ms * 1000000);
+        pace.end(now);
+        now += 1000000000;  // nobody loads
+        return held;
+    }
+
+    const Host host;
+    const ucm::Logger log{host.c(), "Compress"};
+    ucm::compress::Pace pace;
+    int64_t now = 1000000000;
+};
+
+}  // namespace
+
+TEST_CASE("auto measures what reading takes alone, now and then, and then decides", "[compress]") {
+    Loads fast;
+    REQUIRE_FALSE(fast.load(10, 60));  // the first one says nothing
+    REQUIRE(fast.load(10, 60));
+    REQUIRE_FALSE(fast.load(10, 60));
+    REQUIRE(fast.pace.mode() == Mode::kFast);
+    REQUIRE(fast.load(10, 60));  // twice is enough
+    REQUIRE_FALSE(fast.load(10, 60));
+    REQUIRE(fast.pace.mode() == Mode::kRaw);
+    REQUIRE(fast.host.logged("codes raw from now on"));
+    int held = 0;
+    for (int i = 0; i < 100; i++) held += fast.load(15, 25);
+    REQUIRE(fast.pace.mode() == Mode::kRaw);
+    REQUIRE(held >= 5);
+    REQUIRE(held <= 10);
+    // The store becomes a disk.
+    for (int i = 0; i < 40; i++) fast.load(600, 600);
+    REQUIRE(fast.pace.mode() != Mode::kRaw);
+
+    Loads disk;
+    for (int i = 0; i < 50; i++) disk.load(60, 62);
+    REQUIRE(disk.pace.mode() == Mode::kFast);
+    Loads network;
+    for (int i = 0; i < 6; i++) network.load(600, 610);
+    REQUIRE(network.pace.mode() == Mode::kSmall);
+}
+
+TEST_CASE("auto does not take a slow store for a fast one that it waits for in vain",
+          "[compress]") {
+    Loads slow;
+    for (int i = 0; i < 60; i++) {
+        // Four at once, one after the other; nothing is held up for longer than 50 ms.
+        for (int k = 0; k < 4; k++) slow.pace.begin(slow.now);
+        REQUIRE(slow.pace.held_until_ns() <= slow.now + 50000000);
+        for (int k = 0; k < 4; k++) {
+            slow.now += 60000000;
+            slow.pace.read(Loads::kFrame / 4, slow.now);
+            REQUIRE(slow.pace.held_until_ns() == 0);
+            slow.pace.decoded(Loads::kRaw / 4, Loads::kFrame / 4);
+            slow.pace.end(slow.now);
+        }
+        REQUIRE(slow.pace.mode() != Mode::kRaw);
+    }
+}
+
+TEST_CASE("auto decides nothing before loads were seen, and nothing where a codec is named",
+          "[compress]") {
+    Loads none, named(false);
+    for (int i = 0; i < 1000; i++) none.pace.coded(Loads::kRaw, Loads::kFrame);
+    REQUIRE(none.pace.mode() == Mode::kFast);
+    for (int i = 0; i < 50; i++) REQUIRE_FALSE(named.load(10, 60));
+    REQUIRE(named.pace.mode() == Mode::kFast);
+}
+
+TEST_CASE("what does not come in time is not waited for", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    Stack stack(kOverMemory, {}, Geometry{4, {5000}}, memory);
+    const auto ids = make_ids(30);
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.loads_back(ids));
+    memory->hold();
+    Move first(stack, shards_of({ids[0]}, 4)), stuck(stack, shards_of({ids[1]}, 4));
+    REQUIRE(first.load() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(4));
+    REQUIRE(stuck.load() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(8));
+    memory->release(4);
+    REQUIRE(first.wait() == UCM_OK);  // though nothing is decoded until all is read, at first
+    memory->release();
+    REQUIRE(stuck.wait() == UCM_OK);
 }
 
 TEST_CASE("long shards are coded by several threads at once", "[compress][threads]") {

@@ -48,10 +48,12 @@ def run(
     kernels: str = "best",
     checksums: bool = True,
     named: str | None = None,
+    shard: int | None = None,
 ) -> dict[str, Any]:
     """Code the file's bytes ``repeat`` times; raise if they do not come back as they were.
 
-    ``dtype`` is the layout's; ``named`` is as the option compress_dtype would name it.
+    ``dtype`` is the layout's; ``named`` is as the option compress_dtype would name it; ``shard``
+    bytes have a frame.
     """
     total = file.stat().st_size
     width = {"bf16": 2, "fp16": 2, "fp32": 4}.get(dtype, 1)
@@ -59,6 +61,7 @@ def run(
         raise ucm.ConfigError(f"{file}: it is empty; give a file of {dtype} numbers")
     if not 0 < plane < 2**32 or plane % width:
         raise ucm.ConfigError(f"--plane: {plane} bytes are no whole number of {dtype} elements")
+    shard = max(1, (shard or SHARD_BYTES) // plane) * plane
     measure, runs = _function(), []
     data = mmap.mmap(-1, total)  # memory of our own: no page of the file is read while timed
     with file.open("rb") as source:
@@ -67,7 +70,7 @@ def run(
     for _ in range(repeat):
         figures = _Figures()
         status = measure(
-            address, total, plane, SHARD_BYTES, options.DTYPES.index(dtype),
+            address, total, plane, shard, options.DTYPES.index(dtype),
             options.DTYPES.index(named or "bytes"), codec.encode(),
             (kernels if kernels != "best" else "").encode(), checksums, figures,
         )  # fmt: skip
@@ -91,7 +94,7 @@ def run(
         "codec": codec,
         "kernels": kernels,
         "checksums": checksums,
-        "shard_bytes": max(1, SHARD_BYTES // plane) * plane,
+        "shard_bytes": shard,
         "repeat": repeat,
         "frame_bytes": stored,
         "ratio": round(total / stored, 4),

@@ -109,6 +109,12 @@ def command(context: click.Context, /, **flags: Any) -> None:
     help="Bytes that are alike: K or V of one layer in one block.",
 )
 @click.option(
+    "--shard",
+    metavar="SIZE",
+    callback=_common.size,
+    help="Bytes of a frame: those of a shard in a store, the planes of all layers mostly. 2 MiB.",
+)
+@click.option(
     "--codec",
     type=click.Choice(["fast", "small", "raw"]),
     default="fast",
@@ -136,6 +142,7 @@ def codec(
     file: Path,
     dtype: str,
     plane: int,
+    shard: int | None,
     codec: str,
     kernels: str,
     checksums: bool,
@@ -146,11 +153,12 @@ def codec(
 
     Rates are bytes of FILE by CPU time of the one thread that did it, medians of all repeats;
     memcpy copies the same pieces. GB are 10^9 bytes. What --dtype says is tried first, and the
-    bytes decide.
+    bytes decide. What was found out of a plane helps with the one at its place in the next shard,
+    so that small planes are coded faster with the --shard that a store has.
     """
     from ucm.cli import _codec
 
-    result = _codec.run(file, dtype, plane, codec, repeat, kernels, checksums)
+    result = _codec.run(file, dtype, plane, codec, repeat, kernels, checksums, shard=shard)
     if as_json:
         _common.print_json(result)
         return

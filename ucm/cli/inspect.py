@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     "--headers",
     "all_headers",
     is_flag=True,
-    help="Read the header of every block, not of 1,000 a space, for ratio and time of publishing.",
+    help="Read the header of every block, not of 1,000 a space, for ratio and time of publishing, "
+    "and the frames of all for codecs, not of 32.",
 )
 @click.option("--blocks", "with_blocks", is_flag=True, help="Every block too, from its header.")
 @_common.json_flag
@@ -115,6 +116,8 @@ def _as_json(one: Directory, with_blocks: bool) -> dict[str, Any]:
         plain["headers"]["oldest"] = _time(space.headers.oldest)
         plain["headers"]["newest"] = _time(space.headers.newest)
         plain["headers"]["ratio"] = space.headers.ratio
+        for name, coded in space.headers.codecs.items():
+            plain["headers"]["codecs"][name]["ratio"] = coded.ratio
         if with_blocks:
             plain["block_list"] = [
                 {
@@ -146,6 +149,7 @@ def _show(one: Directory) -> None:
     if one.spaces:
         _show_spaces(one)
         _show_blocks(one)
+        _show_codecs(one)
     else:
         click.echo("  no spaces: nothing was stored yet")
     size = _common.human_bytes
@@ -199,6 +203,26 @@ def _show_blocks(one: Directory) -> None:
         )
     if problems := sum(space.headers.problems for space in one.spaces):
         click.echo(f"  {problems} headers are not sound; ucm fsck says more")
+
+
+def _show_codecs(one: Directory) -> None:
+    size = _common.human_bytes
+    rows = [
+        (
+            space.space[:8],
+            name,
+            str(coded.tiles),
+            size(coded.raw_bytes),
+            size(coded.stored_bytes),
+            f"{coded.ratio:.2f}" if coded.ratio else "",
+            f"{space.headers.framed} of {space.blocks}",
+        )
+        for space in one.spaces
+        for name, coded in sorted(space.headers.codecs.items())
+    ]
+    if rows:
+        columns = ("space", "codec", "tiles", "raw", "stored", "ratio", "of blocks")
+        _common.print_table(columns, rows, right=4)
 
 
 def _ages(newest: float | None, oldest: float | None) -> str:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import xxhash
 
-from ucm.directory import block_file, ledger, names
+from ucm.directory import block_file, frames, ledger, names
 from ucm.options import DTYPES
 
 # Of a space, unless all are asked for: enough for a ratio, and no wait where there are a million.
 SAMPLED_HEADERS = 1000
+# And of them blocks whose frames are looked into, for codecs: a shard is two more reads.
+SAMPLED_FRAMES = 32
 # Ages of a block's last use, in seconds.
 AGES = {"hour": 3600, "day": 86400, "week": 7 * 86400}
 _MANIFEST_BYTES = 16384
@@ -50,6 +52,8 @@ class Headers:
     raw_bytes: int = 0
     oldest: float | None = None
     newest: float | None = None
+    framed: int = 0  # blocks whose frames say the codecs
+    codecs: dict[str, frames.Coded] = dataclasses.field(default_factory=dict)
 
     def add(self, block: Block) -> None:
         """Count one."""
@@ -221,12 +225,27 @@ def _count(space: Space, headers: int | None) -> None:
         elif headers and (at := pick.randrange(space.blocks)) < headers:
             sample[at] = entry.path
     for path in sample:
-        _add_header(space, path)
+        _add_header(space, path, SAMPLED_FRAMES)
 
 
-def _add_header(space: Space, path: str) -> None:
+def _add_header(space: Space, path: str, most_framed: int | None = None) -> None:
     with contextlib.suppress(FileNotFoundError):
-        space.headers.add(_block(path, space))
+        block = _block(path, space)
+        space.headers.add(block)
+        is_framed = space.encoding.rpartition("+")[2] == frames.ENCODING
+        more = most_framed is None or space.headers.framed < most_framed
+        if is_framed and more and not block.problem:
+            _add_frames(space.headers, path)
+
+
+def _add_frames(headers: Headers, path: str) -> None:
+    with open(path, "rb", buffering=0) as file:
+        fd, size = file.fileno(), os.fstat(file.fileno()).st_size
+        name = os.path.basename(path)
+        header = block_file.read_header(lambda most: os.pread(fd, most, 0), size, name)
+        for entry in header.table:
+            frames.read(fd, entry.offset, entry.length, headers.codecs)
+    headers.framed += 1
 
 
 def _block(path: str, space: Space) -> Block:
