@@ -96,7 +96,10 @@ static void parse(char *word) {
 static void take_path(char **path, const char *variable) {
     const char *now = getenv(variable);
     if (*path != NULL && now != NULL && strcmp(*path, now) == 0) return;
-    *path = now != NULL && *now != 0 ? strdup(now) : NULL; /* who looks at the old one may go on */
+    static char *old[1024]; /* whoever looks at one may go on */
+    static size_t count;
+    if (*path != NULL) old[count++ % (sizeof old / sizeof *old)] = *path;
+    *path = now != NULL && *now != 0 ? strdup(now) : NULL;
 }
 
 /* The environment is looked at here only: it may change under other threads. Another plan than the
