@@ -8,11 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import compile_library
+from support import compile_library, hf3fs_standin
 
 pytest.register_assert_rewrite("ucm.conformance")
 
 HEAP_SOURCE = Path(__file__).parent.parent / "examples" / "c_store" / "heap.c"
+
+REAL_3FS = os.environ.get("HF3FS_MOUNT")
+
+
+def pytest_configure(config):
+    """With HF3FS_MOUNT, which names a mount of 3FS, the folders of all tests are there."""
+    if REAL_3FS and not config.option.basetemp:
+        config.option.basetemp = Path(REAL_3FS, f"ucm-tests-{os.getpid()}")
 
 
 @pytest.fixture
@@ -50,3 +58,21 @@ def heap_library(tmp_path_factory):
     """Compile the example store in C."""
     folder = tmp_path_factory.mktemp("heap")
     return compile_library(HEAP_SOURCE, folder / "heap.so")
+
+
+@pytest.fixture(scope="session")
+def hf3fs_library(tmp_path_factory):
+    """Compile the library that stands in for 3FS's; with HF3FS_MOUNT, name the real one."""
+    if REAL_3FS:
+        return os.environ.get("HF3FS_LIBRARY", "libhf3fs_api_shared.so")
+    return hf3fs_standin(tmp_path_factory.mktemp("hf3fs"))
+
+
+@pytest.fixture
+def hf3fs_mount(tmp_path):
+    """Make a folder in 3FS, or one that the stand-in takes for a mount of it."""
+    mount = tmp_path / "3fs"
+    mount.mkdir()
+    if not REAL_3FS:
+        (mount / "3fs-virt" / "iovs").mkdir(parents=True)
+    return mount

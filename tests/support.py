@@ -23,6 +23,15 @@ def compile_library(source, library, *flags):
     return library
 
 
+def hf3fs_standin(folder):
+    """Compile the stand-in for 3FS's library (tests/standin); return its path."""
+    library = Path(folder) / "libhf3fs_api_shared.so"
+    command = ["cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
+    command += ["-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-o", str(library)]
+    subprocess.run([*command, *sorted((ROOT / "tests" / "standin").glob("*.c"))], check=True)
+    return library
+
+
 def build_plugins(name, layers, *options):
     """Build some layers of this checkout in build/NAME, as far as they changed; return their paths.
 

@@ -199,8 +199,8 @@ def remove_ipc(uid: int, systemd: bool, logind: str) -> list[Finding]:
     ]
 
 
-def file_system(directory: str, mount: Mount | None) -> list[Finding]:
-    """Memory instead of a disk, and NFS that answers from its memory."""
+def file_system(directory: str, mount: Mount | None, by_daemon: bool = False) -> list[Finding]:
+    """Memory instead of a disk, NFS that answers from its memory, and 3FS not by its daemon."""
     if mount is None:
         return []
     if mount.type in _IN_MEMORY:
@@ -210,6 +210,15 @@ def file_system(directory: str, mount: Mount | None) -> list[Finding]:
                 f"{directory} is on {mount.type}",
                 "blocks take memory, and are gone after a restart of the machine",
                 "use a directory on a disk; for blocks in memory, Cache is faster",
+            )
+        ]
+    if mount.type == "fuse.hf3fs" and not by_daemon:
+        return [
+            Finding(
+                "3fs",
+                f"{directory} is on 3FS ({mount.point})",
+                "Posix moves bytes through the kernel to 3FS's daemon, in pieces of 1 MiB at most",
+                "write Ds3fs in place of Posix: it reads and writes the same files",
             )
         ]
     return _attribute_cache(directory, mount) if mount.type in _NETWORK else []
@@ -383,12 +392,14 @@ def _text(path: Path) -> str:
     return ""
 
 
-def directory_warnings(directory: str, io_direct: bool, capacity_bytes: int) -> list[Finding]:
-    """Look at one directory of blocks."""
+def directory_warnings(
+    directory: str, io_direct: bool, capacity_bytes: int, by_daemon: bool = False
+) -> list[Finding]:
+    """Look at one directory of blocks; ``by_daemon``: Ds3fs uses it."""
     path = os.path.realpath(directory)
     return [
         *(direct_io(directory, try_direct(path)) if io_direct else []),
-        *file_system(directory, mount_of(path, read_mounts())),
+        *file_system(directory, mount_of(path, read_mounts()), by_daemon),
         *permissions(directory, os.stat(path).st_mode),
         *space(directory, read_space(path), capacity_bytes),
     ]

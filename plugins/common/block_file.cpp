@@ -184,7 +184,8 @@ HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t fil
     const uint32_t shards = get32(data + kAtShardCount);
     out.file_bytes = get64(data + kAtFileBytes);
     if (shards == 0 || shards > UCM_MAX_SHARDS || block_header_bytes(shards) != bytes ||
-        std::memcmp(data + kAtId, id.bytes, sizeof id.bytes) != 0 || out.file_bytes != file_bytes)
+        std::memcmp(data + kAtId, id.bytes, sizeof id.bytes) != 0 ||
+        (out.file_bytes != file_bytes && file_bytes != kUnknownBytes))
         return HeaderState::kCorrupt;
     out.id = id;
     out.raw_capacity = get64(data + kAtRawCapacity);
@@ -196,7 +197,7 @@ HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t fil
     const uint8_t *at = data + kFixedBytes;
     for (ShardEntry &entry : out.table) {
         entry = {get64(at), get64(at + 8), get64(at + 16), get64(at + 24)};
-        if (!entry_sound(entry, bytes, file_bytes)) return HeaderState::kCorrupt;
+        if (!entry_sound(entry, bytes, out.file_bytes)) return HeaderState::kCorrupt;
         at += kEntryBytes;
     }
     return HeaderState::kSound;
@@ -260,7 +261,10 @@ ucm_status status_of_errno(int error, ucm_status absent) {
         case ENFILE:
         case EBUSY:  // a lock, or a count that must end first
         case ENOLCK:
+        case ENOTCONN:  // nobody serves a file system of FUSE any more
             return UCM_UNAVAILABLE;
+        case ETIME:  // given up before the end
+            return UCM_TIMEOUT;
         default:
             return UCM_IO;
     }

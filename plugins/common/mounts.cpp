@@ -25,18 +25,20 @@ constexpr unsigned kLocal[] = {
     0xca451a4e,  // bcachefs
 };
 
-// The options of the last mount with this device, which hides those before.
+// The options and type of the last mount with this device, which hides those before.
 std::string mount_options(dev_t device) {
     std::ifstream file("/proc/self/mountinfo");
     const std::string wanted = std::to_string(major(device)) + ":" + std::to_string(minor(device));
     std::string line, found;
     while (std::getline(file, line)) {
         std::istringstream words(line);
-        std::string number, parent, here, root, point, options, last;
+        std::string number, parent, here, root, point, options, word, type, source, last;
         words >> number >> parent >> here >> root >> point >> options;
         if (here != wanted) continue;
-        for (std::string word; words >> word;) last = word;  // of the file system itself
-        found = options + "," + last;
+        while (words >> word && word != "-") {
+        }
+        words >> type >> source >> last;  // of the file system itself
+        found = options + "," + last + "," + type;
     }
     return found;
 }
@@ -44,7 +46,9 @@ std::string mount_options(dev_t device) {
 std::string private_locks(const std::string &options) {
     std::istringstream words(options);
     for (std::string word; std::getline(words, word, ',');)
-        if (word == "nolock" || word == "local_lock=all" || word == "local_lock=posix") return word;
+        if (word == "nolock" || word == "local_lock=all" || word == "local_lock=posix" ||
+            word == "fuse.hf3fs")  // 3FS has no locks, so the kernel keeps them
+            return word;
     return "";
 }
 

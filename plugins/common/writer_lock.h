@@ -27,6 +27,8 @@ class ForkClosed {
     void set(int fd) { fd_.store(fd, std::memory_order_release); }
     // 0 or the errno of close(2).
     int close();
+    // To another owner, still open.
+    int release() { return fd_.exchange(-1); }
 
   private:
     std::atomic<int> fd_{-1};

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "engine.h"
-
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <thread>
 
 #include "block_file.h"
+#include "engines.h"
 #include "ucm/store_v1.hpp"
 
 namespace ucm::posix {
@@ -75,24 +72,6 @@ EngineChoice ring_choice(const std::string &name, size_t concurrency, bool direc
 
 }  // namespace
 
-void move_now(Io &io) {
-    const int count = int(io.n);
-    do {
-        switch (io.way) {
-            case Io::Way::kRead:
-                io.result = ::preadv(io.fd, io.pieces, count, off_t(io.offset));
-                break;
-            case Io::Way::kWrite:
-                io.result = ::pwritev(io.fd, io.pieces, count, off_t(io.offset));
-                break;
-            case Io::Way::kSync:
-                io.result = ::fdatasync(io.fd);
-                break;
-        }
-        if (io.result < 0) io.result = -errno;
-    } while (io.result == -EINTR);
-}
-
 EngineChoice choose_engine(const std::string &wanted, size_t concurrency, bool direct) {
     if (wanted == "psync") return psync_choice(concurrency, "as configured");
     if (wanted == "auto" && !direct)
@@ -124,6 +103,19 @@ std::unique_ptr<Engine> make_engine(const std::string &name, size_t depth) {
     std::unique_ptr<Engine> engine = make_ring(name, depth, &error);
     if (!engine) throw Error(UCM_UNAVAILABLE, "posix_io_engine: " + refusal(name, error), error);
     return engine;
+}
+
+std::string PosixMedium::start(bool direct, uint64_t) {
+    choice_ = choose_engine(wanted_, concurrency_, direct_ && direct);
+    return "posix_io_engine: " + choice_.name + ", " + std::to_string(choice_.load_threads) +
+           " threads for loads and " + std::to_string(choice_.dump_threads) + " for dumps, " +
+           std::to_string(choice_.under_way) + " requests under way at once for each (" +
+           choice_.why + ")";
+}
+
+std::unique_ptr<Engine> PosixMedium::engine(bool loads) {
+    return make_engine(choice_.name,
+                       choice_.depth(loads ? choice_.load_threads : choice_.dump_threads));
 }
 
 }  // namespace ucm::posix

@@ -2,7 +2,7 @@
 #include <cerrno>
 #include <vector>
 
-#include "engine.h"
+#include "engines.h"
 #include "writer_lock.h"
 
 #ifdef UCM_HAVE_AIO

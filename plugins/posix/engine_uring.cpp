@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <cerrno>
 
-#include "engine.h"
+#include "engines.h"
 #include "writer_lock.h"
 
 #ifdef UCM_HAVE_URING

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import ucm
-from ucm import checks, registry
+from ucm import checks, checks_3fs, registry
 from ucm.cli import _check
 
 GIB = checks.GIB
@@ -331,6 +331,7 @@ nas:/pos /mnt/pos nfs rw,lookupcache=pos 0 0
 nas:/none /mnt/none nfs rw,lookupcache=none 0 0
 nas:/one /mnt/one nfs rw,actimeo=1 0 0
 nas:/five /mnt/five nfs rw,acdirmax=5 0 0
+hf3fs.stage /mnt/3fs fuse.hf3fs rw,nosuid,nodev,relatime,user_id=0,group_id=0 0 0
 """
 
 
@@ -364,6 +365,7 @@ def test_of_two_mounts_in_one_place_the_last_counts():
         ("/mnt/pos", [], ""),
         ("/mnt/none", [], ""),
         ("/mnt/one", [], ""),
+        ("/mnt/3fs/kv", ["3fs"], "on 3FS"),
     ],
 )
 def test_file_systems(path, found, words):
@@ -483,3 +485,38 @@ def test_what_the_machine_says_can_be_read():
     assert memory.available > 0
     assert limits.open_files > 0
     assert checks.mount_of(os.path.realpath("/proc/self"), checks.read_mounts()).type == "proc"
+
+
+# 3FS
+
+
+def test_a_mount_of_3fs_is_known_by_its_type_or_its_folder(tmp_path):
+    mounts = checks.parse_mounts(MOUNTS)
+    assert checks_3fs.mount_point("/mnt/3fs/kv", mounts) == Path("/mnt/3fs")
+    assert checks_3fs.mount_point(str(tmp_path), mounts) is None
+    (tmp_path / "3fs-virt" / "iovs").mkdir(parents=True)
+    (tmp_path / "kv").mkdir()
+    assert checks_3fs.mount_point(str(tmp_path / "kv"), mounts) == tmp_path
+
+
+def test_what_3fs_lacks_is_named(ucm_command, file, directory):
+    path = file("Ds3fs", storage_backends=str(directory), ds3fs_library="libnone.so")
+    outcome = ucm_command("check", path, "--json")
+    assert outcome.code == 1
+    made = json.loads(outcome.out)
+    found = {warning["check"]: warning for warning in made["warnings"]}
+    assert "libnone.so is not there" in found["3fs_library"]["what"]
+    assert "no folder above it holds 3fs-virt/iovs" in found["3fs_mount"]["what"]
+    assert "cannot open libnone.so" in made["error"]
+    assert checks_3fs.daemon(Path("/mnt/3fs"), True, True) == []
+    assert checks_3fs.daemon(Path("/mnt/3fs"), True, False)[0].check == "3fs_daemon"
+    assert checks_3fs.daemon(Path("/mnt/3fs"), False, False)[0].check == "3fs_iovs"
+    assert checks_3fs.shared_memory(64 << 20, 1 << 20)[0].check == "3fs_memory"
+
+
+def test_a_block_goes_there_and_back_over_3fs(report, file, hf3fs_mount, hf3fs_library):
+    kv = hf3fs_mount / "kv"
+    kv.mkdir(mode=0o700)
+    made = report(file("Ds3fs", storage_backends=str(kv), ds3fs_library=str(hf3fs_library)))
+    assert made["probe"]["verified"]
+    assert not {check for check in warned(made) if check.startswith("3fs")}

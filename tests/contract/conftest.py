@@ -1,5 +1,7 @@
 """Every pipeline that the contract is tested on."""
 
+import os
+
 import pytest
 from dict_store import DictStore
 from python_layers import Watch, Zlib
@@ -17,11 +19,17 @@ VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
 THEIRS = ["Dict", "Heap", "Compress|Heap"]
 # Python at the bottom, in the middle and on top
 THEIRS += ["Cache|Dict", "Compress|Dict", "Cache|Zlib|Posix", "Watch|Cache|Posix"]
+OF_3FS = ["Ds3fs", "Cache|Compress|Ds3fs"]
 
 OPTIONS = {
     "Cache": {"cache_buffer_capacity_gb": "0.03125"},
     "Posix": {"storage_backends": "{tmp}", "posix_data_trans_concurrency": "4"},
     "Heap": {"heap_capacity_mb": "64"},
+    "Ds3fs": {
+        "storage_backends": "{tmp}",
+        "stream_number": "4",
+        "ds3fs_request_timeout_ms": "60000",  # of a machine that does much else
+    },
 }
 
 
@@ -46,6 +54,27 @@ def target_of(name):
     return Target(pipeline, {key: value for part in options for key, value in part.items()})
 
 
-@pytest.fixture(scope="session", params=[*OWN, *VARIANTS, *THEIRS])
+def params():
+    return [
+        *OWN,
+        *VARIANTS,
+        *THEIRS,
+        *[pytest.param(p, marks=pytest.mark.real_3fs) for p in OF_3FS],
+    ]
+
+
+@pytest.fixture(scope="session", params=params())
 def target(request, third_party):
-    return target_of(request.param)
+    target = target_of(request.param)
+    if "Ds3fs" in target.pipeline:
+        target.options["ds3fs_library"] = str(request.getfixturevalue("hf3fs_library"))
+    return target
+
+
+@pytest.fixture(autouse=True)
+def mount(request, tmp_path):
+    """Make of the test's folder what the stand-in takes for a mount of 3FS."""
+    if "target" not in request.fixturenames or os.environ.get("HF3FS_MOUNT"):
+        return
+    if "Ds3fs" in request.getfixturevalue("target").pipeline:
+        (tmp_path / "3fs-virt" / "iovs").mkdir(parents=True)

@@ -27,7 +27,17 @@ def storage(tmp_path):
 
 
 @pytest.fixture
-def open_store(pipeline, storage):
+def of_3fs(pipeline, request):
+    """Return the options that Ds3fs needs, in a folder that the stand-in takes for a mount."""
+    if "Ds3fs" not in pipeline:
+        return {}
+    (request.getfixturevalue("tmp_path") / "3fs-virt" / "iovs").mkdir(parents=True)
+    library = request.getfixturevalue("hf3fs_library")
+    return {"ds3fs_library": str(library), "stream_number": 4}
+
+
+@pytest.fixture
+def open_store(pipeline, storage, of_3fs):
     """Open the pipeline anew: nothing of an earlier store is in memory."""
     opened = []
 
@@ -39,6 +49,7 @@ def open_store(pipeline, storage):
             "posix_data_trans_concurrency": 4,
             "tensor_size_list": SEGMENTS,
             "block_size": SHARDS * sum(SEGMENTS),
+            **of_3fs,
         }
         options["store_pipeline"] = pipeline.partition(",")[0]
         store = ucm.open_pipeline({**options, **overrides})

@@ -30,9 +30,10 @@ def dump_until_killed(config, first, count):
     return count + rest
 
 
-@pytest.mark.parametrize("pipeline", ["Posix", "Compress|Posix", "Cache|Compress|Posix"])
-def test_killed_again_and_again(open_store, storage, pipeline, rng):
+@pytest.mark.parametrize("pipeline", ["Posix", "Compress|Posix", "Cache|Compress|Posix", "Ds3fs"])
+def test_killed_again_and_again(open_store, storage, pipeline, of_3fs, rng):
     config = {"store_pipeline": pipeline, "storage_backends": str(storage.folder), **SIZES}
+    config |= of_3fs
     config["cache_buffer_capacity_gb"] = 1 / 64
     for turn in range(ROUNDS):
         first = turn * 1000

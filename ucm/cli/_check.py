@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ucm
-from ucm import checks, config, directory, options, pipeline
+from ucm import checks, checks_3fs, config, directory, options, pipeline
 from ucm.config import Config
 from ucm.errors import ConfigError, StoreError
 from ucm.loader import Option
@@ -105,6 +105,10 @@ def warnings(found: Config) -> list[checks.Finding]:
     warned: list[checks.Finding] = []
     if "Cache" in layers:
         warned += checks.pool_warnings(layers["Cache"]["cache_buffer_capacity_gb"])
+    if "Ds3fs" in layers:
+        of_3fs = layers["Ds3fs"]
+        quota = of_3fs["posix_capacity_gb"] * checks.GIB / max(1, len(of_3fs["storage_backends"]))
+        warned += checks_3fs.warnings(of_3fs, int(quota))
     if "Posix" in layers:
         posix = layers["Posix"]
         directories = posix["storage_backends"]

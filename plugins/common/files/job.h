@@ -9,11 +9,13 @@
 #include "directory.h"
 #include "file.h"
 #include "log.h"
+#include "medium.h"
 #include "metrics.h"
 #include "task.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
+// Those of every store of block files (metrics.inc); a medium's follow.
 enum Metric {
     kCorruptShards = kStandardMetrics,
     kQuarantinedBlocks,
@@ -28,17 +30,20 @@ enum Metric {
     kEvictedBytes,
     kQuotaUsed,
     kQuotaLimit,
-    kMetrics
+    kFileMetrics
 };
+constexpr size_t kMediumMetrics = 8;  // what a medium may count besides
 
 // What is synced before a block is published: nothing, its file, or its folder too.
 enum class Durability { kNone, kData, kFull };
 
 // What every part of one open store uses.
 struct Context {
-    Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted,
-            const char *durability_word, bool verify, bool zero_copy);
+    Context(const ucm_open_args &args, const char *layer, Medium &medium, const ucm_value &paths,
+            const Wanted &wanted, const char *durability_word, bool verify, bool zero_copy);
 
+    const char *const layer;
+    Medium &medium;
     const bool lookup_only;
     const Logger log;
     Directories directories;
@@ -47,7 +52,7 @@ struct Context {
     const BlockShape shape;
     const Rows rows;
     DirectMemory direct_memory;
-    Metrics<kMetrics> metrics;
+    Metrics<kFileMetrics + kMediumMetrics> metrics;
 };
 
 // A task in its jobs.
@@ -91,6 +96,11 @@ struct OpenBlock {
     BlockHeader header;
     struct stat st{};
     int error = 0;  // kFailed
+
+    // kUnknownBytes: what the kernel says is not to be believed.
+    uint64_t bytes(const Context &context) const {
+        return context.medium.sizes_lag() ? kUnknownBytes : uint64_t(st.st_size);
+    }
 };
 // kFits: it is a file, whatever is in it.
 BlockState open_file(Directory &directory, const BlockId &id, OpenBlock &out);
@@ -100,4 +110,4 @@ BlockState judge_block(const Context &context, const BlockId &id, Scratch &scrat
 BlockState open_block(const Context &context, Directory &directory, const BlockId &id,
                       Scratch &scratch, OpenBlock &out);
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 
-namespace ucm::posix {
+namespace ucm::files {
 namespace {
 
 // So much is copied and added to a checksum at a time: the second one finds it in the cache.
@@ -134,16 +134,15 @@ int File::open(const std::string &path, int flags) {
     close();
     flags |= O_CLOEXEC;
     direct_ = directory_.direct();
-    int fd = ::open(path.c_str(), flags | (direct_ ? O_DIRECT : 0), 0600);
-    if (fd < 0 && errno == EINVAL && direct_) {
+    Medium &medium = scratch_.medium;
+    int error = medium.open(path, flags | (direct_ ? O_DIRECT : 0), scratch_.fd);
+    if (error == EINVAL && direct_) {
         // Some file systems make the file first and refuse then.
-        fd = ::open(path.c_str(), flags & ~O_EXCL, 0600);
-        if (fd >= 0) directory_.refuse_direct();
+        error = medium.open(path, flags & ~O_EXCL, scratch_.fd);
+        if (error == 0) directory_.refuse_direct();
         direct_ = false;
     }
-    if (fd < 0) return errno;
-    scratch_.fd.set(fd);
-    return 0;
+    return error;
 }
 
 int File::create(const std::string &path) {
@@ -169,6 +168,14 @@ bool File::went_buffered() {
 
 int File::cut(uint64_t bytes) const {
     return ::ftruncate(scratch_.fd.get(), off_t(bytes)) == 0 ? 0 : errno;
+}
+
+bool File::gone() const {
+    struct statx now{};
+    const int fd = scratch_.fd.get();
+    if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_NLINK, &now) != 0)
+        return status_of_errno(errno, UCM_NOT_FOUND) == UCM_NOT_FOUND;
+    return now.stx_nlink == 0;
 }
 
 int File::read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got) {
@@ -339,10 +346,11 @@ void File::advance(uint64_t bytes) {
 
 void File::move() {
     Io io;
+    io.slot = scratch_.slot;
     while (next(io)) {
-        move_now(io);
+        scratch_.engine.move(io);
         took(io);
     }
 }
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -12,7 +12,7 @@
 #include "job.h"
 #include "threads.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
 // What is kept of unfinished blocks before the one that rested longest is abandoned.
 struct DraftLimits {
@@ -110,4 +110,4 @@ class Dumper {
     uint64_t resting_bytes_ = 0;
 };
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

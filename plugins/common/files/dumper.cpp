@@ -9,7 +9,7 @@
 
 #include "failpoint.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
 void Dumper::accept(Job job) {
     const BlockId id = job.id();
@@ -222,4 +222,4 @@ void Dumper::abandon_all() {
     resting_.clear();
 }
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -13,11 +13,10 @@
 
 #include "older.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 namespace {
 
 constexpr size_t kQuarantineFiles = 64;
-constexpr char kSoftware[] = "Posix 0.1.0";
 constexpr int64_t kWalkPauseNs = 1000000000;
 
 std::string absolute(const std::string &path) {
@@ -58,7 +57,11 @@ size_t count_files(const std::string &path) {
 }  // namespace
 
 Directory::Directory(const std::string &path, const Wanted &wanted, const Logger &log)
-    : path_(absolute(path)), log_(log), access_(wanted.access), direct_(wanted.direct) {
+    : path_(absolute(path)),
+      log_(log),
+      software_(wanted.software),
+      access_(wanted.access),
+      direct_(wanted.direct) {
     if (!identified()) refuse_older_blocks(path_);
     if (wanted.writes) {
         writer_ = std::make_unique<WriterFolder>(path_, access_);
@@ -75,7 +78,7 @@ void Directory::open_space(const Wanted &wanted) {
     space_ = std::make_unique<Space>(path_, wanted.space);
     if (space_->there()) return;
     space_->tell_neighbours(log_);
-    if (wanted.writes) space_->ensure(*writer_, access_, kSoftware);
+    if (wanted.writes) space_->ensure(*writer_, access_, software_.c_str());
 }
 
 void Directory::try_direct() {
@@ -139,7 +142,7 @@ int Directory::make_block_folder(const BlockId &id) {
         folders_synced_[std::stoul(block_folder(id), nullptr, 16)] = false;
         if (access_.plain && ::mkdir(path.c_str(), access_.folder) == 0) return 0;
         check_same();
-        space_->ensure(*writer_, access_, kSoftware);
+        space_->ensure(*writer_, access_, software_.c_str());
         return place_folder(path, *writer_, access_);
     } catch (const Error &error) {
         log_.write(UCM_LOG_ERROR, "block %s: %s", id.hex().c_str(), error.what());
@@ -457,4 +460,4 @@ uint64_t Directories::total_bytes() const {
     return total;
 }
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

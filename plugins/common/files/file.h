@@ -6,6 +6,7 @@
 
 #include <limits>
 #include <map>
+#include <optional>
 #include <shared_mutex>
 #include <vector>
 
@@ -13,9 +14,10 @@
 #include "buffers.h"
 #include "directory.h"
 #include "engine.h"
+#include "medium.h"
 #include "writer_lock.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
 constexpr uint64_t kRunBytes = 4u << 20;                     // of payload in one request, about
 constexpr size_t kRunShards = 256;                           // pages in Scratch
@@ -42,27 +44,43 @@ class DirectMemory {
 
 // What a job needs while it runs; made at open. Its pages take memory when first touched.
 struct Scratch {
-    Scratch(const DirectMemory &direct_memory, bool direct, bool queued, uint64_t header_bytes)
-        : makes_room(direct && queued),
+    Scratch(Medium &medium, Engine &engine, size_t slot, const DirectMemory &direct_memory,
+            bool direct, uint64_t header_bytes)
+        : medium(medium),
+          engine(engine),
+          slot(slot),
+          fenced(engine.memory(slot) != nullptr),
+          makes_room(direct && engine.depth() > 1),
           direct_memory(direct_memory),
-          header_bytes(header_bytes),
-          mapping(header_bytes + (direct ? kRunBytes : kMaxHeaderBytes),
-                  direct ? Pages::kHuge : Pages::kSmall, header_bytes),
-          pages(kRunShards * UCM_ALIGNMENT) {}
+          header_bytes(header_bytes) {
+        if (fenced) return;
+        mapping.emplace(header_bytes + (direct ? kRunBytes : kMaxHeaderBytes),
+                        direct ? Pages::kHuge : Pages::kSmall, header_bytes);
+        pages.emplace(kRunShards * UCM_ALIGNMENT);
+    }
+
+    // What an engine that fences its slots has to give each.
+    static uint64_t bytes(uint64_t header_bytes) { return header_bytes + kRunBytes; }
 
     // A header that turns out to be longer goes on where the buffer is.
-    uint8_t *header() const { return mapping.base(); }
+    uint8_t *header() const { return fenced ? engine.memory(slot) : mapping->base(); }
     // For payload, kRunBytes; none without O_DIRECT.
-    uint8_t *buffer() const { return mapping.base() + header_bytes; }
-    uint8_t *page(size_t i) const { return pages.base() + i * UCM_ALIGNMENT; }
+    uint8_t *buffer() const { return header() + header_bytes; }
+    // None where it is fenced.
+    uint8_t *page(size_t i) const { return fenced ? header() : pages->base() + i * UCM_ALIGNMENT; }
 
+    Medium &medium;
+    Engine &engine;
+    const size_t slot;
+    const bool
+        fenced;  // its memory is the engine's, and nothing else but registered memory will do
     // A write past the end of a file holds up whoever submits it; one into room that is made does
     // not.
     const bool makes_room;
     const DirectMemory &direct_memory;
     const uint64_t header_bytes;  // of the store's own blocks
-    Mapping mapping;
-    Mapping pages;  // of each shard of a run: the end that fills no whole page
+    std::optional<Mapping> mapping;
+    std::optional<Mapping> pages;  // of each shard of a run: the end that fills no whole page
     std::vector<iovec> pieces, memory;
     PayloadChecksum sum;
     ForkClosed fd;
@@ -128,16 +146,19 @@ class File {
     int open(const std::string &path, int flags);
     // A new one, for writing.
     int create(const std::string &path);
-    int close() { return scratch_.fd.close(); }
+    int close() { return scratch_.medium.close(scratch_.fd); }
     int fd() const { return scratch_.fd.get(); }
     int stat(struct stat &st) const { return ::fstat(scratch_.fd.get(), &st) == 0 ? 0 : errno; }
     int cut(uint64_t bytes) const;
+    // Nobody can open it any more.
+    bool gone() const;
     // Reads up to the end of the file.
     int read(void *data, uint64_t bytes, uint64_t offset, uint64_t *got);
 
     // To be asked once for each shard; those of a run have the same answer.
     bool buffered(const Rows &rows, const Placed &shard) const {
-        return direct_ && shard.entry.length > 0 &&
+        if (scratch_.fenced && shard.entry.length % UCM_ALIGNMENT) return true;
+        return (direct_ || scratch_.fenced) && shard.entry.length > 0 &&
                !(rows.aligned(shard.addresses, shard.entry.length) &&
                  rows.all_in(scratch_.direct_memory, shard.addresses, shard.entry.length));
     }
@@ -196,4 +217,4 @@ class File {
     uint64_t in_shard_ = 0;
 };
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -10,7 +10,7 @@
 #include <memory>
 #include <string>
 
-namespace ucm::posix {
+namespace ucm::files {
 
 // One request to the kernel. It and its pieces stay where they are until it is finished.
 struct Io {
@@ -25,6 +25,9 @@ struct Io {
     size_t slot = 0;     // of whoever started it
 };
 
+// Runs the system call here and now.
+void move_now(Io &io);
+
 // Used by one thread.
 class Engine {
   public:
@@ -33,35 +36,20 @@ class Engine {
     virtual size_t depth() const = 0;
     // Hands it to the kernel now, or with others at the next finish.
     virtual void start(Io &io) = 0;
-    // One that is finished, or NULL. With `wait` it comes back with one; some must run.
+    // One that is finished, or NULL. With `wait`, while some run, it comes back with one; one that
+    // has nothing to poll may come back with NULL after a millisecond.
     virtual Io *finish(bool wait) = 0;
-    // Becomes readable when a request that runs is finished; -1 at depth 1.
+    // Becomes readable when a request that runs is finished; -1: nothing tells.
     virtual int fd() const { return -1; }
     // What was started goes to the kernel. False: not all of it; a finish that waits tries again.
     virtual bool submit() { return true; }
+    // Starts it and comes back when it is finished, whatever else runs.
+    virtual void move(Io &io) { move_now(io); }
+    // What all its requests of this slot go through; NULL: any memory will do.
+    virtual uint8_t *memory(size_t) const { return nullptr; }
+    // A request of the slot was given back with ETIME and may still move bytes: until that is over
+    // its memory rests, and every other request is given back the same way.
+    virtual bool stuck(size_t) const { return false; }
 };
 
-// Runs the system call here and now.
-void move_now(Io &io);
-
-struct EngineChoice {
-    std::string name;  // "psync", "aio" or "io_uring"
-    size_t load_threads = 1, dump_threads = 1;
-    size_t under_way = 1;  // of loads, and of dumps; all threads together
-    std::string why;       // for the log
-
-    // For each of so many threads.
-    size_t depth(size_t threads) const;
-};
-
-// What posix_io_engine asks for, on this machine. `direct`: all directories take O_DIRECT.
-// Throws where a named engine is not to be had; "auto" takes another.
-EngineChoice choose_engine(const std::string &wanted, size_t concurrency, bool direct);
-// Throws where the kernel has no room for one more.
-std::unique_ptr<Engine> make_engine(const std::string &name, size_t depth);
-
-// NULL and an errno in *error: the kernel refuses; ENOSYS also where it is not built in.
-std::unique_ptr<Engine> make_aio(size_t depth, int *error);
-std::unique_ptr<Engine> make_uring(size_t depth, int *error);
-
-}  // namespace ucm::posix
+}  // namespace ucm::files

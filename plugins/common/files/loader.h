@@ -5,7 +5,7 @@
 
 #include "job.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
 // Serves jobs of loads, one at a time: header, runs of shards, checksums. What goes wrong is tried
 // again, and cleaned up, by system calls of the thread itself.
@@ -17,12 +17,14 @@ class Loader {
     bool begin(Job &job);
     bool resume();
     Io &io() { return io_; }
+    void refuse(Job &job);
 
   private:
     enum class Stage { kHeader, kRun };
 
     template <typename Step>
     bool guarded(Step step);
+    void take(Job &job);
     bool start();
     bool go_on();
     void guess();
@@ -34,6 +36,7 @@ class Loader {
     void after_run();
     void load_alone(const Placed &shard);
     bool load_by_own_memory(const Placed &shard);
+    bool load_by_buffer(const Placed &shard);
     void finish(const Placed &shard, ucm_status status, int error);
     bool fail_all(ucm_status status, int error = 0);
     bool end(BlockState state);
@@ -58,4 +61,4 @@ class Loader {
     std::vector<Placed> corrupt_;  // told only when the file is out of the way
 };
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -7,15 +7,24 @@
 
 #include "failpoint.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 bool Loader::begin(Job &job) {
     Busy busy(context_.metrics, kLoadBusyNs);
+    take(job);
+    return guarded([this] { return start(); });
+}
+
+void Loader::take(Job &job) {
     job_ = std::move(job);
     task_ = &job_.task();
     id_ = job_.id();
     served_ = false;
     told_.assign(job_.size(), false);
-    return guarded([this] { return start(); });
+}
+
+void Loader::refuse(Job &job) {
+    take(job);
+    fail_all(UCM_UNAVAILABLE);
 }
 
 bool Loader::resume() {
@@ -43,7 +52,7 @@ bool Loader::start() {
     guess();
     stage_ = Stage::kHeader;
     const uint64_t expected = block_header_bytes(context_.shape.shard_count);
-    const uint64_t header = std::min(expected, round_up(uint64_t(block_->st.st_size)));
+    const uint64_t header = round_up(std::min(expected, block_->bytes(context_)));
     block_->file.prepare_read(context_.rows, id_, run_, header);
     if (block_->file.next(io_)) return true;
     return after_header();
@@ -92,7 +101,7 @@ bool Loader::after_header() {
     const uint64_t expected = block_header_bytes(context_.shape.shard_count);
     const bool got = block.file.moved() >= expected;
     if (got)
-        header = decode_block_header(scratch_.header(), expected, uint64_t(block.st.st_size), id_,
+        header = decode_block_header(scratch_.header(), expected, block.bytes(context_), id_,
                                      block.header, &need);
     BlockState state = BlockState::kFits;
     if (header != HeaderState::kSound || !context_.shape.fits(block.header)) {
@@ -211,6 +220,7 @@ void Loader::load_alone(const Placed &shard) {
 }
 
 bool Loader::load_by_own_memory(const Placed &shard) {
+    if (scratch_.fenced) return load_by_buffer(shard);
     const ShardEntry &entry = shard.entry;
     const Mapping own(shard.bytes());
     uint64_t got = 0;
@@ -223,6 +233,17 @@ bool Loader::load_by_own_memory(const Placed &shard) {
         payload_checksum(id_, shard.shard, entry.length, &piece, 1) == entry.checksum;
     if (sound) context_.rows.scatter(own.base(), entry.length, shard.addresses, 0);
     return sound;
+}
+
+bool Loader::load_by_buffer(const Placed &shard) {
+    if (shard.buffered) return false;  // it was
+    std::vector<Placed> run{shard};
+    run[0].buffered = true;
+    block_->file.prepare_read(context_.rows, id_, run, 0);
+    block_->file.move();
+    if (block_->file.error() != 0) return false;
+    block_->file.take_in(true);
+    return run[0].sound();
 }
 
 void Loader::finish(const Placed &shard, ucm_status status, int error) {
@@ -264,6 +285,10 @@ bool Loader::end(BlockState state) {
             break;
     }
     const bool all = state == BlockState::kCorrupt;
+    if ((all || !corrupt_.empty()) && context_.medium.sizes_lag() && block_->file.gone()) {
+        directory_->missed(id_);
+        return fail_all(UCM_NOT_FOUND);
+    }
     if (all || !corrupt_.empty()) {
         UCM_FAILPOINT("posix.before_quarantine");
         if (directory_->quarantine(id_, block_->st.st_dev, block_->st.st_ino))
@@ -285,4 +310,4 @@ bool Loader::end(BlockState state) {
     return false;
 }
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -5,7 +5,7 @@
 
 #include "dumper.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
 // Adds the shards of one job to the draft of their block, and publishes it when it is whole. What
 // is rare is done by system calls of the thread itself.
@@ -18,6 +18,7 @@ class DumpRun {
     bool begin(BlockId &id);
     bool resume();
     Io &io() { return io_; }
+    void refuse(BlockId &id);
 
   private:
     enum class Stage { kPayload, kHeader, kSync };
@@ -25,6 +26,7 @@ class DumpRun {
     template <typename Step>
     bool guarded(Step step);
     bool break_off(ucm_status status, int error, const char *why);
+    bool take(const BlockId &id);
     bool start();
     bool begin_draft(Directory &directory);
     bool admitted(Directory &directory);
@@ -72,4 +74,4 @@ class DumpRun {
     bool ending_ = false;  // the shards are being told
 };
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -9,7 +9,7 @@
 
 #include "failpoint.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 namespace {
 
 // 0 or an errno; a first copy does not take the place of another.
@@ -27,6 +27,11 @@ int name_it(const std::string &from, const std::string &to, bool replace) {
 
 bool DumpRun::begin(BlockId &id) {
     Busy busy(context_.metrics, kDumpBusyNs);
+    return take(id) && guarded([this] { return start(); });
+}
+
+// False: it was dropped.
+bool DumpRun::take(const BlockId &id) {
     block_ = dumper_.take(id, job_);
     if (!block_) return false;
     id_ = id;
@@ -36,7 +41,13 @@ bool DumpRun::begin(BlockId &id) {
     written_.clear();
     from_ = 0;
     sealed_ = abandoned_ = ending_ = false;
-    return guarded([this] { return start(); });
+    return true;
+}
+
+void DumpRun::refuse(BlockId &id) {
+    if (!take(id)) return;
+    for (ucm_result &one : results_) one = result(UCM_UNAVAILABLE);
+    end();
 }
 
 bool DumpRun::resume() {
@@ -44,6 +55,9 @@ bool DumpRun::resume() {
     return guarded([this] {
         if (stage_ == Stage::kSync) return publish(io_.result < 0 ? int(-io_.result) : 0);
         file_->took(io_);
+        // What was given up may still be written: into this file, which so can be no block.
+        if (file_->error() == ETIME)
+            return break_off(UCM_TIMEOUT, ETIME, "a write was not finished in time");
         if (file_->next(io_)) return true;
         if (stage_ == Stage::kHeader) return after_header();
         took_payload();
@@ -108,6 +122,10 @@ bool DumpRun::begin_draft(Directory &directory) {
                 one = error == 0 ? result(UCM_OK, 0, 0, UCM_RESULT_PUBLISHED)
                                  : result(status_of_errno(error), 0, error);
             directory.published(id_, false);
+            return false;
+        }
+        if (published.error == ETIME) {
+            for (ucm_result &one : results_) one = result(UCM_TIMEOUT, 0, ETIME);
             return false;
         }
     }
@@ -376,7 +394,7 @@ bool DumpRun::sync() {
     context_.metrics.add(kDumpOutBytes, block_header_bytes(context_.shape.shard_count));
     if (draft.ragged)
         if (const int error = file_->cut(draft.end); error != 0) return publish(error);
-    if (context_.durability == Durability::kNone) return publish(0);
+    if (context_.durability == Durability::kNone && !context_.medium.sizes_lag()) return publish(0);
     stage_ = Stage::kSync;
     io_.way = Io::Way::kSync;
     io_.fd = file_->fd();
@@ -476,4 +494,4 @@ bool DumpRun::end() {
     return false;
 }
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

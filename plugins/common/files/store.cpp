@@ -10,7 +10,7 @@
 
 #include "failpoint.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 namespace {
 
 constexpr uint64_t kQueuedShards = 65536;
@@ -19,10 +19,11 @@ constexpr int64_t kTidyNs = 20000000;
 constexpr int64_t kCollectNs = 1000000000;
 constexpr int64_t kLookTimesEvery = 64;  // lookups between two looks at the clock
 
-const ucm_layout *layout_of(const ucm_open_args &args) {
+const ucm_layout *layout_of(const ucm_open_args &args, const char *layer) {
     if (args.flags & UCM_OPEN_LOOKUP_ONLY) return nullptr;
     if (args.layout->memory != UCM_MEMORY_HOST)
-        throw Error(UCM_UNSUPPORTED, "Posix moves host memory only; put Cache above it");
+        throw Error(UCM_UNSUPPORTED,
+                    std::string(layer) + " moves host memory only; put Cache above it");
     return args.layout;
 }
 
@@ -39,12 +40,13 @@ void read_quota(const ucm_open_args &args, Wanted &wanted) {
             whole_block_bytes(args.layout->shards_per_block, args.layout->capacity);
 }
 
-Wanted wanted_of(const ucm_open_args &args) {
+Wanted wanted_of(const ucm_open_args &args, const FileUse &use) {
     const Values values(args);
     Wanted wanted{};
     wanted.writes = !(args.flags & UCM_OPEN_LOOKUP_ONLY);
-    wanted.direct = values[kIoDirect].i != 0;
+    wanted.direct = use.direct;
     wanted.layout = args.layout != nullptr;
+    wanted.software = std::string(use.layer) + " 0.1.0";
     wanted.space.label = values[kNamespace].s;
     wanted.space.model = values[kModel].s;
     wanted.space.fingerprint = values[kFingerprint].s;
@@ -69,19 +71,6 @@ bool verify_of(const ucm_open_args &args) {
                 "costs, with UCM_MEASURE=verify in the environment");
 }
 
-// Does the kernel give huge pages to those who ask?
-bool huge_pages() {
-    std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
-    std::string words;
-    std::getline(file, words);
-    return words.find("[always]") != std::string::npos ||
-           words.find("[madvise]") != std::string::npos;
-}
-
-bool zero_copy_of(const ucm_open_args &args) {
-    return Values(args)[kZeroCopy].i != 0 || !huge_pages();
-}
-
 DraftLimits draft_limits(const Directories &directories, uint64_t capacity) {
     DraftLimits limits;
     if (const uint64_t total = directories.total_bytes()) limits.bytes = total / 2;
@@ -99,74 +88,78 @@ ucm_status closed(ucm_error *err) {
 
 }  // namespace
 
-PosixStore::PosixStore(const ucm_open_args &args)
+// Does the kernel give huge pages to those who ask?
+bool huge_pages() {
+    std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+    std::string words;
+    std::getline(file, words);
+    return words.find("[always]") != std::string::npos ||
+           words.find("[madvise]") != std::string::npos;
+}
+
+FileStore::FileStore(const ucm_open_args &args, const FileUse &use, std::unique_ptr<Medium> medium)
     : timeout_ms_(Values(args)[kTimeoutMs].i),
-      context_(args, Values(args)[kStorageBackends], wanted_of(args), Values(args)[kDurability].s,
-               verify_of(args), zero_copy_of(args)),
-      tasks_(layout_of(args)),
+      thread_(use.thread),
+      medium_(std::move(medium)),
+      context_(args, use.layer, *medium_, Values(args)[kStorageBackends], wanted_of(args, use),
+               Values(args)[kDurability].s, verify_of(args), use.zero_copy),
+      tasks_(layout_of(args, use.layer)),
       load_admission_(kQueuedShards, kQueuedBytes),
       dump_admission_(kQueuedShards, kQueuedBytes),
       dumper_(context_, ledger_,
-              draft_limits(context_.directories, wanted_of(args).quota.capacity)) {
+              draft_limits(context_.directories, wanted_of(args, use).quota.capacity)) {
     context_.directories.on_work([this] {
         std::lock_guard<std::mutex> hold(stop_mutex_);
         collect_wanted_ = true;
         stop_wake_.notify_all();
     });
     try {
-        walk_.start(1, "ucm-posix-walk", [this] { walk_loop(); });
-        if (!context_.lookup_only) start_threads(Values(args));
+        walk_.start(1, (thread_ + "-walk").c_str(), [this] { walk_loop(); });
+        if (!context_.lookup_only) start_threads(use.direct);
     } catch (...) {
         stop();
         throw;
     }
 }
 
-PosixStore::~PosixStore() {
+FileStore::~FileStore() {
     stop();
 }
 
-uint64_t PosixStore::capabilities() const {
+uint64_t FileStore::capabilities() const {
     return UCM_CAP_KEEPS | UCM_CAP_LOADS | UCM_CAP_PERSISTENT | UCM_CAP_VERIFIES | UCM_CAP_REMOVE |
            UCM_CAP_CANCEL;
 }
 
-void PosixStore::start_threads(const Values &values) {
-    const bool direct = values[kIoDirect].i != 0;
-    const EngineChoice choice = choose_engine(values[kIoEngine].s, size_t(values[kConcurrency].i),
-                                              direct && context_.directories.direct());
-    context_.log.write(UCM_LOG_INFO,
-                       "posix_io_engine: %s, %zu threads for loads and %zu for dumps, %zu requests "
-                       "under way at once for each (%s)",
-                       choice.name.c_str(), choice.load_threads, choice.dump_threads,
-                       choice.under_way, choice.why.c_str());
-    const auto engine = [&](size_t threads) {
-        return make_engine(choice.name, choice.depth(threads));
-    };
-    for (size_t i = 0; i < choice.load_threads; i++)
+void FileStore::start_threads(bool direct) {
+    const std::string how = medium_->start(context_.directories.direct(),
+                                           block_header_bytes(context_.shape.shard_count));
+    context_.log.write(UCM_LOG_INFO, "%s", how.c_str());
+    for (size_t i = 0; i < medium_->load_threads(); i++)
         load_lanes_.push_back(std::make_unique<Lane<Loader, Job>>(
-            loads_, engine(choice.load_threads), context_, direct,
+            loads_, medium_->engine(true), context_, direct, load_slots_,
             [this](Scratch &scratch) { return std::make_unique<Loader>(context_, scratch); }));
-    for (size_t i = 0; i < choice.dump_threads; i++)
+    for (size_t i = 0; i < medium_->dump_threads(); i++)
         dump_lanes_.push_back(std::make_unique<Lane<DumpRun, BlockId>>(
-            dumper_.ready(), engine(choice.dump_threads), context_, direct,
+            dumper_.ready(), medium_->engine(false), context_, direct, dump_slots_,
             [this](Scratch &scratch) {
                 return std::make_unique<DumpRun>(context_, dumper_, ledger_, scratch);
             }));
     for (auto &lane : load_lanes_)
-        threads_.start(1, "ucm-posix-load", [lane = lane.get()] { lane->run(); });
+        threads_.start(1, (thread_ + "-load").c_str(), [lane = lane.get()] { lane->run(); });
     for (auto &lane : dump_lanes_)
-        threads_.start(1, "ucm-posix-dump", [lane = lane.get()] { lane->run(); });
-    tidy_.start(1, "ucm-posix-tidy", [this] { tidy_loop(); });
-    collect_.start(1, "ucm-posix-gc", [this] { collect_loop(); });
+        threads_.start(1, (thread_ + "-dump").c_str(), [lane = lane.get()] { lane->run(); });
+    tidy_.start(1, (thread_ + "-tidy").c_str(), [this] { tidy_loop(); });
+    collect_.start(1, (thread_ + "-gc").c_str(), [this] { collect_loop(); });
 }
 
-void PosixStore::tidy_loop() {
+void FileStore::tidy_loop() {
     int64_t due = 0;
     std::unique_lock<std::mutex> hold(stop_mutex_);
     while (!stopped_) {
         hold.unlock();
         context_.directories.tidy();
+        medium_->tidy();
         if (monotonic_ns() >= due) due = dumper_.abandon_idle();
         hold.lock();
         stop_wake_.wait_for(hold, std::chrono::nanoseconds(kTidyNs),
@@ -174,7 +167,7 @@ void PosixStore::tidy_loop() {
     }
 }
 
-void PosixStore::walk_loop() {
+void FileStore::walk_loop() {
     std::unique_lock<std::mutex> hold(stop_mutex_);
     while (!stopped_) {
         walk_wanted_ = false;
@@ -186,7 +179,7 @@ void PosixStore::walk_loop() {
     }
 }
 
-void PosixStore::collect_loop() {
+void FileStore::collect_loop() {
     std::unique_lock<std::mutex> hold(stop_mutex_);
     while (!stopped_) {
         collect_wanted_ = false;
@@ -198,7 +191,7 @@ void PosixStore::collect_loop() {
     }
 }
 
-void PosixStore::stop() {
+void FileStore::stop() {
     context_.directories.stop_waiting();
     loads_.close();
     dumper_.stop();
@@ -213,7 +206,7 @@ void PosixStore::stop() {
     collect_.join();
 }
 
-void PosixStore::attend() {
+void FileStore::attend() {
     if (context_.directories.attend() && !walk_wanted_) {
         std::lock_guard<std::mutex> hold(stop_mutex_);
         walk_wanted_ = true;
@@ -222,7 +215,7 @@ void PosixStore::attend() {
     context_.directories.await_news();
 }
 
-bool PosixStore::present(const BlockId &id, bool sure) {
+bool FileStore::present(const BlockId &id, bool sure) {
     do {
         Directory *directory = context_.directories.of(id);
         BlockIndex *index = directory ? directory->index() : nullptr;
@@ -236,11 +229,11 @@ bool PosixStore::present(const BlockId &id, bool sure) {
     return false;
 }
 
-ucm_status PosixStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
+ucm_status FileStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
     if (closing_) return closed(err);
     const bool backwards = args.mode == UCM_LOOKUP_LAST;
     if (args.mode != UCM_LOOKUP_ALL && args.mode != UCM_LOOKUP_PREFIX && !backwards)
-        return ucm_fail(err, UCM_UNSUPPORTED, 0, "this mode of lookup is not known to Posix");
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "this mode of lookup is not known here");
     if (args.tiers) std::memset(args.tiers, 0, args.n);
     attend();
     size_t hits = 0;
@@ -262,7 +255,7 @@ ucm_status PosixStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
     return UCM_OK;
 }
 
-ucm_transfer PosixStore::capped(const ucm_transfer &given) const {
+ucm_transfer FileStore::capped(const ucm_transfer &given) const {
     ucm_transfer transfer;
     ucm_copy(&transfer, sizeof transfer, &given);
     const int64_t cap = deadline_after_ms(timeout_ms_);
@@ -270,7 +263,17 @@ ucm_transfer PosixStore::capped(const ucm_transfer &given) const {
     return transfer;
 }
 
-ucm_status PosixStore::load(const ucm_transfer &given, ucm_task *number, ucm_error *err) {
+// Where every buffer waits for a request that nobody has finished, more of them would only wait
+// too.
+ucm_status FileStore::refused(bool dump, ucm_error *err) const {
+    if ((dump ? dump_slots_ : load_slots_) > 0 || context_.lookup_only) return UCM_OK;
+    return ucm_fail(err, UCM_UNAVAILABLE, ETIME,
+                    "all buffers wait for requests that were given up; the file system does not "
+                    "answer");
+}
+
+ucm_status FileStore::load(const ucm_transfer &given, ucm_task *number, ucm_error *err) {
+    if (const ucm_status status = refused(false, err); status != UCM_OK) return status;
     const ucm_transfer transfer = capped(given);
     std::shared_ptr<Batch> batch = split(transfer, false);
     ucm_status status;
@@ -281,7 +284,8 @@ ucm_status PosixStore::load(const ucm_transfer &given, ucm_task *number, ucm_err
     return UCM_OK;
 }
 
-ucm_status PosixStore::dump(const ucm_transfer &given, ucm_task *number, ucm_error *err) {
+ucm_status FileStore::dump(const ucm_transfer &given, ucm_task *number, ucm_error *err) {
+    if (const ucm_status status = refused(true, err); status != UCM_OK) return status;
     const ucm_transfer transfer = capped(given);
     std::shared_ptr<Batch> batch = split(transfer, true);
     ucm_status status;
@@ -293,11 +297,11 @@ ucm_status PosixStore::dump(const ucm_transfer &given, ucm_task *number, ucm_err
     return UCM_OK;
 }
 
-ucm_status PosixStore::cancel(ucm_task number, ucm_error *err) {
+ucm_status FileStore::cancel(ucm_task number, ucm_error *err) {
     return tasks_.cancel(number, err);
 }
 
-int PosixStore::unlink_block(const BlockId &id) {
+int FileStore::unlink_block(const BlockId &id) {
     std::string path = context_.directories.find(id);
     if (path.empty() && context_.directories.look_again()) path = context_.directories.find(id);
     if (path.empty()) return 0;
@@ -313,7 +317,7 @@ int PosixStore::unlink_block(const BlockId &id) {
     return 0;
 }
 
-ucm_status PosixStore::touch(const ucm_ids_args &args, ucm_error *err) {
+ucm_status FileStore::touch(const ucm_ids_args &args, ucm_error *err) {
     if (closing_) return closed(err);
     for (size_t i = 0; i < args.n; i++) {
         const BlockId id = BlockId::at(args.block_ids, i);
@@ -322,7 +326,7 @@ ucm_status PosixStore::touch(const ucm_ids_args &args, ucm_error *err) {
     return UCM_OK;
 }
 
-ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
+ucm_status FileStore::remove(const ucm_ids_args &args, ucm_error *err) {
     if (closing_) return closed(err);
     std::vector<BlockId> ids(args.n);
     for (size_t i = 0; i < args.n; i++) ids[i] = BlockId::at(args.block_ids, i);
@@ -341,14 +345,14 @@ ucm_status PosixStore::remove(const ucm_ids_args &args, ucm_error *err) {
     return status;
 }
 
-ucm_status PosixStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_error *err) {
+ucm_status FileStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_error *err) {
     if (closing_) return closed(err);
     const ucm_status status = ledger_.drain(deadline_after_ms(args.timeout_ms), report);
     report.unfinished = dumper_.unfinished_shards();
     return status;
 }
 
-ucm_status PosixStore::metrics(const ucm_metrics_args &args, ucm_error *) {
+ucm_status FileStore::metrics(const ucm_metrics_args &args, ucm_error *) {
     const Directories::Known known = context_.directories.known();
     context_.metrics.set(kIndexBlocks, known.blocks);
     context_.metrics.set(kIndexListed, known.folders ? known.listed * 100 / known.folders : 0);
@@ -357,23 +361,30 @@ ucm_status PosixStore::metrics(const ucm_metrics_args &args, ucm_error *) {
     context_.metrics.set(kEvictedBytes, quota.evicted_bytes);
     context_.metrics.set(kQuotaUsed, quota.used);
     context_.metrics.set(kQuotaLimit, quota.limit);
+    uint64_t own[kMediumMetrics] = {};
+    medium_->count(own, kMediumMetrics);
+    for (size_t i = 0; i < kMediumMetrics; i++) context_.metrics.set(kFileMetrics + i, own[i]);
     return context_.metrics.copy(args);
 }
 
 // Nothing is pinned beyond a request, so memory can be given back at any time.
-ucm_status PosixStore::register_memory(const ucm_memory_args &args, ucm_error *err) {
+ucm_status FileStore::register_memory(const ucm_memory_args &args, ucm_error *err) {
     if (args.memory != UCM_MEMORY_HOST)
-        return ucm_fail(err, UCM_UNSUPPORTED, 0, "Posix moves host memory only");
+        return ucm_fail(err, UCM_UNSUPPORTED, 0,
+                        (std::string(context_.layer) + " moves host memory only").c_str());
     if (!args.release) {
+        if (!medium_->take_memory(args.base, args.bytes))
+            return ucm_fail(err, UCM_UNSUPPORTED, 0, "this memory goes through buffers");
         context_.direct_memory.add(args.base, args.bytes);
         return UCM_OK;
     }
-    return context_.direct_memory.remove(args.base, args.bytes)
-               ? UCM_OK
-               : ucm_fail(err, UCM_INVALID, 0, "this memory is not registered");
+    if (!context_.direct_memory.remove(args.base, args.bytes))
+        return ucm_fail(err, UCM_INVALID, 0, "this memory is not registered");
+    medium_->release_memory(args.base, args.bytes);
+    return UCM_OK;
 }
 
-ucm_status PosixStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
+ucm_status FileStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
     closing_ = true;
     const bool idle = tasks_.close(deadline_after_ms(args.timeout_ms));
     if (idle) {
@@ -385,4 +396,4 @@ ucm_status PosixStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
     return idle ? UCM_OK : UCM_PENDING;
 }
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -21,12 +21,13 @@
 #include "write_filter.h"
 #include "writer_lock.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
 // How the directories are to be opened.
 struct Wanted {
     bool writes, direct;
     bool layout;  // false: for lookup only, in whichever space fits
+    std::string software;
     SpaceIdentity space;
     Access access;
     QuotaOptions quota;  // of all directories together
@@ -131,6 +132,7 @@ class Directory {
 
     std::string path_;
     const Logger &log_;
+    const std::string software_;
     const Access access_;
     std::atomic<bool> direct_;
     std::mutex mutex_;  // guards reading id_ for the first time, and counting the quarantine
@@ -191,4 +193,4 @@ class Directories {
     std::atomic<bool> complete_{false};
 };
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -12,7 +13,7 @@
 #include "job.h"
 #include "threads.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
 // What one thread does: takes work from a queue, as much at once as its engine keeps under way, and
 // goes on with each piece as its bytes have moved. Checksums of one piece are computed while the
@@ -22,21 +23,23 @@ namespace ucm::posix {
 //     bool begin(Item &)   // false: it is over already; true: io() is to be moved
 //     bool resume()        // after io() has moved; the same
 //     Io &io()
+//     void refuse(Item &)  // with UNAVAILABLE; needs no memory
 template <typename Work, typename Item>
 class Lane {
   public:
     template <typename Make>
-    Lane(Queue<Item> &queue, std::unique_ptr<Engine> engine, const Context &context, bool direct,
-         Make make)
-        : queue_(queue), engine_(std::move(engine)) {
+    Lane(Queue<Item> &queue, std::unique_ptr<Engine> engine, Context &context, bool direct,
+         std::atomic<size_t> &usable, Make make)
+        : queue_(queue), usable_(usable), engine_(std::move(engine)) {
         const uint64_t header_bytes = block_header_bytes(context.shape.shard_count);
         for (size_t i = 0; i < engine_->depth(); i++) {
-            scratches_.push_back(std::make_unique<Scratch>(context.direct_memory, direct,
-                                                           engine_->depth() > 1, header_bytes));
+            scratches_.push_back(std::make_unique<Scratch>(
+                context.medium, *engine_, i, context.direct_memory, direct, header_bytes));
             works_.push_back(make(*scratches_.back()));
             works_.back()->io().slot = i;
             free_.push_back(i);
         }
+        usable_ += engine_->depth();
         if (engine_->fd() < 0) return;
         bell_.set(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
         if (bell_.get() < 0) throw Error(UCM_UNAVAILABLE, "cannot make an eventfd", errno);
@@ -45,9 +48,10 @@ class Lane {
     // Until the queue is closed and empty.
     void run() {
         for (;;) {
+            take_back();
             fill();
             if (busy() == 0) {
-                if (!wait_for_item()) return;
+                if (parked_.empty() ? !wait_for_item() : !wait_while_stuck()) return;
                 continue;
             }
             const bool full = !engine_->submit() || free_.empty() || bell_.get() < 0;
@@ -57,7 +61,7 @@ class Lane {
                 if (works_[slot]->resume()) {
                     engine_->start(*io);
                 } else {
-                    free_.push_back(slot);
+                    leave(slot);
                     fill();
                 }
             }
@@ -65,7 +69,23 @@ class Lane {
     }
 
   private:
-    size_t busy() const { return works_.size() - free_.size(); }
+    size_t busy() const { return works_.size() - free_.size() - parked_.size(); }
+
+    // Its work has ended.
+    void leave(size_t slot) {
+        if (!engine_->stuck(slot)) return free_.push_back(slot);
+        parked_.push_back(slot);
+        usable_--;
+    }
+
+    void take_back() {
+        for (size_t i = parked_.size(); i-- > 0;) {
+            if (engine_->stuck(parked_[i])) continue;
+            free_.push_back(parked_[i]);
+            parked_.erase(parked_.begin() + long(i));
+            usable_++;
+        }
+    }
 
     void fill() {
         Item item;
@@ -74,9 +94,22 @@ class Lane {
 
     void begin(Item &item) {
         const size_t slot = free_.back();
-        if (!works_[slot]->begin(item)) return;
         free_.pop_back();
+        if (!works_[slot]->begin(item)) return leave(slot);
         engine_->start(works_[slot]->io());
+    }
+
+    // False: none will come, or others serve them. Where no slot of any lane is left, whatever
+    // waits is refused.
+    bool wait_while_stuck() {
+        Item item;
+        engine_->finish(false);
+        if (usable_ == 0)
+            while (queue_.try_pop(item)) works_[parked_[0]]->refuse(item);
+        if (queue_.closed()) return free_.empty() ? false : !drained();
+        const timespec pause{0, kStuckNs};
+        nanosleep(&pause, nullptr);
+        return true;
     }
 
     // False: none will come.
@@ -112,12 +145,16 @@ class Lane {
         if (listens) queue_.hush(bell_.get());
     }
 
+    static constexpr long kStuckNs = 2000000;
+
     Queue<Item> &queue_;
+    std::atomic<size_t> &usable_;  // slots of all lanes of the queue that are not parked
     std::unique_ptr<Engine> engine_;
     std::vector<std::unique_ptr<Scratch>> scratches_;
     std::vector<std::unique_ptr<Work>> works_;  // by slot
     std::vector<size_t> free_;
-    ForkClosed bell_;  // of the queue; none where the engine moves one request at a time
+    std::vector<size_t> parked_;  // the engine says stuck
+    ForkClosed bell_;             // of the queue; none where the engine moves one request at a time
 };
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

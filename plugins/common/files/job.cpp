@@ -5,7 +5,7 @@
 
 #include <unordered_map>
 
-namespace ucm::posix {
+namespace ucm::files {
 namespace {
 
 Rows rows_of(const ucm_open_args &args, bool lookup_only) {
@@ -20,7 +20,7 @@ Durability durability_of(const std::string &word) {
 HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint64_t expected,
                         const BlockId &id, BlockHeader &header, int *error) {
     uint8_t *data = scratch.header();
-    uint64_t have = 0, need = std::min(expected, round_up(file_bytes));
+    uint64_t have = 0, need = round_up(std::min(expected, file_bytes));
     // Twice at most: a header of another size says so in its first page.
     for (int turn = 0; turn < 2; turn++) {
         uint64_t got = 0;
@@ -36,10 +36,13 @@ HeaderState read_header(File &file, Scratch &scratch, uint64_t file_bytes, uint6
 
 }  // namespace
 
-Context::Context(const ucm_open_args &args, const ucm_value &paths, const Wanted &wanted,
-                 const char *durability_word, bool verify, bool zero_copy)
-    : lookup_only((args.flags & UCM_OPEN_LOOKUP_ONLY) != 0),
-      log(args.host, "Posix"),
+Context::Context(const ucm_open_args &args, const char *layer, Medium &medium,
+                 const ucm_value &paths, const Wanted &wanted, const char *durability_word,
+                 bool verify, bool zero_copy)
+    : layer(layer),
+      medium(medium),
+      lookup_only((args.flags & UCM_OPEN_LOOKUP_ONLY) != 0),
+      log(args.host, layer),
       directories(paths, wanted, log),
       durability(durability_of(durability_word)),
       verifies(verify),
@@ -84,7 +87,7 @@ static uint64_t bytes_of(const Task &task) {
 void log_dispatch(const Context &context, const Batch &batch) {
     if (!context.log.wants(UCM_LOG_DEBUG)) return;
     const Task &task = *batch.task;
-    context.log.write(UCM_LOG_DEBUG, "Posix task(%llu,%s,%zu,%llu) dispatching.",
+    context.log.write(UCM_LOG_DEBUG, "%s task(%llu,%s,%zu,%llu) dispatching.", context.layer,
                       static_cast<unsigned long long>(task.number()), operation(batch), task.n(),
                       static_cast<unsigned long long>(bytes_of(task)));
 }
@@ -105,9 +108,9 @@ void end_job(const Context &context, const Job &job) {
     Batch &batch = *job.batch;
     if (batch.jobs_left.fetch_sub(1) != 1 || !context.log.wants(UCM_LOG_DEBUG)) return;
     const Task &task = *batch.task;
-    context.log.write(UCM_LOG_DEBUG, "Posix task(%llu,%s,%zu,%llu) finished, cost %.3fms.",
-                      static_cast<unsigned long long>(task.number()), operation(batch), task.n(),
-                      static_cast<unsigned long long>(bytes_of(task)),
+    context.log.write(UCM_LOG_DEBUG, "%s task(%llu,%s,%zu,%llu) finished, cost %.3fms.",
+                      context.layer, static_cast<unsigned long long>(task.number()),
+                      operation(batch), task.n(), static_cast<unsigned long long>(bytes_of(task)),
                       double(monotonic_ns() - batch.start_ns) / 1e6);
 }
 
@@ -128,7 +131,7 @@ BlockState judge_block(const Context &context, const BlockId &id, Scratch &scrat
     const uint64_t expected = block_header_bytes(context.shape.shard_count);
     HeaderState state = HeaderState::kCorrupt;
     for (int turn = 0; turn < 2 && out.error == 0 && state == HeaderState::kCorrupt; turn++)
-        state = read_header(out.file, scratch, uint64_t(out.st.st_size), expected, id, out.header,
+        state = read_header(out.file, scratch, out.bytes(context), expected, id, out.header,
                             &out.error);
     if (status_of_errno(out.error, UCM_NOT_FOUND) == UCM_NOT_FOUND) return BlockState::kAbsent;
     if (out.error != 0) return BlockState::kFailed;
@@ -143,4 +146,4 @@ BlockState open_block(const Context &context, Directory &directory, const BlockI
     return state == BlockState::kFits ? judge_block(context, id, scratch, out) : state;
 }
 
-}  // namespace ucm::posix
+}  // namespace ucm::files

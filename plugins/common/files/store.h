@@ -14,13 +14,11 @@
 #include "loader.h"
 #include "threads.h"
 
-namespace ucm::posix {
+namespace ucm::files {
 
-enum Option {
+// What every store of block files takes (options.inc); its own options follow from kFileOptions on.
+enum FileOption {
     kStorageBackends,
-    kIoDirect,
-    kIoEngine,
-    kConcurrency,
     kTimeoutMs,
     kNamespace,
     kModel,
@@ -29,20 +27,31 @@ enum Option {
     kFileGroup,
     kDurability,
     kVerify,
-    kZeroCopy,
     kCapacity,
     kGcEnable,
     kGcTrigger,
     kGcRecycle,
     kWriteMbps,
-    kAdmission
+    kAdmission,
+    kFileOptions
 };
 
+// How a store wants files to be used.
+struct FileUse {
+    const char *layer;       // its name
+    const char *thread;      // begins the names of its threads
+    bool direct = false;     // O_DIRECT
+    bool zero_copy = false;  // of memory that is not registered, too
+};
+
+// Does the kernel give huge pages to those who ask?
+bool huge_pages();
+
 // Blocks as files in directories.
-class PosixStore final : public Store {
+class FileStore : public Store {
   public:
-    explicit PosixStore(const ucm_open_args &args);
-    ~PosixStore() override;
+    FileStore(const ucm_open_args &args, const FileUse &use, std::unique_ptr<Medium> medium);
+    ~FileStore() override;
 
     uint64_t capabilities() const override;
     ucm_status lookup(const ucm_lookup_args &, ucm_error *) override;
@@ -63,18 +72,22 @@ class PosixStore final : public Store {
     void attend();
     // 0 or an errno.
     int unlink_block(const BlockId &id);
-    void start_threads(const Values &values);
+    void start_threads(bool direct);
+    ucm_status refused(bool dump, ucm_error *err) const;
     void tidy_loop();
     void walk_loop();
     void collect_loop();
     void stop();
 
     const int64_t timeout_ms_;
+    const std::string thread_;
+    const std::unique_ptr<Medium> medium_;
     Context context_;
     Tasks tasks_;
     Ledger ledger_;
     Admission load_admission_, dump_admission_;
     Queue<Job> loads_;
+    std::atomic<size_t> load_slots_{0}, dump_slots_{0};  // that are not stuck; see Lane
     Dumper dumper_;
     std::vector<std::unique_ptr<Lane<Loader, Job>>> load_lanes_;
     std::vector<std::unique_ptr<Lane<DumpRun, BlockId>>> dump_lanes_;
@@ -86,4 +99,4 @@ class PosixStore final : public Store {
     Threads threads_, tidy_, walk_, collect_;
 };
 
-}  // namespace ucm::posix
+}  // namespace ucm::files
