@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 
 #include "block_file.h"
 #include "clock.h"
@@ -137,12 +138,15 @@ std::unique_ptr<Rings> UsrbioEngine::make_rings() const {
 
 // Memory that requests may still move bytes to is left to them.
 UsrbioEngine::~UsrbioEngine() {
+    static std::mutex mutex;  // guards left
+    static auto *left = new std::vector<std::unique_ptr<Rings>>;
     if (running_[0] + running_[1] > 0 && !rings_->forgotten()) {
         shared_.log.write(UCM_LOG_WARN,
                           "%zu requests that were given up have not ended: their memory and ring "
                           "stay until the process ends",
                           running_[0] + running_[1]);
-        rings_.release();
+        std::lock_guard<std::mutex> hold(mutex);
+        left->push_back(std::move(rings_));
         return;
     }
     forget_all();

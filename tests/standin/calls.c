@@ -63,6 +63,7 @@ void size_told(int fd) {
 }
 
 static off_t seen_size(dev_t dev, ino_t ino, off_t size) {
+    if (in_child()) return size;
     pthread_mutex_lock(&lock);
     const struct grown *grown = *find_grown(dev, ino);
     const off_t seen = grown != NULL && grown->known < size ? grown->known : size;
@@ -79,7 +80,7 @@ static int seen(int result, struct stat *info) {
 /* Whether the call is to fail since the daemon of this mount is dead; PATH may be of a folder. */
 static bool cut_off(int folder, const char *path) {
     char whole[PATH_MAX * 2], self[64];
-    if (!can_die()) return false;
+    if (!can_die() || in_child()) return false;
     if (path == NULL || (*path != '/' && folder != AT_FDCWD)) {
         snprintf(self, sizeof self, "/proc/self/fd/%d", folder);
         const ssize_t n = readlink(self, whole, PATH_MAX);
@@ -97,6 +98,7 @@ static bool cut_off(int folder, const char *path) {
 static int on_fsync(int fd) {
     if (cut_off(fd, NULL)) return -1;
     const int result = fsync(fd);
+    if (in_child()) return result;
     pthread_mutex_lock(&lock);
     if (result == 0) size_told(fd);
     counters.fsyncs++;
@@ -109,6 +111,7 @@ static int on_fdatasync(int fd) {
 }
 
 static int on_close(int fd) {
+    if (in_child()) return close(fd);
     pthread_mutex_lock(&lock);
     size_told(fd);
     note_closed(fd);
@@ -145,7 +148,8 @@ static int on_statx(int folder, const char *path, int flags, unsigned mask, stru
 /* A name for bytes whose length nobody has been told yet. */
 static void note_published(int folder, const char *path) {
     struct stat info;
-    if (grown_count == 0 || fstatat(folder, path, &info, AT_SYMLINK_NOFOLLOW) != 0) return;
+    if (in_child() || grown_count == 0 || fstatat(folder, path, &info, AT_SYMLINK_NOFOLLOW) != 0)
+        return;
     pthread_mutex_lock(&lock);
     if (*find_grown(info.st_dev, info.st_ino) != NULL) counters.renamed_unsynced++;
     pthread_mutex_unlock(&lock);

@@ -30,6 +30,7 @@ enum { REQUEST_BYTES = 56 + 24 + 16, RING_BYTES = 4096 + 16 + 32 };
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct file **files; /* by number of the descriptor, and of its duplicate */
 static int file_limit;
+static pid_t home;
 
 void die(const char *format, ...) {
     char sentence[512];
@@ -41,7 +42,13 @@ void die(const char *format, ...) {
     abort();
 }
 
+/* Of a process that has forked: the lock may be held there by a thread that is not. */
+bool in_child(void) {
+    return getpid() != home;
+}
+
 static void at_exit(void) {
+    if (in_child()) return;
     pthread_mutex_lock(&lock);
     write_log();
     pthread_mutex_unlock(&lock);
@@ -49,6 +56,7 @@ static void at_exit(void) {
 
 /* The real one has a table of this size, and ends the process when the limit is no int. */
 __attribute__((constructor)) static void loaded(void) {
+    home = getpid();
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit);
     file_limit = (int)limit.rlim_max;

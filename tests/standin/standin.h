@@ -118,6 +118,7 @@ struct counters {
 extern struct counters counters;
 extern int generation; /* of the daemon; a new one knows nothing of what the old one was told */
 
+bool in_child(void);
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* plan.c: what the environment says is to go wrong. */
