@@ -47,6 +47,15 @@ def test_copy_cost_runs():
     assert {row["direction"] for row in json.loads(done.stdout)} == {"dump", "load"}
 
 
+def test_ds3fs_counts_runs():
+    command = [sys.executable, BENCHMARKS / "ds3fs_counts.py", "--mib", "4", "--cases", "4 MiB"]
+    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    rows = json.loads(done.stdout)
+    assert [row["op"] for row in rows] == ["dump", "load"] * 3
+    assert all(row["registrations"] == 1 and row["requests"] in (1, 2) for row in rows)
+    assert [row["copies"] for row in rows[:4]] == [1] * 4
+
+
 def test_posix_peers_runs_without_peers(tmp_path):
     command = [sys.executable, BENCHMARKS / "posix_peers.py", "--quick", "--peers", "", "--json"]
     command += ["--folder", tmp_path / "peers", "--data", tmp_path / "data"]
