@@ -144,7 +144,7 @@ def run(job, folder):
 def measure(args, folder):
     library = compiled(folder / "libhf3fs_api_shared.so")
     results = []
-    for pipeline, options in PIPELINES:
+    for pipeline, options in PIPELINES[args.first :]:
         for case in args.cases.split(","):
             place = folder / str(len(results))
             (place / "3fs-virt" / "iovs").mkdir(parents=True)
@@ -179,6 +179,7 @@ def main():
     )
     parser.add_argument("--mib", type=int, default=256, help="of data for each line")
     parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
+    parser.add_argument("--first", type=int, default=0, help="leave out so many pipelines")
     parser.add_argument("--data", help="where the files go; default: a temporary folder")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
