@@ -18,7 +18,7 @@ SOURCES := $(shell find include plugins ucm examples -name __pycache__ -prune -o
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help deps package wheel dev demo test check style types native native-plain native-asan \
-    native-tsan pytest model neon fuzz docs bench bench-posix bench-cache bench-codec e2e e2e-small \
+    native-tsan pytest packages model neon fuzz docs bench bench-posix bench-cache bench-codec e2e e2e-small \
     nfs clean
 
 help:
@@ -31,6 +31,8 @@ help:
 	@echo 'make e2e     real vLLM engines, half an hour; installs vLLM (2 GB) in $(VENV)-e2e'
 	@echo '             ARGS="--only modes": one scene; make e2e-small: the shortest, a random model'
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
+	@echo 'make packages  the examples, each a package, built beside the wheel and tested; two minutes'
+	@echo '             ARGS=--all: with all tests of Mooncake, ten minutes'
 	@echo 'make model   the protocol of the memory that Cache shares, with spin; pytest has smaller bounds'
 	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
 	@echo 'make fuzz    the codec of Compress with libFuzzer, a minute a target; pytest has a shorter run'
@@ -97,15 +99,15 @@ types: dev
 
 native: native-plain native-asan native-tsan
 
-# Another compiler warns of other things, and a sanitizer makes them more: only CI's plain build stops
-# at that. GCC 12 sees overlaps in its own strings.
+# All files of a layer are compiled as one, in a third of the time. Another compiler warns of other
+# things, and a sanitizer makes them more: only CI's plain build stops at that. GCC 12 sees overlaps
+# in its own strings.
 native-plain: MESON_ARGS := $(if $(CI),-Dwerror=true -Dcpp_args=-Wno-error=restrict)
-# All files of a layer are compiled as one, in a third of the time.
-native-asan: MESON_ARGS := -Doptimization=1 -Db_sanitize=address,undefined --unity=on --unity-size=20
-native-tsan: MESON_ARGS := -Doptimization=1 -Db_sanitize=thread --unity=on --unity-size=20
+native-asan: MESON_ARGS := -Doptimization=1 -Db_sanitize=address,undefined
+native-tsan: MESON_ARGS := -Doptimization=1 -Db_sanitize=thread
 native-plain native-asan native-tsan: dev
 	@test -f build/$@/build.ninja || $(IN_VENV) $(BIN)/meson setup build/$@ \
-	    -Dpython=false -Dtests=true $(MESON_ARGS)
+	    -Dpython=false -Dtests=true --unity=on --unity-size=20 $(MESON_ARGS)
 	$(IN_VENV) $(BIN)/meson test -C build/$@ --print-errorlogs
 
 pytest: dev package
@@ -113,6 +115,12 @@ pytest: dev package
 	    echo 'make: $(TORCH) cannot be had here: the tests that need it are left out'; \
 	fi
 	$(BIN)/pytest -n 2 $(ARGS)
+
+# Packages as their users have them: an environment with the wheel, and nothing of this checkout.
+PACKAGES := $(CURDIR)/$(VENV)-packages
+packages: wheel
+	@.ci/deps '$(PYTHON)' packages
+	$(PYTHON) tests/packages/run.py --folder $(PACKAGES) --wheel build/dist/*.whl $(ARGS)
 
 # ARGS=--large: larger bounds in full, half an hour; ARGS=--deep: still larger ones, not in full
 model: deps
@@ -157,4 +165,4 @@ nfs: wheel
 	$(BIN)/python tests/nfs/run.py --folder build/nfs --wheel build/dist/*.whl $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-e2e build
+	rm -rf $(VENV) $(VENV)-e2e $(PACKAGES) build

@@ -19,7 +19,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from ucm.cli._faults import DAMAGES
+from ucm.breaking import DAMAGES, damage_files
 
 BLOCKS, SIZE = 8, 1 << 20
 
@@ -142,7 +142,7 @@ def score(peer, damage, folder):
     for number, data in enumerate(blocks):
         store.put(number, data)
     if damage:
-        damage([store.path(number) for number in range(1, BLOCKS, 2)], random.Random(1))
+        damage_files([store.path(n) for n in range(1, BLOCKS, 2)], damage, random.Random(1))
     else:
         store = peer(folder)
     ends = ends_of(store, blocks)

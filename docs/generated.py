@@ -9,6 +9,7 @@ import click
 import ucm
 from ucm import options
 from ucm.cli import cli
+from ucm.conformance.promises import Promise
 from ucm.integration.vllm.metrics import METRICS
 from ucm.store import older_options
 
@@ -118,6 +119,11 @@ def _commands() -> str:
     return "\n".join(parts)
 
 
+def _promises() -> str:
+    rows = [(_code(p.name), p.part, p.text, p.remedy) for p in Promise]
+    return _table("promise|part|what|when it broke", rows)
+
+
 def _toctrees(index: str) -> str:
     """Make a hidden table of contents of the links in each section of a page."""
     parts = []
@@ -139,4 +145,5 @@ _CONTENTS = {
     "connector-metrics": _connector_metrics,
     "metrics": _metrics,
     "commands": _commands,
+    "promises": _promises,
 }

@@ -58,6 +58,14 @@ def test_ds3fs_counts_runs():
     assert dump["copies"] < 0.01
 
 
+def test_python_store_runs():
+    command = [sys.executable, BENCHMARKS / "python_store.py", "--repeat", "5", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert all(call["python_us"] > 0 for pair in results.values() for call in pair.values())
+
+
 def test_posix_peers_runs_without_peers(tmp_path):
     command = [sys.executable, BENCHMARKS / "posix_peers.py", "--quick", "--peers", "", "--json"]
     command += ["--folder", tmp_path / "peers", "--data", tmp_path / "data"]

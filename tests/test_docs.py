@@ -56,6 +56,7 @@ NOT_RUN = {
     ("docs/ds3fs.md", "$ python benchmarks/ds3fs_counts.py"): "some minutes, and perf",
     ("docs/ds3fs.md", "$ python benchmarks/plan_3fs.py"): "a minute",
     ("docs/quickstart.md", "$ pip install ."): "builds the package",
+    ("docs/conformance.md", "pytest"): "takes a minute; tests/contract runs it",
     ("examples/c_store/README.md", "pip install ucm-store"): "builds the package",
     ("examples/cpp_store/README.md", "pip install ucm-store"): "builds the package",
     ("examples/encrypt_store/README.md", "pip install ."): "builds the package",
@@ -71,6 +72,26 @@ NOT_RUN = {
     ("examples/hybrid_store/README.md", "pytest examples/hybrid_store/tests"): "needs the package",
     ("examples/python_layer/README.md", "pip install ucm-store"): "builds the package",
     ("examples/python_store/README.md", "pip install ucm-store"): "builds the package",
+    (
+        "examples/mooncake_store/README.md",
+        "pip install ./examples/mooncake_store mooncake-transfer-engine-non-cuda",
+    ): "needs a cluster",
+    (
+        "examples/mooncake_store/README.md",
+        'store_pipeline: "Cache|UcmMooncakeStore"',
+    ): "needs a cluster",
+    ("examples/mooncake_store/README.md", "ucm bench"): "needs a cluster",
+    (
+        "examples/mooncake_store/README.md",
+        "pip install './examples/mooncake_store[test]'",
+    ): "needs the package",
+    ("examples/redis_store/README.md", "pip install ./examples/redis_store"): "needs a server",
+    ("examples/redis_store/README.md", 'store_pipeline: "Cache|Redis"'): "needs a server",
+    ("examples/redis_store/README.md", "ucm bench"): "needs a server",
+    (
+        "examples/redis_store/README.md",
+        "pip install './examples/redis_store[test]'",
+    ): "needs the package",
     ("examples/rust_store/README.md", "pip install ."): "builds the package",
     ("examples/rust_store/README.md", "pytest examples/rust_store/tests"): "needs the package",
     (

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from ucm.hashing import block_ids
     from ucm.hookspecs import hookimpl
     from ucm.layout import Layout
-    from ucm.python_store import StoreBase
+    from ucm.loader import Option
+    from ucm.python_store import Dumped, LayerBase, StoreBase
     from ucm.registry import PluginInfo, plugins
     from ucm.store_api import Report, Store, open_pipeline
     from ucm.task import Result, Task
@@ -63,7 +64,8 @@ _HOMES = {
     "ucm.hashing": ("block_ids",),
     "ucm.hookspecs": ("hookimpl",),
     "ucm.layout": ("Layout",),
-    "ucm.python_store": ("StoreBase",),
+    "ucm.loader": ("Option",),
+    "ucm.python_store": ("Dumped", "LayerBase", "StoreBase"),
     "ucm.registry": ("PluginInfo", "plugins"),
     "ucm.store_api": ("Report", "Store", "open_pipeline"),
     "ucm.task": ("Result", "Task"),
@@ -76,12 +78,15 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "CorruptError",
+    "Dumped",
     "IncompatibleError",
     "InvalidError",
     "IoError",
+    "LayerBase",
     "Layout",
     "NoSpaceError",
     "NotFoundError",
+    "Option",
     "PluginError",
     "PluginInfo",
     "Report",

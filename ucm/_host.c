@@ -112,9 +112,9 @@ static int64_t now_ns(void) {
 
 ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *block_ids,
                        const uint32_t *shard_index, const uint64_t *addresses,
-                       const uint64_t *lengths, const uint32_t *depths, uint64_t flags,
-                       uint64_t event, uint64_t tag, int32_t priority, int64_t deadline_ms,
-                       int64_t busy_ms, ucmh_submitted *out) {
+                       const uint64_t *lengths, const uint64_t *raw_lengths, const uint32_t *depths,
+                       uint64_t flags, uint64_t event, uint64_t tag, int32_t priority,
+                       int64_t deadline_ms, int64_t busy_ms, ucmh_submitted *out) {
     const int64_t start = now_ns();
     int64_t pause_ns = 20000;
     ucm_status status;
@@ -136,6 +136,7 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
     transfer.shard_index = shard_index;
     transfer.addresses = (void *const *)(uintptr_t)addresses;
     transfer.lengths = lengths;
+    transfer.raw_lengths = raw_lengths;
     transfer.depths = depths;
     transfer.event = event;
     transfer.tag = tag;
@@ -303,11 +304,12 @@ ucm_status ucmh_lookup(ucm_store *store, int32_t mode, size_t n, const uint8_t *
 }
 
 ucm_status ucmh_ids(ucm_store *store, int what, size_t n, const uint8_t *block_ids,
-                    ucm_error *err) {
+                    int64_t deadline_ms, ucm_error *err) {
     ucm_ids_args args = {0};
     args.struct_size = sizeof args;
     args.n = n;
     args.block_ids = block_ids;
+    args.deadline_ns = deadline_ms > 0 ? now_ns() + deadline_ms * 1000000 : 0;
     if (what == UCMH_REMOVE) return ucm_remove(store, &args, err);
     return what == UCMH_TOUCH ? ucm_touch(store, &args, err) : ucm_prefetch(store, &args, err);
 }

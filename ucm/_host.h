@@ -6,6 +6,7 @@
 #ifndef UCM_HOST_H
 #define UCM_HOST_H
 
+#include "_bridge.h"
 #include "ucm/store_v1.h"
 
 /* The library's descriptor, or NULL and the reason. The library is never closed. */
@@ -25,9 +26,9 @@ typedef struct ucmh_submitted {
  * go, the memory at the addresses may not before the task has finished. */
 ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *block_ids,
                        const uint32_t *shard_index, const uint64_t *addresses,
-                       const uint64_t *lengths, const uint32_t *depths, uint64_t flags,
-                       uint64_t event, uint64_t tag, int32_t priority, int64_t deadline_ms,
-                       int64_t busy_ms, ucmh_submitted *out);
+                       const uint64_t *lengths, const uint64_t *raw_lengths, const uint32_t *depths,
+                       uint64_t flags, uint64_t event, uint64_t tag, int32_t priority,
+                       int64_t deadline_ms, int64_t busy_ms, ucmh_submitted *out);
 /* UCM_PENDING, UCM_OK, or the first status by index that is neither. */
 ucm_status ucmh_task_wait(ucmh_task *task, int64_t timeout_ms);
 /* Valid once finished. */
@@ -81,7 +82,8 @@ ucm_status ucmh_lookup(ucm_store *store, int32_t mode, size_t n, const uint8_t *
                        const uint32_t *depths, int64_t deadline_ms, size_t *hits, uint8_t *tiers,
                        ucm_error *err);
 enum { UCMH_PREFETCH = 0, UCMH_TOUCH = 1, UCMH_REMOVE = 2 };
-ucm_status ucmh_ids(ucm_store *store, int what, size_t n, const uint8_t *block_ids, ucm_error *err);
+ucm_status ucmh_ids(ucm_store *store, int what, size_t n, const uint8_t *block_ids,
+                    int64_t deadline_ms, ucm_error *err);
 ucm_status ucmh_cancel(ucm_store *store, ucm_task task, ucm_error *err);
 ucm_status ucmh_drain(ucm_store *store, int64_t timeout_ms, ucm_report *report, ucm_error *err);
 ucm_status ucmh_close(ucm_store *store, int64_t timeout_ms, ucm_report *report, ucm_error *err);

@@ -51,12 +51,12 @@ def planes(data: memoryview) -> list[list[memoryview]]:
 def taken(pipeline: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Keep those defaults that some layer of the pipeline takes."""
     from ucm.pipeline import parse
-    from ucm.registry import open_library, registry
+    from ucm.registry import kind_of, registry
 
-    entries = [registry().find(word) for word in parse(pipeline)]
-    if any(entry.python_class is not None for entry in entries):
+    tables = [kind_of(registry().find(word)).options for word in parse(pipeline)]
+    if None in tables:
         return dict(defaults)
-    known = {option.name for entry in entries for option in open_library(entry).options}
+    known = {option.name for table in tables for option in table or ()}
     return {key: value for key, value in defaults.items() if key in known}
 
 

@@ -17,7 +17,9 @@ class Register(Protocol):
         """Make a kind of store known under the word ``name`` of a pipeline string.
 
         ``store`` is the absolute path of a StoreV1 library (str or path; opened only when the word
-        is used) or a class derived from :class:`ucm.StoreBase`.
+        is used), a class derived from :class:`ucm.StoreBase`, :class:`ucm.LayerBase` or
+        ``UcmKVStoreBaseV1``, or a builder: a callable that is given the layout, the options and the
+        store below (or None) and returns such an object.
         """
 
 

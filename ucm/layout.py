@@ -19,6 +19,9 @@ class Layout:
     """Sizes in bytes. A block is ``shards_per_block`` shards; a shard is one row of segments.
 
     ``memory`` and ``device`` say where the rows' addresses point: "host", -1 or "cuda", 0...
+    ``encoding`` says how layers above have encoded the bytes, "" not at all, and
+    ``raw_shard_size`` how long a shard may be before that. Encoded shards are of any length up to
+    ``shard_size``.
     """
 
     block_size: int
@@ -27,6 +30,22 @@ class Layout:
     dtype: str
     memory: str = "host"
     device: int = -1
+    encoding: str = ""
+    raw_shard_size: int = 0  # 0: as shard_size
+
+    def __post_init__(self) -> None:
+        if not self.raw_shard_size:
+            object.__setattr__(self, "raw_shard_size", self.shard_size)
+
+    def resized(self, shard_size: int) -> Layout:
+        """Return the layout of the same shards, encoded to one segment of up to so many bytes."""
+        return dataclasses.replace(
+            self,
+            block_size=shard_size * self.shards_per_block,
+            shard_size=shard_size,
+            segment_sizes=(shard_size,),
+            dtype="bytes",
+        )
 
     @property
     def shards_per_block(self) -> int:

@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import Any
 
-from ucm import errors
+from ucm import _trust, errors
 from ucm._abi import ffi, lib
 
 TYPES = dict(
@@ -22,14 +22,18 @@ _KNOWN_FLAGS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option of a layer. ``initial`` is its default as text, None: required."""
+    """One option of a layer.
+
+    ``type`` is one of bool, int, size, float, string, strings, ints, secret. ``initial`` is its
+    default as text, None: required. ``allowed`` is "a|b|c" or a closed range, "1..9" or "1..".
+    """
 
     name: str
     type: str
     initial: str | None
-    allowed: str | None
-    unit: str | None
-    help: str
+    allowed: str | None = None
+    unit: str | None = None
+    help: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Library:
     path: str
     name: str
     version: str
+    abi: str
     summary: str
     needs_lower: bool
     takes_cuda: bool
@@ -60,6 +65,11 @@ class Library:
 
 def _text(pointer: Any) -> str | None:
     return None if pointer == ffi.NULL else ffi.string(pointer).decode(errors="replace")
+
+
+def abi_of(major: int, minor: int, draft: int) -> str:
+    """Write the version of an ABI: "1.0", or "1.0 draft 1"."""
+    return f"{major}.{minor}" + (f" draft {draft}" if draft else "")
 
 
 def _array(ctype: str, first: Any, n: int, stride: int) -> list[Any]:
@@ -132,6 +142,7 @@ def _describe(path: str, plugin: Any) -> Library:
         path=path,
         name=_text(plugin.name) or "",
         version=_text(plugin.version) or "",
+        abi=abi_of(plugin.abi_major, plugin.abi_minor, plugin.abi_draft),
         summary=_text(plugin.summary) or "",
         needs_lower=bool(plugin.flags & NEEDS_LOWER),
         takes_cuda=bool(plugin.flags & 2),
@@ -164,31 +175,52 @@ def _pieces(data: bytes, size: int) -> list[bytes]:
 
 
 class LibraryLoader:
-    """Opens plugin libraries, each once, and keeps them open for the life of the process."""
+    """Opens plugin libraries, each once, and keeps them open for the life of the process.
+
+    Where another file has taken a library's place it is another library.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _libraries
-        self._libraries: dict[str, Library] = {}
+        self._lock = threading.Lock()  # guards all below
+        self._libraries: dict[tuple[str, int, int], tuple[tuple[int, int], Library]] = {}
+        self._opened: dict[str, int] = {}  # how often each path led to another file
 
-    def open(self, path: str) -> Library:
-        """Return the library's description, or raise PluginError with file, reason and remedy."""
+    def open(self, path: str, ours: bool = False) -> Library:
+        """Return the library's description, or raise PluginError with file, reason and remedy.
+
+        ``ours``: it lies in this package, so that whoever can change it can change this code too.
+        """
         with self._lock:
-            if path not in self._libraries:
-                self._libraries[path] = self._open(path)
-            return self._libraries[path]
+            if not os.path.isabs(path):
+                raise errors.PluginError(f"{path}: refused: give the absolute path of the library")
+            if not os.path.isfile(path):
+                raise errors.PluginError(f"{path}: there is no such file")
+            st = os.stat(path)
+            key, content = (path, st.st_dev, st.st_ino), (st.st_size, st.st_mtime_ns)
+            known = self._libraries.get(key)
+            if known is None:
+                known = self._libraries[key] = content, self._open(path, ours)
+            if known[0] != content:
+                raise errors.PluginError(
+                    f"{path}: refused: it was written over while it was open; put a new file in "
+                    "its place (install does, cp does not), and start again"
+                )
+            return known[1]
 
-    def _open(self, path: str) -> Library:
-        if not os.path.isabs(path):
-            raise errors.PluginError(f"{path}: refused: give the absolute path of the library")
-        if not os.path.isfile(path):
-            raise errors.PluginError(f"{path}: there is no such file")
+    def _open(self, path: str, ours: bool) -> Library:
+        if not ours:
+            _trust.check(path)
         if _cut_short(path):
             raise errors.PluginError(f"{path}: refused: it does not load: the file is cut short")
         reason = ffi.new("char[]", 512)
-        plugin = lib.ucmh_open_library(path.encode(), reason, 512)
+        # dlopen takes a name that it knows for the file that it knows, whatever is there by now.
+        folder, name = os.path.split(path)
+        fresh = os.path.join(folder, "./" * self._opened.get(path, 0) + name)
+        plugin = lib.ucmh_open_library(fresh.encode(), reason, 512)
         if plugin == ffi.NULL:
             why = ffi.string(reason).decode(errors="replace")
             raise errors.PluginError(f"{path}: refused: {why}")
+        self._opened[path] = self._opened.get(path, 0) + 1
         _check(path, plugin)
         return _describe(path, plugin)
 

@@ -160,6 +160,10 @@ class Value:
     value: Any
     given: bool
 
+    def __repr__(self) -> str:
+        shown = "(secret)" if self.option.type == "secret" else repr(self.value)
+        return f"<Value {self.option.name}={shown}>"
+
 
 @dataclasses.dataclass
 class Resolved:
@@ -442,7 +446,7 @@ def _without_a_limit(values: Sequence[Value]) -> list[str]:
 
 def resolve_each(
     config: Mapping[str, Any],
-    layers: Sequence[tuple[str, tuple[Option, ...], Mapping[str, Any]]],
+    layers: Sequence[tuple[str, tuple[Option, ...] | None, Mapping[str, Any]]],
 ) -> Resolved:
     """Check layers (word, option table, own options), top first, that share no options.
 
@@ -452,10 +456,10 @@ def resolve_each(
     """
     host_keys = {option.name for option in HOST_OPTIONS}
     words = {word.rpartition(":")[2] for word, _, _ in layers}
-    taken = {option.name for _, table, _ in layers for option in table}
+    taken = {option.name for _, table, _ in layers for option in table or ()}
     parts: list[Resolved] = []
     for word, table, own in layers:
-        mine = {option.name for option in table}
+        mine = {option.name for option in table or ()}
         others = (taken - mine) | (words - {word.rpartition(":")[2]})
         if parts:
             others |= host_keys - mine

@@ -9,30 +9,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ucm import errors, logs, options
 from ucm._abi import ffi, lib
+from ucm._bridge import names_of
+from ucm._kind import Place, PythonKind
+from ucm._native import SUBMITTED, new_error, raise_for
 from ucm.errors import ConfigError, Status
 from ucm.layout import MAX_SEGMENTS, Layout, layout_of
 from ucm.loader import TYPES, Library
-from ucm.python_store import PythonStack, StoreBase
-from ucm.registry import Entry, open_library, registry
+from ucm.registry import Entry, Kind, kind_of, registry
 from ucm.task import Result, new_token
 
 if TYPE_CHECKING:
     from ucm._ends import Ends
 
-CAPABILITIES = {
-    "keeps": 1 << 0,
-    "loads": 1 << 1,
-    "persistent": 1 << 2,
-    "verifies": 1 << 3,
-    "write_back": 1 << 4,
-    "remove": 1 << 5,
-    "cancel": 1 << 6,
-    "events": 1 << 7,
-}
 TYPE_NUMBERS = {name: number for number, name in TYPES.items()}
 _MAX_LAYERS = 16
 _PUBLISHED, _DECLINED = 1, 2
-_SUBMITTED = ffi.typeof("ucmh_submitted *")
 
 
 def parse(pipeline: str) -> list[str]:
@@ -48,11 +39,10 @@ def parse(pipeline: str) -> list[str]:
 
 
 class Checked(NamedTuple):
-    """A configuration that can be opened; ``libraries`` is empty for a store in Python."""
+    """A configuration that can be opened."""
 
     words: list[str]
-    entries: list[Entry]
-    libraries: list[Library]
+    kinds: list[Kind]
     options: options.Resolved
 
 
@@ -60,26 +50,27 @@ def check(config: Mapping[str, Any]) -> Checked:
     """Check everything but the sizes of ``config``, without opening a store."""
     pipeline = options.check_value(options.HOST_OPTIONS[0], config.get("store_pipeline") or "")
     words = parse(pipeline)
-    entries = [registry().find(word) for word in words]
-    _check_python(words, entries)
-    if entries[0].python_class is not None:
-        return Checked(words, entries, [], options.resolve(config, [(words[0], None)]))
-    libraries = [open_library(entry) for entry in entries]
-    _check_order(words, libraries)
-    table = [(w, library.options) for w, library in zip(words, libraries, strict=True)]
-    return Checked(words, entries, libraries, options.resolve(config, table))
+    entries = [registry().find(word) for word in words]  # all of them, before one is opened
+    kinds = [kind_of(entry) for entry in entries]
+    _check_order(words, kinds)
+    table = [(w, kind.options) for w, kind in zip(words, kinds, strict=True)]
+    return Checked(words, kinds, options.resolve(config, table))
 
 
-def open_stack(config: Mapping[str, Any]) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
+def shown(pipeline: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as they may be shown: what some layer takes as a secret is not."""
+    kinds = [kind_of(registry().find(word)) for word in parse(pipeline)]
+    secrets = {o.name for kind in kinds for o in kind.options or () if o.type == "secret"}
+    return {k: "(secret)" if k.rpartition(".")[2] in secrets else v for k, v in given.items()}
+
+
+def open_stack(config: Mapping[str, Any]) -> tuple[Stack, Layout | None, options.Resolved]:
     """Open the pipeline of ``config``; return the stack, its layout and the checked options."""
-    words, entries, libraries, checked = check(config)
+    words, kinds, checked = check(config)
     layout = layout_of(checked)
-    if entries[0].python_class is not None:
-        _check_memory(words[0], False, layout)
-        return _open_python(words[0], entries[0].python_class, config, layout), layout, checked
-    _check_memory(words[0], libraries[0].takes_cuda, layout)
+    _check_memory(words[0], kinds[0].takes_cuda, layout)
     _default_fingerprint(checked, layout)
-    return NativeStack(words, libraries, checked, layout), layout, checked
+    return Stack(words, kinds, checked, layout, [config] * len(words)), layout, checked
 
 
 def _default_fingerprint(checked: options.Resolved, layout: Layout | None) -> None:
@@ -100,42 +91,19 @@ def _check_memory(word: str, takes_cuda: bool, layout: Layout | None) -> None:
         )
 
 
-def _check_python(words: Sequence[str], entries: Sequence[Entry]) -> None:
-    python = [word for word, entry in zip(words, entries, strict=True) if entry.python_class]
-    if python and len(words) > 1:
-        raise ConfigError(
-            f"store_pipeline: {python[0]} is written in Python and can only stand alone in this "
-            f"version, not in {'|'.join(words)!r}"
-        )
-
-
-def _check_order(words: Sequence[str], libraries: Sequence[Library]) -> None:
-    for i, (word, library) in enumerate(zip(words, libraries, strict=True)):
+def _check_order(words: Sequence[str], kinds: Sequence[Kind]) -> None:
+    for i, (word, kind) in enumerate(zip(words, kinds, strict=True)):
         last = i == len(words) - 1
-        if library.needs_lower and last:
+        if kind.needs_lower and last:
             raise ConfigError(
                 f"store_pipeline: {word} needs a store below it; write '{'|'.join(words)}|Posix', "
                 "or '|Empty' to keep nothing"
             )
-        if not library.needs_lower and not last:
+        if kind.needs_lower is False and not last:
             raise ConfigError(
                 f"store_pipeline: {word} takes no store below it, but {words[i + 1]} stands there; "
                 f"{word} must be the last"
             )
-
-
-def _open_python(
-    word: str, store_class: Any, config: Mapping[str, Any], layout: Layout | None
-) -> PythonStack:
-    host = {o.name for o in options.HOST_OPTIONS if o.name not in options.IDENTITY}
-    given = {key.rpartition(".")[2]: v for key, v in config.items() if key not in host}
-    if issubclass(store_class, StoreBase):
-        store = store_class(layout, given)
-    else:
-        from ucm.store.adapter import SeedStore
-
-        store = SeedStore(store_class, layout, dict(config))
-    return PythonStack(word.rpartition(":")[2], store, layout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,51 +112,40 @@ class Wired:
 
     name: str
     path: str | None
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = dataclasses.field(repr=False)  # secrets may be among them
 
 
 def open_wired(
     config: Mapping[str, Any], wired: Sequence[Wired]
-) -> tuple[NativeStack | PythonStack, Layout | None, Any]:
+) -> tuple[Stack, Layout | None, options.Resolved]:
     """Open layers, top first; ``config`` has the keys of the host that the top layer lacks."""
     words = [layer.name for layer in wired]
     if len(words) > _MAX_LAYERS:
         raise ConfigError(f"Stack: {len(words)} layers; at most {_MAX_LAYERS} can stand")
-    libraries = [_wired_library(layer) for layer in wired]
-    _check_order(words, libraries)
+    kinds = [_wired_kind(layer) for layer in wired]
+    _check_order(words, kinds)
     checked = options.resolve_each(
         config,
-        [(w.name, its.options, w.options) for w, its in zip(wired, libraries, strict=True)],
+        [(w.name, kind.options, w.options) for w, kind in zip(wired, kinds, strict=True)],
     )
     layout = layout_of(checked)
-    _check_memory(words[0], libraries[0].takes_cuda, layout)
+    _check_memory(words[0], kinds[0].takes_cuda, layout)
     _default_fingerprint(checked, layout)
-    return NativeStack(words, libraries, checked, layout), layout, checked
+    configs = [{**config, **layer.options} for layer in wired]
+    return Stack(words, kinds, checked, layout, configs), layout, checked
 
 
-def _wired_library(layer: Wired) -> Library:
-    entry = Entry(layer.name, "Stack", layer.path) if layer.path else registry().find(layer.name)
-    if entry.python_class is not None:
-        raise ConfigError(f"Stack: {layer.name} is written in Python and can only stand alone")
-    return open_library(entry)
-
-
-def _raise(status: int, error: Any, prefix: str = "") -> None:
-    message = ffi.string(error.message).decode(errors="replace")
-    text = message or errors.explain(errors.status_of(status))
-    raise errors.error_for(status, prefix + text, error.os_errno)
-
-
-def _new_error() -> Any:
-    error = ffi.new("ucm_error *")
-    error.struct_size = ffi.sizeof("ucm_error")
-    return error
+def _wired_kind(layer: Wired) -> Kind:
+    if layer.path:
+        return kind_of(Entry(layer.name, "Stack", layer.path))
+    return kind_of(registry().find(layer.name))
 
 
 class _Values:
     """One layer's option values as a C array, with everything that it points to."""
 
     def __init__(self, values: Sequence[options.Value]) -> None:
+        self.own = values
         self.count = len(values)
         self.array = ffi.new("ucm_value[]", max(1, len(values)))
         self._keep: list[Any] = []
@@ -242,10 +199,12 @@ def _top_layout(layout: Layout, keep: list[Any]) -> Any:
     return made
 
 
-def _lower_layout(
-    word: str, library: Library, layout: Any, values: _Values, keep: list[Any]
-) -> Any:
-    if library.plugin.lower_layout == ffi.NULL:
+def _lower_layout(word: str, kind: Kind, layout: Any, values: _Values, keep: list[Any]) -> Any:
+    if isinstance(kind, PythonKind):
+        made = kind.lower_layout(layout, values.own, keep)
+        _check_lower_layout(word, made)
+        return made
+    if kind.plugin.lower_layout == ffi.NULL:
         return layout
     out = ffi.new("ucm_layout *", layout[0])
     out.flags = 0
@@ -262,10 +221,10 @@ def _lower_layout(
     args.segments_room, args.segment_bytes = MAX_SEGMENTS, segments
     args.planes_room, args.planes = ffi.sizeof(planes), planes
     keep += [out, segments, planes]
-    error = _new_error()
-    status = lib.ucmh_lower_layout(library.plugin, args, out, error)
+    error = new_error()
+    status = lib.ucmh_lower_layout(kind.plugin, args, out, error)
     if status != Status.OK:
-        _raise(status, error, f"{word}: ")
+        raise_for(status, error, f"{word}: ")
     _check_lower_layout(word, out)
     return out
 
@@ -284,7 +243,7 @@ def _check_lower_layout(word: str, out: Any) -> None:
     raise errors.PluginError(f"{word}: its lower_layout is wrong: {problem}")
 
 
-def _check_device_memory(word: str, lower_word: str, lower: Library) -> None:
+def _check_device_memory(word: str, lower_word: str, lower: Kind) -> None:
     if not lower.takes_cuda:
         raise errors.PluginError(
             f"{word}: it hands device memory down, but {lower_word} takes host memory only"
@@ -292,7 +251,8 @@ def _check_device_memory(word: str, lower_word: str, lower: Library) -> None:
 
 
 class _Outcome:
-    def __init__(self, submitted: Any) -> None:
+    def __init__(self, stack: Stack, submitted: Any) -> None:
+        self.stack = stack
         self._task = submitted.task
         self.number = submitted.number
         self.token = new_token()
@@ -325,75 +285,73 @@ class _Outcome:
         return int(code) == 0
 
 
-class NativeStack:
-    """Open native layers, top first. Safe to use from many threads, except close."""
+class Stack:
+    """Open layers, top first. Safe to use from many threads, except close."""
 
     def __init__(
         self,
         words: Sequence[str],
-        libraries: Sequence[Library],
+        kinds: Sequence[Kind],
         checked: options.Resolved,
         layout: Layout | None,
+        configs: Sequence[Mapping[str, Any]],
     ) -> None:
         logs.start()
-        self._libraries = libraries
+        self._kinds = kinds
         self._stores: list[Any] = []  # top first
         self.layers = _layer_names([word.rpartition(":")[2] for word in words])
         self._timeout_ms = checked.get("timeout_ms")
+        self._lookup_only = checked.get("device_id") == -1
+        self._unique_id = checked.get("unique_id")
         values = [_Values(v) for v in checked.layers]
         keep: list[Any] = []
         layouts = [_top_layout(layout, keep) if layout else ffi.NULL]
-        for word, library, own in zip(words[:-1], libraries, values, strict=False):
-            lower = ffi.NULL if not layout else _lower_layout(word, library, layouts[-1], own, keep)
+        for word, kind, own in zip(words[:-1], kinds, values, strict=False):
+            lower = ffi.NULL if not layout else _lower_layout(word, kind, layouts[-1], own, keep)
             if lower and lower.memory != lib.UCM_MEMORY_HOST:
-                _check_device_memory(word, words[len(layouts)], libraries[len(layouts)])
+                _check_device_memory(word, words[len(layouts)], kinds[len(layouts)])
             layouts.append(lower)
+        layouts.append(ffi.NULL)
         try:
             for i in reversed(range(len(words))):
-                lower_layout = layouts[i + 1] if i + 1 < len(words) else ffi.NULL
-                self._open(
-                    words[i],
-                    libraries[i],
-                    values[i],
+                place = Place(
+                    self.layers[i],
                     layouts[i],
-                    lower_layout,
-                    checked,
-                    self.layers[i].partition("#")[2],
+                    layouts[i + 1],
+                    self._stores[0] if self._stores else ffi.NULL,
+                    values[i].own,
+                    configs[i],
+                    self._lookup_only,
                 )
+                kind = kinds[i]
+                if isinstance(kind, PythonKind):
+                    self._stores.insert(0, kind.open(place).handle)
+                else:
+                    self._open(words[i], kind, place, values[i])
         except BaseException:
             self.close(-1)
             raise
-        bits = self._stores[0].capabilities
-        self.capabilities = frozenset(name for name, bit in CAPABILITIES.items() if bits & bit)
+        self.capabilities = names_of(self._stores[0].capabilities)
 
-    def _open(
-        self,
-        word: str,
-        library: Library,
-        values: _Values,
-        layout: Any,
-        lower_layout: Any,
-        checked: options.Resolved,
-        which: str,
-    ) -> None:
-        name = checked.get("unique_id")
+    def _open(self, word: str, library: Library, place: Place, values: _Values) -> None:
+        name, which = self._unique_id, place.name.partition("#")[2]
         if name and which:  # two layers of a kind share nothing with each other
             name += f"#{which}"
         unique_id = ffi.new("char[]", name.encode())
         args = ffi.new("ucm_open_args *")
         args.struct_size = ffi.sizeof("ucm_open_args")
-        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if checked.get("device_id") == -1 else 0
+        args.flags = lib.UCM_OPEN_LOOKUP_ONLY if place.lookup_only else 0
         args.host = lib.ucmh_host()
-        args.layout, args.lower_layout = layout, lower_layout
+        args.layout, args.lower_layout = place.layout, place.lower_layout
         args.n_values, args.value_stride = values.count, ffi.sizeof("ucm_value")
         args.values = values.array
-        args.lower = self._stores[0] if self._stores else ffi.NULL
+        args.lower = place.lower
         args.unique_id = unique_id
         out = ffi.new("ucm_store **")
-        error = _new_error()
+        error = new_error()
         status = lib.ucmh_open(library.plugin, args, out, error)
         if status != Status.OK:
-            _raise(status, error, f"{word}: ")
+            raise_for(status, error, f"{word}: ")
         self._stores.insert(0, out[0])
 
     def submit(
@@ -410,32 +368,32 @@ class NativeStack:
     ) -> _Outcome:
         """Start a transfer, waiting up to ``busy_ms`` for room in the queue."""
         flags = lib.UCM_TRANSFER_EVENT if event else 0
-        out = ffi.new(_SUBMITTED)
+        out = ffi.new(SUBMITTED)
         status = lib.ucmh_submit(
-            self._stores[0], dump, n, ids, shards, addresses, lengths, depths, flags,
-            event, 0, 0, self._timeout_ms, busy_ms, out,
+            self._stores[0], dump, n, ids, shards, addresses, lengths, ffi.NULL, depths,
+            flags, event, 0, 0, self._timeout_ms, busy_ms, out,
         )  # fmt: skip
         if status:
-            _raise(status, out.error)
-        return _Outcome(out)
+            raise_for(status, out.error)
+        return _Outcome(self, out)
 
     def lookup(self, mode: int, n: int, ids: Any) -> tuple[int, Any]:
         """Answer like ``ucm_lookup_args``: (hits, tiers)."""
         hits = ffi.new("size_t *")
         tiers = ffi.new("uint8_t[]", max(n, 1)) if mode == lib.UCM_LOOKUP_ALL else ffi.NULL
-        error = _new_error()
+        error = new_error()
         status = lib.ucmh_lookup(
             self._stores[0], mode, n, ids, ffi.NULL, self._timeout_ms, hits, tiers, error
         )
         if status != Status.OK:
-            _raise(status, error)
+            raise_for(status, error)
         return hits[0], tiers if tiers == ffi.NULL else ffi.buffer(tiers, n)
 
     def _ids(self, what: int, n: int, ids: Any) -> None:
-        error = _new_error()
-        status = lib.ucmh_ids(self._stores[0], what, n, ids, error)
+        error = new_error()
+        status = lib.ucmh_ids(self._stores[0], what, n, ids, self._timeout_ms, error)
         if status != Status.OK:
-            _raise(status, error)
+            raise_for(status, error)
 
     def prefetch(self, n: int, ids: Any) -> None:
         """Pass the hint on."""
@@ -447,18 +405,18 @@ class NativeStack:
 
     def cancel(self, number: int) -> None:
         """Cancel a task; one that has finished already is fine."""
-        error = _new_error()
+        error = new_error()
         status = lib.ucmh_cancel(self._stores[0], number, error)
         if status not in (Status.OK, Status.NOT_FOUND):
-            _raise(status, error)
+            raise_for(status, error)
 
     def drain(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
         """Wait until what was accepted is stored; (OK or PENDING, counts)."""
         report = _new_report()
-        error = _new_error()
+        error = new_error()
         status = lib.ucmh_drain(self._stores[0], timeout_ms, report, error)
         if status not in (Status.OK, Status.PENDING):
-            _raise(status, error)
+            raise_for(status, error)
         return status, _counts(report)
 
     def close(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
@@ -468,7 +426,7 @@ class NativeStack:
         while self._stores:
             left = -1 if timeout_ms < 0 else max(0, int((until - time.monotonic()) * 1000))
             report = _new_report()
-            error = _new_error()
+            error = new_error()
             status = lib.ucmh_close(self._stores[0], left, report, error)
             if status == Status.PENDING:
                 total["pending"] += report.pending
@@ -487,16 +445,16 @@ class NativeStack:
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Read every layer's metrics: counters and gauges as numbers, histograms as dicts."""
         answer = {}
-        for name, library, store in zip(self.layers, self._libraries, self._stores, strict=True):
+        for name, kind, store in zip(self.layers, self._kinds, self._stores, strict=True):
             wide = lib.UCM_HISTOGRAM_VALUES
-            widths = [wide if m.kind == "histogram" else 1 for m in library.metrics]
+            widths = [wide if m.kind == "histogram" else 1 for m in kind.metrics]
             values = ffi.new("uint64_t[]", max(1, sum(widths)))
-            error = _new_error()
+            error = new_error()
             status = lib.ucmh_metrics(store, sum(widths), values, error)
             if status != Status.OK:
-                _raise(status, error, f"{name}: ")
+                raise_for(status, error, f"{name}: ")
             at, layer = 0, {}
-            for metric, width in zip(library.metrics, widths, strict=True):
+            for metric, width in zip(kind.metrics, widths, strict=True):
                 layer[metric.name] = _metric(values, at, width)
                 at += width
             answer[name] = layer

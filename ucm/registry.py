@@ -8,33 +8,44 @@ import functools
 import inspect
 import os
 import threading
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pluggy
 
 from ucm import errors, hookspecs, options
+from ucm._kind import PythonKind
+from ucm._version import __version__
 from ucm.loader import Library, Metric, Option, loader
 from ucm.logs import logger
 from ucm.python_store import StoreBase
 
 PLUGINS_ENV = "UCM_PLUGINS"
+OURS = "ucm-store"
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A registered word: exactly one of ``path`` and ``python_class`` is set."""
+    """A registered word: exactly one of ``path`` and ``python`` is set."""
 
     name: str
     origin: str
     path: str | None = None
-    python_class: type[Any] | None = None
+    python: PythonKind | None = None
+    origin_version: str = ""
+
+
+Kind = Library | PythonKind
 
 
 @dataclasses.dataclass(frozen=True)
 class PluginInfo:
-    """What ``ucm plugins`` shows of one word. ``error`` says why it cannot be used, or is None."""
+    """What ``ucm plugins`` shows of one word. ``error`` says why it cannot be used, or is None.
+
+    ``origin`` is the distribution that registered it, with ``origin_version``; ``abi`` is that of
+    a library, "" for a store in Python.
+    """
 
     name: str
     origin: str
@@ -46,6 +57,8 @@ class PluginInfo:
     metrics: tuple[Metric, ...] = ()
     error: str | None = None
     takes_cuda: bool = False
+    origin_version: str = ""
+    abi: str = ""
 
 
 class _Shipped:
@@ -71,15 +84,17 @@ class Registry:
         self._broken: list[PluginInfo] = []
         self._manager = pluggy.PluginManager("ucm")
         self._manager.add_hookspecs(hookspecs)
-        self._load("ucm-store", _Shipped())
+        self._load(OURS, _Shipped(), __version__)
         self._broken += _rivals()
         for point in metadata.entry_points(group="ucm"):
             self._load_entry_point(point)
         self._load_files(os.environ.get(PLUGINS_ENV, ""))
 
-    def register(self, name: str, store: object, origin: str = "this program") -> None:
+    def register(
+        self, name: str, store: object, origin: str = "this program", origin_version: str = ""
+    ) -> None:
         """Make a store known under a name; see :func:`ucm.hookspecs.ucm_register_stores`."""
-        entry = _entry(name, store, origin)
+        entry = dataclasses.replace(_entry(name, store, origin), origin_version=origin_version)
         with self._lock:
             self._entries.setdefault(name, []).append(entry)
 
@@ -93,10 +108,7 @@ class Registry:
         if len(entries) == 1:
             return entries[0]
         if len(entries) > 1:
-            choices = " or ".join(f"{e.origin}:{name}" for e in entries)
-            raise errors.PluginError(
-                f"the store {name!r} is registered more than once; say which one: {choices}"
-            )
+            raise errors.PluginError(_clash(name, entries))
         if broken:
             raise errors.PluginError(f"the store {word!r} was refused: {broken[0].error}")
         near = difflib.get_close_matches(name.capitalize(), known, 1, 0.5)
@@ -113,28 +125,46 @@ class Registry:
             broken = list(self._broken)
         return [_info(entry) for entry in entries] + broken
 
-    def _load(self, origin: str, plugin: object) -> None:
-        self._manager.register(plugin, name=origin)
+    def _load(self, origin: str, plugin: object, version: str) -> None:
+        self._manager.register(plugin)
         hook = self._manager.subset_hook_caller(
             "ucm_register_stores", [p for p in self._manager.get_plugins() if p is not plugin]
         )
-        hook(register=functools.partial(self.register, origin=origin))
+        hook(register=functools.partial(self.register, origin=origin, origin_version=version))
 
     def _load_entry_point(self, point: metadata.EntryPoint) -> None:
         origin = point.dist.name if point.dist else point.value
+        version = point.dist.version if point.dist else ""
         try:
-            self._load(origin, point.load())
-        except Exception as error:  # one broken package breaks only itself
-            reason = f"{origin} ({point.value}): {type(error).__name__}: {error}"
-            self._broken.append(PluginInfo(point.name, origin, None, error=reason))
+            self._load(origin, point.load(), version)
+        except (Exception, SystemExit) as error:  # one broken package breaks only itself
+            reason = (
+                f"{origin} ({point.value}): {type(error).__name__}: {error}; "
+                f"repair or pip uninstall {origin}"
+            )
+            self._broken.append(
+                PluginInfo(point.name, origin, None, error=reason, origin_version=version)
+            )
 
     def _load_files(self, paths: str) -> None:
-        for path in filter(None, paths.split(":")):
+        """Make libraries known that an environment variable names, by themselves or by folder."""
+        named = list(filter(None, paths.split(":")))
+        inside = {p: sorted(map(str, Path(p).glob("*.so"))) for p in named if os.path.isdir(p)}
+        for path in (file for p in named for file in inside.get(p, [p])):
             try:
                 self.register(loader.open(path).name, path, origin=PLUGINS_ENV)
             except errors.StoreError as error:
                 name = Path(path).stem
                 self._broken.append(PluginInfo(name, PLUGINS_ENV, path, error=str(error)))
+
+
+def _clash(name: str, entries: Sequence[Entry]) -> str:
+    if len({entry.origin for entry in entries}) == 1:
+        what = " and ".join(str(e.path or (e.python and e.python.path)) for e in entries)
+        return f"the store {name!r} is registered twice by {entries[0].origin}: {what}; keep one"
+    known = " and ".join(f"{e.origin} {e.origin_version}".strip() for e in entries)
+    choices = " or ".join(f"{e.origin}:{name}" for e in entries)
+    return f"the store {name!r} is registered more than once, by {known}; say which one: {choices}"
 
 
 def _rivals() -> list[PluginInfo]:
@@ -169,18 +199,23 @@ def _entry(name: str, store: object, origin: str) -> Entry:
                 f"register({name!r}): {store.__name__} is derived from neither ucm.StoreBase nor "
                 "UcmKVStoreBaseV1"
             )
-        return Entry(name, origin, python_class=store)
+        return Entry(name, origin, python=PythonKind(name, store))
     if isinstance(store, (str, os.PathLike)):
         return Entry(name, origin, path=os.fspath(store))
+    if callable(store):
+        return Entry(name, origin, python=PythonKind(name, store))
     raise errors.ConfigError(
-        f"register({name!r}): give the path of a library or a class, not {type(store).__name__}"
+        f"register({name!r}): give the path of a library, a class or a builder, "
+        f"not {type(store).__name__}"
     )
 
 
-def open_library(entry: Entry) -> Library:
-    """Open the entry's library and check that it is what it was registered as."""
+def kind_of(entry: Entry) -> Kind:
+    """Return what makes the entry's stores; a library is opened, and is what it is named."""
+    if entry.python is not None:
+        return entry.python
     assert entry.path is not None
-    library = loader.open(entry.path)
+    library = loader.open(entry.path, ours=entry.origin == OURS)
     if library.name != entry.name:
         raise errors.PluginError(
             f"{entry.path}: refused: registered as {entry.name!r}, but it calls itself "
@@ -190,26 +225,28 @@ def open_library(entry: Entry) -> Library:
 
 
 def _info(entry: Entry) -> PluginInfo:
-    if entry.python_class is not None:
-        cls: Any = entry.python_class
-        doc = (inspect.getdoc(cls) or "").split("\n")[0]
-        return PluginInfo(
-            entry.name, entry.origin, f"{cls.__module__}.{cls.__qualname__}", summary=doc
-        )
     try:
-        library = open_library(entry)
+        kind = kind_of(entry)
     except errors.StoreError as error:
-        return PluginInfo(entry.name, entry.origin, entry.path, error=str(error))
+        return PluginInfo(
+            entry.name,
+            entry.origin,
+            entry.path,
+            error=str(error),
+            origin_version=entry.origin_version,
+        )
     return PluginInfo(
         entry.name,
         entry.origin,
-        entry.path,
-        library.version,
-        library.summary,
-        library.needs_lower,
-        library.options,
-        library.metrics,
-        takes_cuda=library.takes_cuda,
+        kind.path,
+        kind.version or entry.origin_version,
+        kind.summary,
+        bool(kind.needs_lower),
+        kind.options or (),
+        kind.metrics,
+        takes_cuda=kind.takes_cuda,
+        origin_version=entry.origin_version,
+        abi=kind.abi,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ucm import config, errors, logs, memory, pipeline
 from ucm._abi import ffi
+from ucm._gate import Gate
 from ucm.errors import Status
 from ucm.layout import Layout
 from ucm.task import Task
@@ -38,6 +39,20 @@ class Report(NamedTuple):
     unfinished: int
 
 
+class _Service:
+    """A stack and the gate to it: what ``Store.replace`` exchanges."""
+
+    def __init__(
+        self, store: Store, options: Mapping[str, Any], wired: Sequence[pipeline.Wired]
+    ) -> None:
+        mine = weakref.ref(store)
+        self.gate = Gate(lambda: repr(mine()))
+        self.options = options
+        self.stack, self.layout, self.checked = (
+            pipeline.open_wired(options, wired) if wired else pipeline.open_stack(options)
+        )
+
+
 class Store:
     """An open pipeline. Thread-safe; a context manager that closes itself.
 
@@ -49,18 +64,36 @@ class Store:
     def __init__(self, options: Mapping[str, Any], wired: Sequence[pipeline.Wired] = ()) -> None:
         self._pid = os.getpid()
         self._closed = False
-        self._gate = _Gate(self)
-        self._stack, self._layout, checked = (
-            pipeline.open_wired(options, wired) if wired else pipeline.open_stack(options)
-        )
+        self._wired = bool(wired)
+        self._handle_given = False
+        self._changing = threading.Lock()  # one replace or close at a time; guards _replaced
+        self._replaced: list[_Service] = []  # what is not closed yet of the earlier ones
+        self._tasks: collections.deque[Task] = collections.deque()
+        self._service = _Service(self, options, wired)
+        self._serve(self._service)
+        _open_stores.add(self)
+
+    def _serve(self, service: _Service) -> None:
+        """From here on calls go to this one."""
+        checked = service.checked
         self._timeout_ms: int = checked.get("timeout_ms")
         self._lookup_only: bool = checked.get("device_id") == -1
         self.pipeline: str = checked.get("store_pipeline")
         self.notes: list[str] = checked.notes
-        self._tasks: collections.deque[Task] = collections.deque()
-        _open_stores.add(self)
+        self._service = service
         for note in checked.notes:
             logs.logger.warning("%s", note)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """Call the stack in service; one that is replaced meanwhile lets nobody in."""
+        while True:
+            service = self._service
+            try:
+                with service.gate:
+                    return getattr(service.stack, method)(*args)
+            except errors.ClosedError:
+                if service is self._service:
+                    raise
 
     def __repr__(self) -> str:
         return f"<Store {self.pipeline!r}{' closed' if self._closed else ''}>"
@@ -78,14 +111,14 @@ class Store:
             self.close()
 
     def __del__(self) -> None:
-        # Without a gate the constructor failed, and there is nothing to close.
-        if hasattr(self, "_gate") and hasattr(self, "_stack") and not self._closed:
+        # Without a service the constructor failed, and there is nothing to close.
+        if hasattr(self, "_service") and not self._closed:
             _close_forgotten(self, "dropped")
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers, top first."""
-        return self._stack.layers
+        return self._service.stack.layers
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -95,12 +128,12 @@ class Store:
         (after a restart too), ``verifies`` (altered bytes are found out), ``write_back`` (a dump is
         done before it is stored, see ``drain``), ``remove``, ``cancel``, ``events``.
         """
-        return self._stack.capabilities
+        return self._service.stack.capabilities
 
     @property
     def layout(self) -> Layout | None:
         """The sizes in force, or None when opened for lookup only without them."""
-        return self._layout
+        return self._service.layout
 
     @property
     def lookup_only(self) -> bool:
@@ -110,37 +143,32 @@ class Store:
     def lookup(self, block_ids: Any) -> list[bool]:
         """Tell for each block whether it is published."""
         ids, n = memory.ids(block_ids)
-        with self._gate:
-            _, tiers = self._stack.lookup(_ALL, n, ids)
+        _, tiers = self._call("lookup", _ALL, n, ids)
         found: list[Any] = memoryview(bytes(tiers).translate(_TRUTH)).cast("?").tolist()
         return found
 
     def tiers(self, block_ids: Any) -> list[int]:
         """Tell for each block how deep it lies: 0 absent, 1 in the top layer, 2 in the next..."""
         ids, n = memory.ids(block_ids)
-        with self._gate:
-            _, tiers = self._stack.lookup(_ALL, n, ids)
+        _, tiers = self._call("lookup", _ALL, n, ids)
         return list(bytes(tiers))
 
     def lookup_on_prefix(self, block_ids: Any) -> int:
         """Return the index of the last block of the longest published prefix, or -1."""
         ids, n = memory.ids(block_ids)
-        with self._gate:
-            hits, _ = self._stack.lookup(_PREFIX, n, ids)
+        hits, _ = self._call("lookup", _PREFIX, n, ids)
         return int(hits) - 1
 
     def lookup_on_reverse(self, block_ids: Any) -> int:
         """Return the index of the rightmost published block, or -1."""
         ids, n = memory.ids(block_ids)
-        with self._gate:
-            hits, _ = self._stack.lookup(_LAST, n, ids)
+        hits, _ = self._call("lookup", _LAST, n, ids)
         return int(hits) - 1
 
     def prefetch(self, block_ids: Any) -> None:
         """Hint that these blocks will be loaded soon. Returns at once."""
         ids, n = memory.ids(block_ids)
-        with self._gate:
-            self._stack.prefetch(n, ids)
+        self._call("prefetch", n, ids)
 
     def load(
         self, block_ids: Any, shard_index: Any, tensors: Any, *, prerequisite_handle: int = 0
@@ -211,7 +239,7 @@ class Store:
         depths: Any = None,
         event: int = 0,
     ) -> Task:
-        layout = self._layout
+        layout = self._service.layout
         if layout is None or self._lookup_only:
             raise errors.UnsupportedError(
                 "this store was opened for lookup only; give the block's sizes and device_id 0"
@@ -228,10 +256,9 @@ class Store:
         limits = memory.lengths(lengths, n, layout.shard_size)
         hints = memory.depths(depths, n)
         try:
-            with self._gate:
-                outcome = self._stack.submit(
-                    dump, n, ids, shards, addresses, limits, hints, event, self._timeout_ms
-                )
+            outcome = self._call(
+                "submit", dump, n, ids, shards, addresses, limits, hints, event, self._timeout_ms
+            )
         except errors.InvalidError:
             memory.check_range(max(shards, default=0), layout.shards_per_block)
             raise
@@ -277,14 +304,15 @@ class Store:
 
     def cancel(self, task: Task) -> None:
         """Ask that shards which have not started end as CANCELLED; wait for the task as usual."""
-        with self._gate:
-            self._stack.cancel(task.task_id)
+        # One that a replaced stack runs ends as it would have.
+        stack = self._service.stack
+        if task.outcome.stack is stack:
+            self._call("cancel", task.task_id)
 
     def remove(self, block_ids: Any) -> None:
         """Remove blocks from every layer; absent ones are fine."""
         ids, n = memory.ids(block_ids)
-        with self._gate:
-            self._stack.remove(n, ids)
+        self._call("remove", n, ids)
 
     def drain(self, timeout_ms: int | None = None) -> Report:
         """Wait until all that was dumped is stored at the bottom, or lost; raise StoreTimeout."""
@@ -298,8 +326,9 @@ class Store:
         return Report(**counts)
 
     def _drain_slice(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
-        with self._gate:
-            return self._stack.drain(timeout_ms)
+        counts: dict[str, int]
+        status, counts = self._call("drain", timeout_ms)
+        return status, counts
 
     def _sliced(self, call: Any, limit_ms: int) -> tuple[int, dict[str, int]]:
         """Repeat a bounded call in short slices, so that Ctrl-C works between them."""
@@ -315,14 +344,80 @@ class Store:
                 return status, total
 
     def native_handle(self) -> int:
-        """Return the address of the top layer's ``ucm_store``, or 0 for a Python store."""
-        with self._gate:
-            return self._stack.native_handle()
+        """Return the address of the top layer's ``ucm_store``."""
+        self._handle_given = True
+        handle: int = self._call("native_handle")
+        return handle
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Return every layer's metrics, top first; 'ucm plugins NAME' explains them."""
-        with self._gate:
-            return self._stack.metrics()
+        metrics: dict[str, dict[str, Any]] = self._call("metrics")
+        return metrics
+
+    def replace(
+        self,
+        pipeline: str | Mapping[str, Any] | None = None,
+        /,
+        *,
+        wait_ms: int | None = None,
+        **options: Any,
+    ) -> Report:
+        """Go over to another stack while calls come: other options, layers, or library files.
+
+        What is given wins over what the store was opened with; sizes stay as they are. The new
+        stack is opened beside the old one, and if that fails nothing has changed. From then on
+        calls go to it; tasks that run end on the old one, which is closed when all that it accepted
+        is stored: the report is its last.
+
+        What Cache keeps in a shared segment stays where ``unique_id``, sizes, model and
+        ``cache_buffer_capacity_gb`` are equal; what it keeps in memory of its own is stored below,
+        and read again. A library is opened anew where another file, a new inode, has its place.
+
+        Raises StoreTimeout if the old stack needs longer than ``wait_ms`` (default: the option
+        ``timeout_ms``): it goes on, and the next replace or close waits for it again.
+        """
+        if self._handle_given or self._wired:
+            raise errors.UnsupportedError(
+                "replace: somebody has the address of this stack (native_handle, cc_store), or it "
+                "was wired by hand; open another store instead"
+            )
+        with self._changing:
+            with self._service.gate:
+                pass  # open, and in the process that opened it
+            base = {"store_pipeline": pipeline} if isinstance(pipeline, str) else pipeline or {}
+            old = self._service
+            new = _Service(self, {**old.options, **base, **options}, ())
+            if new.layout != old.layout or new.checked.get("device_id") != old.checked.get(
+                "device_id"
+            ):
+                new.stack.close(-1)
+                raise errors.ConfigError(
+                    f"replace: sizes, dtype, memory and device_id stay: {old.layout} is not "
+                    f"{new.layout}"
+                )
+            self._serve(new)
+            self._replaced.append(old)
+            limit = self._timeout_ms if wait_ms is None else wait_ms
+            status, counts = self._sliced(self._retire, limit)
+        if status == Status.PENDING:
+            raise errors.StoreTimeout(
+                f"replace: the new stack serves, but {counts['pending']} shards of the old one are "
+                f"not stored after {limit} ms; it goes on until close"
+            )
+        return Report(**counts)
+
+    def _retire(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
+        """Close what was replaced, the oldest first."""
+        total = {"stored": 0, "lost": 0, "pending": 0, "unfinished": 0}
+        while self._replaced:
+            self._replaced[0].gate.shut()
+            status, counts = self._replaced[0].stack.close(timeout_ms)
+            for name, count in counts.items():
+                total[name] += count
+            if status == Status.PENDING:
+                return status, total
+            self._replaced.pop(0)
+        return Status.OK, total
 
     def close(self, timeout_ms: int | None = None) -> Report:
         """Finish what was accepted, then release everything.
@@ -333,8 +428,9 @@ class Store:
         if self._closed or self._pid != os.getpid():
             return Report(0, 0, 0, 0)
         limit = self._timeout_ms if timeout_ms is None else timeout_ms
-        self._gate.shut()
-        status, counts = self._sliced(self._stack.close, limit)
+        with self._changing:
+            self._service.gate.shut()
+            status, counts = self._sliced(self._close_slice, limit)
         if status == Status.PENDING:
             raise errors.StoreTimeout(
                 f"close: {counts['pending']} shards are not stored after {limit} ms; close again"
@@ -344,39 +440,13 @@ class Store:
         self._tasks.clear()
         return Report(**counts)
 
-
-class _Gate:
-    """Lets calls into the stack until close begins, and lets close wait for those inside."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = weakref.ref(store)
-        self._pid = os.getpid()
-        self._lock = threading.Lock()  # guards _inside and _shut
-        self._inside = 0
-        self._shut = False
-
-    def __enter__(self) -> None:
-        if self._pid != os.getpid():
-            raise errors.InvalidError(
-                f"{self._store()!r} was opened by the parent process {self._pid}; "
-                "open it again in this one"
-            )
-        with self._lock:
-            if self._shut:
-                raise errors.ClosedError(f"{self._store()!r}: the store is closed")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-
-    def shut(self) -> None:
-        """Let nobody in any more, and return when nobody is inside."""
-        with self._lock:
-            self._shut = True
-        # Calls inside are short, and a condition variable would cost every one of them.
-        while self._inside:
-            time.sleep(0.001)
+    def _close_slice(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
+        status, total = self._retire(timeout_ms)
+        if status != Status.PENDING:
+            status, counts = self._service.stack.close(timeout_ms)
+            for name, count in counts.items():
+                total[name] += count
+        return status, total
 
 
 class _Names:

@@ -35,6 +35,7 @@ class Result(NamedTuple):
 class Outcome(Protocol):
     """The transfer behind a task, native or Python."""
 
+    stack: Any  # which runs it
     number: int
     token: int  # no other transfer of the process has it
 

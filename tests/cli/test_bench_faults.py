@@ -3,6 +3,7 @@
 import pytest
 from support import build_plugins
 
+from ucm import breaking
 from ucm.cli import _faults
 
 
@@ -55,7 +56,7 @@ def test_a_full_disk(faults):
 
 def test_a_full_disk_is_left_out_aloud_where_nothing_can_be_mounted(ucm_command, monkeypatch):
     monkeypatch.setattr(
-        _faults, "_in_tmpfs", lambda place: ["sh", "-c", "echo may not >&2; exit 1"]
+        breaking, "in_tmpfs", lambda place, size: ["sh", "-c", "echo may not >&2; exit 1"]
     )
     outcome = ucm_command("bench", "faults", "--only", _faults.FULL)
     assert outcome.code == 0

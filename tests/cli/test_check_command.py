@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ucm import checks, checks_3fs
+import ucm
+from ucm import checks, checks_3fs, registry
 from ucm.cli import _check
 
 GIB = checks.GIB
@@ -206,6 +207,39 @@ def test_a_class_elsewhere_is_asked_for_a_block(report, tmp_path, monkeypatch):
     assert "only our own stores are probed" in made["notes"][0]
     assert rows(made, "colour")["Acme"]["value"] == "blue"
     assert rows(made, "access_key")["Acme"]["value"] == "(secret)"
+
+
+class Guarded(ucm.StoreBase):
+    """Takes every dump and keeps nothing."""
+
+    capabilities = frozenset()
+    OPTIONS = (
+        ucm.Option("guarded_by", "string", "nobody", help="Who asks."),
+        ucm.Option("guarded_word", "secret", "", help="What it asks for."),
+    )
+
+    def lookup(self, block_ids):
+        return [False] * len(block_ids)
+
+    def dump(self, block_ids, shard_index, shards):
+        return None
+
+
+@pytest.mark.parametrize("pipeline", ["Guarded", "Compress|Guarded"])
+def test_the_options_of_a_store_in_python_are_explained_but_not_its_secret(
+    ucm_command, file, pipeline
+):
+    registry.registry().register("Guarded", Guarded)
+    try:
+        path = file(pipeline, guarded_word="hunter2", compress_codec="raw")
+        shown = [ucm_command("check", path), ucm_command("check", path, "--json")]
+        shown.append(ucm_command("plugins", "Guarded"))
+    finally:
+        registry.registry.cache_clear()
+    assert [outcome.code for outcome in shown] == [0, 0, 0]
+    assert rows(shown[1].json, "guarded_by")["Guarded"]["value"] == "nobody"
+    assert rows(shown[1].json, "guarded_word")["Guarded"]["value"] == "(secret)"
+    assert "hunter2" not in "".join(outcome.out + outcome.err for outcome in shown)
 
 
 def test_what_cannot_work_is_1_and_explained_all_the_same(ucm_command, file, tmp_path):

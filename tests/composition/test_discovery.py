@@ -88,10 +88,29 @@ def test_an_object_can_be_an_entry_point(run_python, package):
     assert known(run_python, package("acme", code, "acme:hooks"))["Acme"] == "acme"
 
 
+def test_a_package_may_have_more_than_one_entry_point(run_python, package):
+    code = """
+    import ucm
+
+    class Hooks:
+        def __init__(self, name):
+            self.name = name
+
+        @ucm.hookimpl
+        def ucm_register_stores(self, register):
+            register(self.name, ucm.StoreBase)
+
+    one, two = Hooks("One"), Hooks("Two")
+    """
+    stores = known(run_python, package("acme", code, "acme:one\nsecond = acme:two"))
+    assert (stores["One"], stores["Two"]) == ("acme", "acme")
+
+
 BROKEN = {
     "import": ("import no_such_module", "no_such_module"),
     "syntax": ("def (:", "SyntaxError"),
     "error": ("raise RuntimeError('on fire')", "on fire"),
+    "exit": ("raise SystemExit('no licence')", "SystemExit: no licence"),
     "hook": (
         """
         import ucm
@@ -114,7 +133,7 @@ BROKEN = {
     ),
     "name": (store_code("Bad name"), "a letter followed by letters and digits"),
     "class": (store_code("Bad").replace("ucm.StoreBase", ""), "derived from neither"),
-    "kind": (store_code("Bad").replace(", Store)", ", 7)"), "path of a library or a class"),
+    "kind": (store_code("Bad").replace(", Store)", ", 7)"), "a library, a class or a builder"),
 }
 
 
@@ -155,7 +174,16 @@ def test_two_packages_of_one_name_must_be_told_apart(run_python, package):
     assert "registered more than once" in lines[0]
     assert "acme:Twin" in lines[0]
     assert "other:Twin" in lines[0]
+    assert "by acme 1.0 and other 1.0" in lines[0]
     assert lines[1:] == ["('Twin',) [True]", "('Twin',) [False]"]
+
+
+def test_one_name_twice_of_one_origin_says_which_files(registered, tiny):
+    paths = [tiny("one"), tiny("two")]
+    registered(*paths)
+    with pytest.raises(ucm.PluginError, match="registered twice by UCM_PLUGINS") as raised:
+        ucm.open_pipeline("Tiny", block_size=64)
+    assert all(str(path) in str(raised.value) for path in paths)
 
 
 def test_our_own_names_can_be_told_apart_as_well(run_python, package):
@@ -178,6 +206,18 @@ def test_ucm_plugins_names_bare_files(registered, heap_library, tiny, tmp_path):
         ucm.open_pipeline("garbage", block_size=64)
 
 
+def test_a_folder_of_ucm_plugins_stands_for_its_libraries(registered, heap_library, tiny):
+    registered(heap_library.parent, tiny().parent)
+    assert {info.name for info in ucm.plugins() if info.origin == "UCM_PLUGINS"} == {"Heap", "Tiny"}
+
+
+def test_an_origin_has_a_version_and_a_library_an_abi(run_python, package, registered, tiny):
+    site = package("acme-store", store_code("Acme"))
+    code = "import ucm; print({p.name: (p.origin_version, p.abi) for p in ucm.plugins()})"
+    assert eval(run_python(code, path=[site]))["Acme"] == ("1.0", "")
+    assert eval(run_python(code))["Posix"] == (ucm.__version__, "1.0 draft 1")
+
+
 @pytest.mark.parametrize("value", ["", ":", "relative.so", "/nowhere/x.so"])
 def test_odd_values_of_ucm_plugins_break_nothing(registered, value):
     registered(value)
@@ -189,9 +229,3 @@ def test_the_header_compiles_where_get_include_says(tmp_path):
     source = tmp_path / "header.c"
     source.write_text('#include "ucm/store_v1.h"\n#include "ucm/task_v1.h"\n')
     compile_library(source, tmp_path / "header.so", "-Wpedantic")
-
-
-def test_python_stores_stand_alone(registered):
-    registered(Mine=ucm.StoreBase)
-    with pytest.raises(ucm.ConfigError, match="Mine is written in Python and can only stand alone"):
-        ucm.open_pipeline("Cache|Mine", block_size=64)

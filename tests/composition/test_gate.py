@@ -170,7 +170,7 @@ def test_close_waits_for_calls_that_are_inside(open_gate, gate):
     answers = []
     inside = threading.Thread(target=lambda: answers.append(store.lookup([bytes(16)])))
     inside.start()
-    while not store._gate._inside:
+    while not store._service.gate._inside:
         time.sleep(0.001)
     gate.open_soon()
     store.close()

@@ -80,6 +80,66 @@ def test_garbage_named_so_is_refused(registered, tmp_path, make):
     assert "it does not load" in refusal(path, "Garbage")
 
 
+def in_a_folder(library):
+    folder = library.parent / "folder"
+    folder.mkdir(mode=0o755)
+    return library.rename(folder / library.name)
+
+
+def test_what_everybody_can_write_is_refused(registered, tiny):
+    library = tiny()
+    library.chmod(0o666)
+    registered(Tiny=library)
+    assert f"everybody can write {library}; chmod o-w" in refusal(library, "Tiny")
+
+
+def test_a_library_in_a_folder_that_everybody_can_write_is_refused(registered, tiny):
+    library = in_a_folder(tiny())
+    library.parent.chmod(0o777)
+    registered(Tiny=library)
+    assert f"everybody can write {library.parent}; chmod o-w" in refusal(library, "Tiny")
+
+
+def test_in_a_folder_with_the_sticky_bit_others_change_nothing(registered, tiny):
+    library = in_a_folder(tiny())
+    library.parent.chmod(0o1777)
+    registered(library)
+    assert "Tiny" in [info.name for info in ucm.plugins() if not info.error]
+
+
+@pytest.mark.parametrize("whose", ["the file", "its folder", "a link to it"])
+def test_what_another_user_owns_is_refused(registered, tiny, monkeypatch, whose):
+    library = in_a_folder(tiny())
+    link = library.parent.parent / "link.so"
+    link.symlink_to(library)
+    owned = {"the file": library, "its folder": library.parent, "a link to it": link}[whose]
+    if os.geteuid() == 0:
+        os.chown(owned, 12345, -1, follow_symlinks=False)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    path = link if owned == link else library
+    registered(Tiny=path)
+    assert "belongs to another user (uid" in refusal(path, "Tiny")
+
+
+def test_a_link_is_followed_to_what_everybody_can_write(registered, tiny):
+    library = in_a_folder(tiny())
+    link = library.parent.parent / "link.so"
+    link.symlink_to(f"folder/../{library.parent.name}/{library.name}")
+    library.parent.chmod(0o777)
+    registered(Tiny=link)
+    assert f"everybody can write {library.parent};" in refusal(link, "Tiny")
+
+
+def test_what_a_group_can_write_is_warned_of(registered, tiny, caplog):
+    library = tiny()
+    library.chmod(0o664)
+    registered(library)
+    ucm.plugins()
+    assert f"its group can write {library}; chmod g-w {library}" in caplog.text
+    assert "Tiny" in [info.name for info in ucm.plugins() if not info.error]
+
+
 def test_a_missing_library_is_named(registered, tmp_path):
     path = tmp_path / "gone.so"
     registered(Gone=path)

@@ -3,7 +3,7 @@
 import pytest
 
 import ucm
-from ucm import options
+from ucm import options, pipeline
 from ucm.loader import Option
 
 
@@ -262,3 +262,106 @@ def test_a_wrong_file_is_named(error_of, tmp_path, text, words):
     message = error_of(path)
     assert message.startswith(f"{path}: ")
     assert words in message
+
+
+class Notes(ucm.StoreBase):
+    """Keeps nothing but its options."""
+
+    OPTIONS = (
+        Option("notes_folder", "string", None, help="Where."),
+        Option("notes_limit", "size", "4KiB", "1..", "bytes", "How much."),
+        Option("notes_mode", "string", "fast", "fast|safe", help="How."),
+        Option("notes_key", "secret", "", help="Who."),
+    )
+    last = None
+
+    def __init__(self, layout, options):
+        super().__init__(layout, options)
+        Notes.last = self
+
+
+GIVEN = {"notes_folder": "/n", "block_size": 64}
+
+
+@pytest.fixture
+def notes_known(registered):
+    registered(Notes=Notes)
+
+
+def test_options_of_a_python_store_are_checked_and_have_defaults(notes_known):
+    with ucm.open_pipeline("Cache|Notes", notes_limit="1M", **GIVEN, cache_buffer_capacity_gb=0.01):
+        assert Notes.last.options == {
+            "notes_folder": "/n", "notes_limit": 1 << 20, "notes_mode": "fast", "notes_key": "",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"notes_limt": 1}, "notes_limt: unknown option; did you mean 'notes_limit'?"),
+        ({"notes_limit": 0}, "notes_limit: 0 is not allowed; it must be 1 or more bytes"),
+        ({"notes_mode": "odd"}, "notes_mode: 'odd' is not allowed; it must be one of fast, safe"),
+        ({"Notes.notes_mode": "odd"}, "Notes.notes_mode: 'odd' is not allowed"),
+        ({"notes_folder": None}, "notes_folder: Notes needs it and it is not given. Where."),
+        ({"posix_verfy": 1}, "posix_verfy: unknown option; did you mean 'posix_verify'?"),
+    ],
+)
+@pytest.mark.parametrize("pipeline", ["Notes", "Compress|Notes"])
+def test_a_wrong_option_of_a_python_store_is_refused(notes_known, error_of, pipeline, given, words):
+    assert words in error_of(pipeline, **{**GIVEN, **given})
+
+
+def test_a_python_stores_table_is_shown(notes_known):
+    (info,) = [info for info in ucm.plugins() if info.name == "Notes"]
+    assert [(o.name, o.initial) for o in info.options][1] == ("notes_limit", "4KiB")
+    assert info.summary == "Keeps nothing but its options."
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ([("x", "int")], "is no ucm.Option"),
+        ([Option("x", "number", "1")], "is no ucm.Option"),
+        ([Option("x", "int", "1"), Option("x", "int", "1")], "'x' twice"),
+        ([Option("x", "int", "0", "1..")], "x: '0' is not allowed"),
+    ],
+)
+def test_a_wrong_table_is_refused_when_it_is_registered(registered, table, words):
+    class Wrong(ucm.StoreBase):
+        OPTIONS = table
+
+    with pytest.raises(ucm.StoreError, match=words):
+        registered(Wrong=Wrong)
+
+
+def test_a_class_may_take_what_nobody_else_knows(registered):
+    class Anything(Notes):
+        OPTIONS = None
+
+    registered(Anything=Anything)
+    with ucm.open_pipeline("Anything", block_size=64, colour="blue"):
+        assert Notes.last.options == {"colour": "blue"}
+
+
+SECRET = "hunter2"
+
+
+def test_the_secret_of_a_python_store_is_not_shown(notes_known, caplog):
+    caplog.set_level("DEBUG")
+    with ucm.open_pipeline("Notes", **GIVEN, notes_key=SECRET) as store:
+        assert Notes.last.options["notes_key"] == SECRET
+        shown = f"{Notes.last.options} {store!r} {store.notes}"
+        shown += repr(pipeline.check({"store_pipeline": "Notes", **GIVEN, "notes_key": SECRET}))
+        shown += repr(pipeline.shown("Notes", {"notes_key": SECRET}))
+    assert shown.count("(secret)") == 3
+    assert SECRET not in shown + caplog.text
+
+
+def test_the_secret_of_a_library_is_not_shown(registered, tiny, error_of):
+    registered(tiny(TYPE="UCM_TYPE_SECRET"))
+    message = error_of("Tiny", block_size=64, tiny_size=SECRET)
+    assert message == "tiny_size: (secret) is not allowed; it must be one of 1..9"
+    given = {"store_pipeline": "Tiny", "block_size": 64, "tiny_size": "1..9"}
+    assert "1..9" not in repr(pipeline.check(given).options)
+    assert pipeline.shown("Cache|Tiny", given)["tiny_size"] == "(secret)"
+    assert "1..9" not in repr(pipeline.Wired("Tiny", None, given))

@@ -138,3 +138,109 @@ def test_native_messages_reach_logging(folder, caplog):
     record = next(record for record in records if record.levelname != "INFO")
     assert record.levelname == "WARNING"
     assert bytes(16).hex() in record.getMessage()
+
+
+FILES = """
+import os, pathlib, sys, threading, ucm
+from ucm.registry import registry
+
+class Files(ucm.StoreBase):
+    def lookup(self, block_ids):
+        return [pathlib.Path(sys.argv[1], i.hex()).exists() for i in block_ids]
+    def dump(self, block_ids, shard_index, shards):
+        for block_id, shard in zip(block_ids, shards):
+            pathlib.Path(sys.argv[1], block_id.hex()).write_bytes(b"".join(shard))
+
+class Hangs(Files):
+    def dump(self, *shards):
+        inside.set()
+        threading.Event().wait()
+
+class Exits(Files):
+    def dump(self, *shards):
+        sys.exit(7)
+
+inside = threading.Event()
+for store in (Files, Hangs, Exits):
+    registry().register(store.__name__, store)
+
+def open(pipeline, **options):
+    return ucm.open_pipeline(pipeline, block_size=64, cache_buffer_capacity_gb=0.01, **options)
+
+def dump(store, *numbers):
+    ids = [bytes([i] * 16) for i in numbers]
+    return store.dump(ids, [0] * len(ids), [[bytes(64)]] * len(ids))
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "sys.exit()", "raise SystemExit", "1 / 0"])
+def test_a_python_store_below_still_stores_at_exit_what_was_accepted(run_python, folder, ending):
+    code = f"{FILES}\nstore = open('Cache|Files')\ndump(store, *range(8))\n{ending}"
+    done = run_python(code, folder, check=False, UC_LOGGER_LEVEL="warning")
+    assert done.returncode == int(ending == "1 / 0"), done.stderr
+    assert "was still open at exit" in done.stderr
+    assert len(list(folder.iterdir())) == 8
+
+
+@pytest.mark.parametrize("pipeline", ["Hangs", "Cache|Hangs"])
+def test_a_python_store_that_hangs_does_not_hold_up_the_exit(run_python, folder, pipeline):
+    code = f"{FILES}\ndump(open({pipeline!r}, timeout_ms=100), 1)\ninside.wait()"
+    assert run_python(code, folder) == ""
+
+
+def test_exit_inside_of_a_method_is_an_error_like_others(run_python, folder):
+    code = f"{FILES}\nstore = open('Exits')\ntask = dump(store, 1)\ntask.poll(9999)\n"
+    code += "print(task.results[0].status.name)\nstore.close()"
+    assert run_python(code, folder) == "INTERNAL\n"
+
+
+LATE = """
+from ucm import _bridge
+hangs, store = open("Hangs"), open("Compress|Files")
+waits = [dump(hangs, i) for i in range(40)]
+inside.wait()
+_bridge._shut_all()  # as at the very end, when the interpreter is about to go
+waits[-1].poll(9999)
+print(waits[-1].results[0].status.name)
+for call in (lambda: store.lookup([bytes(16)]), lambda: dump(hangs, 1)):
+    try:
+        call()
+    except ucm.ClosedError as error:
+        print(error)
+os._exit(0 if waits[0].poll(0) == ucm.Status.PENDING else 1)
+"""
+
+
+def test_when_the_interpreter_ends_what_waits_and_what_comes_is_closed(run_python, folder):
+    done = run_python(FILES + LATE, folder)
+    assert done == "CLOSED\n" + "the Python interpreter has ended\n" * 2
+
+
+CHILD = """
+store = open("Cache|Files")
+store.wait(dump(store, 1))
+child = os.fork()
+if child == 0:
+    from ucm._abi import ffi, lib
+    error = ffi.new("ucm_error *", {"struct_size": ffi.sizeof("ucm_error")})
+    bottom = store._service.stack._stores[-1]
+    args = (bottom, 0, 1, ffi.new("uint8_t[16]"), ffi.NULL, 0, ffi.NULL, ffi.NULL, error)
+    print(ucm.Status(lib.ucmh_lookup(*args)).name, flush=True)
+    mine = open("Compress|Files")
+    print(mine.lookup([b"\1" * 16]), flush=True)
+    mine.close()
+    sys.exit(0)
+print("exit", os.waitpid(child, 0)[1])
+store.wait(dump(store, 2))
+store.close()
+print(len(os.listdir(sys.argv[1])))
+"""
+
+
+def test_a_forked_child_leaves_the_parents_python_store_alone(run_python, folder):
+    assert run_python(FILES + CHILD, folder).split("\n")[:-1] == [
+        "INVALID",
+        "[True]",
+        "exit 0",
+        "2",
+    ]

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from dict_store import DictStore
+from python_layers import Watch, Zlib
 
 from ucm import registry
 from ucm.conformance.fixtures import Target, open_store, rng, store
@@ -17,6 +18,8 @@ VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct", "Fault|Posix", "Cac
 VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
 THEIRS = ["Dict", "Heap", "Compress|Heap"]
 OF_3FS = ["Ds3fs", "Cache|Compress|Ds3fs"]
+# Python at the bottom, in the middle and on top
+THEIRS += ["Cache|Dict", "Compress|Dict", "Cache|Zlib|Posix", "Watch|Cache|Posix"]
 
 OPTIONS = {
     "Cache": {"cache_buffer_capacity_gb": "0.03125"},
@@ -32,7 +35,8 @@ def third_party(heap_library):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UCM_PLUGINS", str(heap_library))
         registry.registry.cache_clear()
-        registry.registry().register("Dict", DictStore)
+        for name, store in {"Dict": DictStore, "Watch": Watch, "Zlib": Zlib}.items():
+            registry.registry().register(name, store)
     yield
     registry.registry.cache_clear()
 

@@ -1,5 +1,6 @@
 """The contract suite as third parties run it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,14 @@ def test_a_registered_pipeline_and_its_options(conformance):
     done = conformance("--ucm-pipeline", "Fake", "--ucm-option", "buffer_number=5000")
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    assert "BROKEN" not in done.stdout
 
 
-def test_a_class_that_is_not_registered(conformance):
+@pytest.mark.parametrize("above", ["", "python_layers:Zlib|"])
+def test_classes_that_are_not_registered(conformance, above):
     here = Path(__file__).parent
-    done = conformance("--ucm-pipeline", "dict_store:DictStore", "-k", "lookup", path=[here])
+    pipeline = f"{above}dict_store:DictStore"
+    done = conformance("--ucm-pipeline", pipeline, "-k", "lookup", path=[here])
     assert done.returncode == 0, done.stdout
 
 
@@ -46,6 +49,55 @@ def test_a_store_that_breaks_the_contract_fails(conformance, tmp_path):
     assert "round_trip" in done.stdout
 
 
+POSIX = {
+    "UCM_CONFORMANCE_PIPELINE": "Cache|Compress|Posix",
+    "UCM_CONFORMANCE_OPTIONS": "storage_backends={tmp} cache_buffer_capacity_gb=0.03125",
+    "UCM_CONFORMANCE_FILES": "{tmp}/*/*/???/{id}",
+    "UCM_CONFORMANCE_KILLS": "2",
+    "UCM_CONFORMANCE_REPORT": "card.json",
+}
+
+
+def test_faults_and_figures_with_everything_from_the_environment(conformance, tmp_path):
+    done = conformance("-k", "test_faults or test_measured", **POSIX)
+    assert done.returncode == 0, done.stdout
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert [layer["name"] for layer in card["layers"]] == ["Cache", "Compress", "Posix"]
+    assert {layer["package"] for layer in card["layers"]} == {"ucm-store"}
+    assert {"persistent", "verifies"} <= set(card["capabilities"])
+    assert card["parts"]["faults"]["passed"] >= 16
+    assert card["broken"] == []
+    for name in ("dump", "load"):
+        assert card["measured"][name]["gb_per_s"] > 0
+        single = card["measured"][f"{name} of one shard of 64 KiB"]
+        assert 0 < single["p50_us"] <= single["p99_us"]
+    assert card["measured"]["lookup"]["us_per_block"] > 0
+    assert "\nfaults " in done.stdout
+    assert "lookup: " in done.stdout
+
+
+def test_a_service_is_reached_through_a_class(conformance):
+    pipeline = ["--ucm-pipeline", "service_store:ServiceStore", "-k", "away or damage or shape"]
+    reach = ["--ucm-files", "service_store:Reach"]
+    done = conformance(*pipeline, *reach, path=[Path(__file__).parent])
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout.rpartition("\n")[2]
+    assert "14 passed" in done.stdout
+
+
+def test_one_part_alone_and_what_is_left_out_says_why(conformance):
+    done = conformance("--ucm-pipeline", "Fake", "--ucm-part", "faults")
+    assert done.returncode == 0, done.stdout
+    for reason in (
+        "nobody said where the bytes are (--ucm-files)",
+        "no option has '{tmp}' in it",
+        "there is nothing below it that could fail",
+        "the store does not promise 'persistent'",
+    ):
+        assert reason in done.stdout
+    assert "contract         0" in done.stdout
+
+
 def test_without_a_pipeline_it_says_what_to_add(conformance):
     done = conformance("-x")
     assert done.returncode != 0
@@ -58,6 +110,7 @@ def test_without_a_pipeline_it_says_what_to_add(conformance):
         ("no_such_module:Store", [], "no_such_module"),
         ("json:NoSuchClass", [], "NoSuchClass"),
         ("Fake", ["oops"], "'oops': write KEY=VALUE"),
+        ("Cache|json:NoSuchClass", [], "NoSuchClass"),
     ],
 )
 def test_a_wrong_command_line_says_what_is_wrong(pipeline, options, words):

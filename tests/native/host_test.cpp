@@ -58,8 +58,8 @@ ucmh_task *submit(LateStore &store, int64_t busy_ms = 1000) {
     static uint64_t memory[8];
     const uint64_t address = reinterpret_cast<uintptr_t>(memory);
     ucmh_submitted out{};
-    ucmh_submit(&store.base, 1, 1, id, &shard, &address, nullptr, nullptr, 0, 0, 0, 0, 0, busy_ms,
-                &out);
+    ucmh_submit(&store.base, 1, 1, id, &shard, &address, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0,
+                busy_ms, &out);
     return out.task;
 }
 

@@ -10,17 +10,16 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ucm
-from ucm import demo
+from ucm import breaking, demo
+from ucm.breaking import DAMAGES, Killer, say
 
 BLOCK, SHARDS, PLANE = demo.BLOCK_BYTES, 4, demo.PLANE_BYTES
 SHARD = BLOCK // SHARDS
@@ -28,14 +27,6 @@ BLOCKS = 8
 WAIT_MS = 30000
 CACHE_GB = 0.0625
 TMPFS_BYTES = 1536 << 10  # room for about four blocks
-
-# The child looks for modules where this process does.
-_CHILD = """\
-import sys
-sys.path[:] = sys.argv[1].split(":")
-from ucm.cli._faults import child
-sys.exit(child())
-"""
 
 RIGHT, WRONG, TOLD, MISSED, HUNG = "right", "wrong", "told", "missed", "hung"
 
@@ -176,72 +167,6 @@ def _file_of(directory: Path, number: int) -> Path:
     return files[0]
 
 
-# What is done to files
-
-
-def _overwrite(path: Path, offset: int, data: bytes) -> None:
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def _flip(path: Path, offset: int, rng: random.Random) -> None:
-    byte = path.read_bytes()[offset]
-    _overwrite(path, offset, bytes([byte ^ 1 << rng.randrange(8)]))
-
-
-def flip_in_payload(files: Sequence[Path], rng: random.Random) -> None:
-    """Flip one bit of each file, somewhere behind its first page."""
-    for path in files:
-        _flip(path, rng.randrange(4096, path.stat().st_size), rng)
-
-
-def flip_in_header(files: Sequence[Path], rng: random.Random) -> None:
-    """Flip one bit in the first bytes of each file."""
-    for path in files:
-        _flip(path, rng.randrange(128), rng)
-
-
-def truncate(files: Sequence[Path], rng: random.Random) -> None:
-    """Cut each file in half."""
-    for path in files:
-        os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(files: Sequence[Path], rng: random.Random) -> None:
-    """Leave nothing of each file but its name."""
-    for path in files:
-        os.truncate(path, 0)
-
-
-def swap(files: Sequence[Path], rng: random.Random) -> None:
-    """Rename each file to the next one's name."""
-    parts = [path.read_bytes() for path in files]
-    for path, data in zip(files, [*parts[1:], parts[0]], strict=True):
-        path.write_bytes(data)
-
-
-def delete(files: Sequence[Path], rng: random.Random) -> None:
-    """Unlink each file."""
-    for path in files:
-        path.unlink()
-
-
-def garbage(files: Sequence[Path], rng: random.Random) -> None:
-    """Overwrite each file with random bytes."""
-    for path in files:
-        _overwrite(path, 0, rng.randbytes(path.stat().st_size))
-
-
-DAMAGES: dict[str, Callable[[Sequence[Path], random.Random], None]] = {
-    "bit flipped in the data": flip_in_payload,
-    "bit flipped in the header": flip_in_header,
-    "truncated to half": truncate,
-    "emptied": empty,
-    "swapped with another block": swap,
-    "deleted": delete,
-    "overwritten with garbage": garbage,
-}
 FULL, EIO, RESTART = "disk full (ENOSPC)", "read and write errors (EIO)", "restart without close"
 RIVALS, KILLED = "4 writers of the same blocks", "writer killed (SIGKILL)"
 FAULTS = (*DAMAGES, FULL, EIO, RESTART, RIVALS, KILLED)
@@ -324,7 +249,8 @@ class Matrix:
         with self._place() as place:
             stored = self._store_all(place)
             hit = stored[1::2]
-            DAMAGES[fault]([_file_of(place, number) for number in hit], self._rng)
+            files = [_file_of(place, number) for number in hit]
+            breaking.damage_files(files, DAMAGES[fault], self._rng)
             score.hit = len(hit)
             self._load_and_repair(score, place, stored, stored[-1])
         return score
@@ -356,10 +282,9 @@ class Matrix:
 
     def _full(self) -> Score:
         with self._place() as place:
-            inside = _in_tmpfs(place)
-            probe = subprocess.run([*inside, "true"], capture_output=True, text=True, check=False)
-            if probe.returncode:
-                why = (probe.stderr.strip().splitlines() or ["no reason given"])[-1]
+            inside = breaking.in_tmpfs(place, TMPFS_BYTES)
+            why = breaking.why_not(inside)
+            if why:
                 return Score(FULL, left_out=f"a tmpfs cannot be mounted here: {why}")
             said, code = self._child("full", place, inside)
         if code != 0:
@@ -399,7 +324,7 @@ class Matrix:
         score = Score(f"{KILLED} {self.kills} times at random")
         scores = [score]
         for _ in range(self.kills):
-            killer = _Killer(self._rng.randrange(2, 12), self._rng.uniform(0, 0.03))
+            killer = Killer(self._rng.randrange(2, 12), self._rng.uniform(0, 0.03))
             self._kill(score, {}, killer)
         for name in self._failpoints():
             score = Score(f"{KILLED} at {name}")
@@ -410,7 +335,7 @@ class Matrix:
             scores.append(Score(f"{KILLED} at every change of state", left_out=why))
         return scores
 
-    def _kill(self, score: Score, variables: Mapping[str, str], killer: _Killer | None) -> None:
+    def _kill(self, score: Score, variables: Mapping[str, str], killer: Killer | None) -> None:
         with self._place() as place:
             said, code = self._child("work", place, variables=variables, killer=killer)
             if code is None:
@@ -419,7 +344,7 @@ class Matrix:
                 score.left_out = "it was not passed"
             elif code > 0:
                 raise ucm.StoreError(f"the writer ended with code {code} before it was killed")
-            last = {int(line.split()[1]): line.split()[0] for line in said}
+            last = breaking.last_said(said)
             score.hit += sum(what not in ("stored", "removed") for what in last.values())
             self._load_and_repair(score, place, _stored(said), max(last, default=0) + 1)
 
@@ -442,67 +367,27 @@ class Matrix:
         place: Path,
         inside: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
-        killer: _Killer | None = None,
+        killer: Killer | None = None,
         **task: Any,
     ) -> tuple[list[str], int | None]:
         """Run an operation of this module in a process; return its lines, and how it ended.
 
         None: it did not end in time.
         """
-        process = subprocess.Popen(
-            [*inside, sys.executable, "-c", _CHILD, ":".join(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(variables or {})},
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(2 * WAIT_MS / 1000, give_up)
-        timer.start()
         task |= {"pipeline": self.pipeline, "options": self._settings(place), "place": str(place)}
-        said = []
-        with process, process.stdin as stdin, contextlib.suppress(BrokenPipeError):
-            json.dump({"operation": operation, **task}, stdin)
-            stdin.close()
-            for line in process.stdout:
-                said.append(line.strip())
-                if killer and killer.due(said):
-                    process.kill()
-        timer.cancel()
-        return said, None if late.is_set() else process.returncode
+        return breaking.run_child(
+            "ucm.cli._faults:child",
+            {"operation": operation, **task},
+            2 * WAIT_MS / 1000,
+            inside=inside,
+            variables=variables,
+            killer=killer,
+        )
 
 
-@dataclasses.dataclass
-class _Killer:
-    """Says when: some time after some lines."""
-
-    lines: int
-    seconds: float
-
-    def due(self, said: Sequence[str]) -> bool:
-        if len(said) == self.lines:
-            time.sleep(self.seconds)
-        return len(said) == self.lines
-
-
-def _stored(said: Iterable[str]) -> set[int]:
+def _stored(said: Sequence[str]) -> set[int]:
     """Return the blocks of which a writer said last that they are stored."""
-    last = {line.split()[1]: line.split()[0] for line in said}
-    return {int(number) for number, what in last.items() if what == "stored"}
-
-
-def _in_tmpfs(place: Path) -> list[str]:
-    """Return the words that put a command into a small file system that goes with it."""
-    user = [] if os.geteuid() == 0 else ["--map-root-user"]
-    mount = f'mount -t tmpfs -o size={TMPFS_BYTES} tmpfs "$0" && exec "$@"'
-    return ["unshare", *user, "--mount", "sh", "-c", mount, str(place)]
+    return {number for number, what in breaking.last_said(said).items() if what == "stored"}
 
 
 # What the child processes do
@@ -518,12 +403,6 @@ def child() -> int:
     }
     operations[task.pop("operation")](**task)
     return 0
-
-
-def _say(what: str, number: int) -> None:
-    # In one piece: the process may be killed at any time, and its output may not be buffered.
-    sys.stdout.write(f"{what} {number}\n")
-    sys.stdout.flush()
 
 
 def _fill_up(pipeline: str, options: Mapping[str, Any], place: str) -> None:
@@ -551,7 +430,7 @@ def _dump_and_leave(
 ) -> None:
     subject = Subject(pipeline, options)
     for number, end in subject.dump(numbers).items():
-        _say("stored" if end == RIGHT else "failed", number)
+        say("stored" if end == RIGHT else "failed", number)
     os._exit(0)
 
 
@@ -560,16 +439,17 @@ def _work(pipeline: str, options: Mapping[str, Any], place: str) -> None:
     rng = random.Random(1)
     with Subject(pipeline, options) as subject:
         for number in range(12):
-            _say("storing", number)
+            say("storing", number)
             if subject.dump([number])[number] != RIGHT:
                 continue
-            _say("stored", number)
+            say("stored", number)
             with Subject(pipeline, options) as reader:  # nothing of the block is in its memory
                 if number % 4 == 2:
-                    _say("spoiling", number)
-                    flip_in_payload([_file_of(Path(place), number)], rng)
+                    say("spoiling", number)
+                    file = _file_of(Path(place), number)
+                    breaking.damage_files([file], breaking.flip_in_payload, rng)
                 reader.load([number])
             if number % 4 == 1 and "remove" in subject.store.capabilities:
-                _say("removing", number)
+                say("removing", number)
                 subject.store.remove([block_id(number)])
-                _say("removed", number)
+                say("removed", number)

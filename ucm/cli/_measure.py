@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ucm
-from ucm import demo
+from ucm import demo, pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Bench:
             "bytes": self.shape.bytes,
             "data": self.data,
             "repeat": self.repeat,
-            "options": dict(self.options),
+            "options": pipeline.shown(self.pipeline, self.options),
             "stored_bytes": self.stored_bytes,
             "ratio": round(self.shape.bytes / self.stored_bytes, 4) if self.stored_bytes else None,
             "page_cache_before_cold_load": self.page_cache,

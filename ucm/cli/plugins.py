@@ -67,11 +67,13 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 def _list(infos: Sequence[PluginInfo]) -> Table:
     from rich.markup import escape
 
-    table = _table("", ["name", "origin", "version", "what"])
+    table = _table("", ["name", "version", "origin", "ABI", "what"])
     for info in infos:
         what = info.summary if info.error is None else f"refused: {info.error}"
         style = None if info.error is None else "red"
-        table.add_row(info.name, info.origin, info.version, escape(what), style=style)
+        origin = f"{info.origin} {info.origin_version}".strip()
+        abi = info.abi or ("" if info.error else "Python")
+        table.add_row(info.name, info.version, escape(origin), abi, escape(what), style=style)
     return table
 
 
@@ -79,8 +81,9 @@ def _show(info: PluginInfo) -> None:
     from rich.markup import escape
 
     console = _common.console()
-    click.echo(f"{info.name} {info.version} ({info.origin}): {info.summary}".replace("  ", " "))
-    click.echo(f"{info.path}")
+    origin = f"{info.origin} {info.origin_version}".strip()
+    click.echo(f"{info.name} {info.version} ({origin}): {info.summary}".replace("  ", " "))
+    click.echo(f"{info.path}, {f'ABI {info.abi}' if info.abi else 'in Python'}")
     place = "a layer over another store" if info.needs_lower else "stands at the bottom"
     click.echo(f"{place}; takes {'host and cuda' if info.takes_cuda else 'host'} memory")
     if info.options:

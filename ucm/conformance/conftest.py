@@ -1,3 +1,3 @@
-from ucm.conformance.fixtures import open_store, rng, store, target
+from ucm.conformance.fixtures import open_store, rng, storage, store, target
 
-__all__ = ["open_store", "rng", "store", "target"]
+__all__ = ["open_store", "rng", "storage", "store", "target"]

@@ -9,6 +9,7 @@ import pytest
 from ucm import Status, Store
 from ucm.conformance import kit
 from ucm.conformance.fixtures import SHARDS
+from ucm.conformance.promises import Promise, stands_for
 
 ORDERS = {
     "highest first": [3, 0, 1, 2],
@@ -18,6 +19,7 @@ ORDERS = {
 }
 
 
+@stands_for(Promise.WHOLE)
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
 def test_a_block_appears_with_its_last_missing_shard(
     store: Store, rng: random.Random, order: list[int]
@@ -29,6 +31,7 @@ def test_a_block_appears_with_its_last_missing_shard(
     kit.expect_published(store, block)
 
 
+@stands_for(Promise.WHOLE)
 @pytest.mark.parametrize("missing", [0, 1, SHARDS - 1])
 def test_a_block_that_misses_one_shard_is_invisible(
     store: Store, rng: random.Random, missing: int
@@ -45,6 +48,7 @@ def test_a_block_that_misses_one_shard_is_invisible(
     kit.expect_published(store, half)
 
 
+@stands_for(Promise.WHOLE)
 def test_the_same_shard_again_and_again_completes_nothing(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     kit.dump_pieces(store, [kit.Piece(block, SHARDS - 1)] * SHARDS)
@@ -53,6 +57,7 @@ def test_the_same_shard_again_and_again_completes_nothing(store: Store, rng: ran
     kit.expect_absent(store, block)
 
 
+@stands_for(Promise.FIRST)
 def test_of_duplicates_in_one_dump_the_first_wins(store: Store, rng: random.Random) -> None:
     first = kit.new_block(store, rng)
     second = kit.same_name(first, rng)
@@ -61,6 +66,7 @@ def test_of_duplicates_in_one_dump_the_first_wins(store: Store, rng: random.Rand
     kit.expect_published(store, first)
 
 
+@stands_for(Promise.FIRST)
 def test_of_two_copies_of_a_shard_the_first_wins(store: Store, rng: random.Random) -> None:
     first = kit.new_block(store, rng)
     second = kit.same_name(first, rng)
@@ -70,6 +76,7 @@ def test_of_two_copies_of_a_shard_the_first_wins(store: Store, rng: random.Rando
     kit.expect_published(store, mixed)
 
 
+@stands_for(Promise.FIRST)
 def test_of_two_copies_of_a_block_the_first_wins(store: Store, rng: random.Random) -> None:
     first = kit.new_block(store, rng)
     kit.dump(store, first)
@@ -81,6 +88,7 @@ def test_of_two_copies_of_a_block_the_first_wins(store: Store, rng: random.Rando
         kit.expect_published(store, first)
 
 
+@stands_for(Promise.FIRST)
 def test_many_copies_at_once_make_one_block(store: Store, rng: random.Random) -> None:
     first = kit.new_block(store, rng)
     for transfer in [kit.start_dump(store, first.pieces()) for _ in range(20)]:
@@ -88,6 +96,7 @@ def test_many_copies_at_once_make_one_block(store: Store, rng: random.Random) ->
     kit.expect_published(store, first)
 
 
+@stands_for(Promise.WHOLE)
 def test_whoever_dumps_the_last_shard_learns_that_the_block_is_published(
     store: Store, rng: random.Random
 ) -> None:

@@ -10,8 +10,11 @@ import pytest
 
 from ucm import InvalidError, NotFoundError, Status, Store, StoreError
 from ucm.conformance import kit
+from ucm.conformance.fixtures import OpenStore
+from ucm.conformance.promises import Promise, stands_for
 
 
+@stands_for(Promise.ALONE)
 def test_a_missing_block_fails_alone(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 5)
     missing = blocks[2]
@@ -25,6 +28,7 @@ def test_a_missing_block_fails_alone(store: Store, rng: random.Random) -> None:
             kit.expect_end(piece, end, () if kit.loads(store) else kit.ABSENT)
 
 
+@stands_for(Promise.ALONE)
 def test_wait_raises_what_the_results_name(store: Store, rng: random.Random) -> None:
     here, missing = kit.new_blocks(store, rng, 2)
     kit.dump(store, here)
@@ -42,6 +46,7 @@ def test_wait_raises_what_the_results_name(store: Store, rng: random.Random) -> 
     return None
 
 
+@stands_for(Promise.ALONE)
 def test_a_failed_task_raises_every_time(store: Store, rng: random.Random) -> None:
     missing = kit.new_block(store, rng)
     if "loads" not in store.capabilities:
@@ -52,6 +57,35 @@ def test_a_failed_task_raises_every_time(store: Store, rng: random.Random) -> No
             store.wait(transfer.task)
         assert store.check(transfer.task)
     return None
+
+
+@stands_for(Promise.SHAPES)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"tensor_size_list": (1024, 512), "block_size": 4 * 1536},
+        {"tensor_size_list": (512, 1536), "block_size": 4 * 2048},
+        {"tensor_size_list": (1536, 512), "block_size": 2 * 2048},
+        {"tensor_size_list": (3072, 1024), "block_size": 4 * 4096},
+    ],
+    ids=["smaller shards", "other segments", "fewer shards", "larger shards"],
+)
+def test_what_was_stored_in_another_shape_is_a_miss_or_incompatible(
+    open_store: OpenStore, rng: random.Random, sizes: dict[str, Any]
+) -> None:
+    with open_store() as store:
+        block = kit.new_block(store, rng)
+        kit.dump(store, block)
+    with open_store(**sizes) as store:
+        twin = kit.Block(block.id, kit.new_block(store, rng).shards)
+        allowed = (*kit.ABSENT, Status.INCOMPATIBLE, Status.CORRUPT)
+        for end in kit.load_pieces(store, twin.pieces()):
+            # Where bytes do not depend on their segments, the same ones are no mistake.
+            assert end in (*allowed, *block.shards), "bytes of another shape were served"
+        kit.dump(store, twin)
+        ends = tuple(kit.load_pieces(store, twin.pieces()))
+        right = ends in (twin.shards, block.shards) or not kit.loads(store)
+        assert right, "a dump did not replace what was stored in another shape"
 
 
 BLOCK = bytes(range(16))
@@ -87,6 +121,7 @@ BAD_CALLS: dict[str, Callable[[Store, list[Any]], Any]] = {
 }
 
 
+@stands_for(Promise.REFUSED)
 @pytest.mark.parametrize("call", BAD_CALLS.values(), ids=BAD_CALLS.keys())
 def test_a_wrong_call_is_refused_and_does_nothing(
     store: Store, rng: random.Random, call: Callable[[Store, list[Any]], Any]

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import os
 import random
 import warnings
 
 import pytest
 
-from ucm import ClosedError, InvalidError, Report, Status, Store, StoreError, UnsupportedError
+from ucm import (
+    ClosedError,
+    InvalidError,
+    Report,
+    Status,
+    Store,
+    StoreError,
+    StoreTimeout,
+    UnsupportedError,
+)
 from ucm.conformance import kit
 from ucm.conformance.fixtures import OpenStore
+from ucm.conformance.promises import Promise, stands_for
 
 
+@stands_for(Promise.OPENS)
 def test_a_store_says_what_it_is(store: Store) -> None:
     assert len(store.layers) == len(set(store.layers)) >= 1
     assert store.capabilities <= {
@@ -31,6 +44,7 @@ def expect_report(store: Store, report: Report, stored: int, unfinished: int = 0
     )
 
 
+@stands_for(Promise.REPORTS)
 def test_drain_reports_what_was_stored_since_the_last_report(
     store: Store, rng: random.Random
 ) -> None:
@@ -42,6 +56,7 @@ def test_drain_reports_what_was_stored_since_the_last_report(
     expect_report(store, store.drain(kit.WAIT_MS), stored=4)
 
 
+@stands_for(Promise.REPORTS)
 def test_drain_counts_shards_of_unfinished_blocks(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     kit.dump_pieces(store, block.pieces()[1:])
@@ -50,6 +65,7 @@ def test_drain_counts_shards_of_unfinished_blocks(store: Store, rng: random.Rand
     expect_report(store, store.drain(kit.WAIT_MS), stored=1)
 
 
+@stands_for(Promise.CLOSES)
 def test_close_finishes_what_was_accepted(open_store: OpenStore, rng: random.Random) -> None:
     store = open_store(block_size=4 << 18, shard_size=1 << 18)
     blocks = kit.new_blocks(store, rng, 8)
@@ -66,6 +82,41 @@ def test_close_finishes_what_was_accepted(open_store: OpenStore, rng: random.Ran
         kit.expect_nothing_wrong(again, *blocks)
 
 
+@stands_for(Promise.CLOSES)
+def test_a_close_that_times_out_may_be_called_again(
+    open_store: OpenStore, rng: random.Random
+) -> None:
+    store = open_store(block_size=4 << 18, shard_size=1 << 18)
+    blocks = kit.new_blocks(store, rng, 8)
+    transfers = [kit.start_dump(store, block.pieces()) for block in blocks]
+    with contextlib.suppress(StoreTimeout):
+        store.close(0)
+    with pytest.raises(ClosedError):
+        store.lookup(kit.ids_of(blocks))
+    store.close(kit.WAIT_MS)
+    for transfer in transfers:
+        assert [result.status for result in transfer.task.results] == [Status.OK] * 4
+
+
+@stands_for(Promise.CLOSES)
+def test_calls_of_other_threads_are_refused_from_close_on(store: Store, rng: random.Random) -> None:
+    blocks = kit.new_blocks(store, rng, 4)
+    kit.dump(store, *blocks)
+
+    def work() -> None:
+        with contextlib.suppress(ClosedError):
+            while True:
+                store.lookup(kit.ids_of(blocks))
+                kit.expect_served(store, blocks[0].pieces())
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        works = [pool.submit(work) for _ in range(4)]
+        store.close(kit.WAIT_MS)
+        for worked in works:
+            worked.result()
+
+
+@stands_for(Promise.CLOSES)
 def test_loads_in_flight_are_served_when_the_store_closes(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 16)
     kit.dump(store, *blocks)
@@ -81,6 +132,7 @@ def test_loads_in_flight_are_served_when_the_store_closes(store: Store, rng: ran
     return None
 
 
+@stands_for(Promise.CLOSES)
 def test_a_closed_store_refuses_everything(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     store.close()
@@ -100,6 +152,7 @@ def test_a_closed_store_refuses_everything(store: Store, rng: random.Random) -> 
     assert store.close() == Report(0, 0, 0, 0)
 
 
+@stands_for(Promise.CLOSES)
 def test_a_task_outlives_its_store(store: Store, rng: random.Random) -> None:
     transfer = kit.start_dump(store, kit.new_block(store, rng).pieces())
     store.close()
@@ -107,6 +160,7 @@ def test_a_task_outlives_its_store(store: Store, rng: random.Random) -> None:
     assert store.check(transfer.task)
 
 
+@stands_for(Promise.CLOSES)
 def test_a_store_is_a_context_manager(open_store: OpenStore, rng: random.Random) -> None:
     with open_store() as store:
         kit.dump(store, kit.new_block(store, rng))
@@ -114,6 +168,7 @@ def test_a_store_is_a_context_manager(open_store: OpenStore, rng: random.Random)
         store.lookup([bytes(16)])
 
 
+@stands_for(Promise.NEXT)
 def test_what_persists_is_found_by_the_next_store(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -134,6 +189,7 @@ def test_what_persists_is_found_by_the_next_store(
     kit.expect_published(again, half)
 
 
+@stands_for(Promise.NEXT)
 def test_what_is_drained_is_seen_by_another_open_store(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -149,6 +205,7 @@ def test_what_is_drained_is_seen_by_another_open_store(
     return None
 
 
+@stands_for(Promise.NEXT)
 def test_two_stores_that_dump_the_same_block_agree(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -169,6 +226,7 @@ def test_two_stores_that_dump_the_same_block_agree(
             assert ends in (block.shards, twin.shards)
 
 
+@stands_for(Promise.OPENS)
 def test_a_store_for_lookup_only_needs_no_sizes(open_store: OpenStore, rng: random.Random) -> None:
     with open_store() as store:
         blocks = kit.new_blocks(store, rng, 3)
@@ -210,6 +268,7 @@ def in_child(store: Store, block: kit.Block) -> int:
     return len(calls) - refused
 
 
+@stands_for(Promise.FORKS)
 def test_a_forked_child_is_refused_and_the_parent_goes_on(store: Store, rng: random.Random) -> None:
     before, during, after = kit.new_blocks(store, rng, 3)
     kit.dump(store, before)
@@ -229,6 +288,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(store: Store, rng: ran
     kit.expect_published(store, before, during, after)
 
 
+@stands_for(Promise.OPENS)
 def test_opening_without_sizes_is_refused(open_store: OpenStore) -> None:
     with pytest.raises(StoreError, match="block_size"):
         open_store(block_size=0)

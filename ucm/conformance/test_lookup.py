@@ -9,6 +9,7 @@ import pytest
 from ucm import Store
 from ucm.conformance import kit
 from ucm.conformance.fixtures import OpenStore
+from ucm.conformance.promises import Promise, stands_for
 
 
 def expect_found(store: Store, blocks: list[kit.Block], dumped: set[int]) -> None:
@@ -29,10 +30,12 @@ def expect_found(store: Store, blocks: list[kit.Block], dumped: set[int]) -> Non
     assert all(0 <= tier <= len(store.layers) for tier in tiers)
 
 
+@stands_for(Promise.LOOKUP)
 def test_a_new_store_has_no_block(store: Store, rng: random.Random) -> None:
     expect_found(store, kit.new_blocks(store, rng, 5), set())
 
 
+@stands_for(Promise.LOOKUP)
 def test_lookup_of_no_ids_finds_nothing(store: Store) -> None:
     assert store.lookup([]) == []
     assert store.tiers([]) == []
@@ -40,6 +43,7 @@ def test_lookup_of_no_ids_finds_nothing(store: Store) -> None:
     assert store.lookup_on_reverse([]) == -1
 
 
+@stands_for(Promise.LOOKUP)
 @pytest.mark.parametrize(
     "dumped",
     [{0, 1, 2, 3, 4}, {0}, {4}, {0, 1, 2}, {2, 3}, {0, 1, 3}, {1, 3}],
@@ -53,12 +57,14 @@ def test_lookup_finds_exactly_the_blocks_that_were_dumped(
     expect_found(store, blocks, dumped)
 
 
+@stands_for(Promise.LOOKUP)
 def test_an_id_asked_twice_is_answered_twice(store: Store, rng: random.Random) -> None:
     here, missing = kit.new_blocks(store, rng, 2)
     kit.dump(store, here)
     expect_found(store, [here, here, missing, here], {0, 1, 3})
 
 
+@stands_for(Promise.LOOKUP)
 def test_ids_that_differ_in_one_bit_are_different_blocks(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     others = []
@@ -70,6 +76,7 @@ def test_ids_that_differ_in_one_bit_are_different_blocks(store: Store, rng: rand
     expect_found(store, [block, *others], {0})
 
 
+@stands_for(Promise.LOOKUP)
 @pytest.mark.parametrize("name", [bytes(16), b"\xff" * 16, b"/../../etc/pass\n", b"\0" * 15 + b"1"])
 def test_any_16_bytes_are_an_id(store: Store, rng: random.Random, name: bytes) -> None:
     block = kit.Block(name, kit.new_block(store, rng).shards)
@@ -78,6 +85,7 @@ def test_any_16_bytes_are_an_id(store: Store, rng: random.Random, name: bytes) -
     kit.expect_published(store, block)
 
 
+@stands_for(Promise.LOOKUP)
 def test_ids_may_be_an_array_of_rows(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 3)
     kit.dump(store, *blocks[:2])
@@ -88,6 +96,7 @@ def test_ids_may_be_an_array_of_rows(store: Store, rng: random.Random) -> None:
     assert store.lookup_on_prefix(rows) == (1 if kit.keeps(store) else -1) or not kit.keeps(store)
 
 
+@stands_for(Promise.LOOKUP)
 def test_a_thousand_blocks_are_looked_up_in_one_call(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -98,6 +107,7 @@ def test_a_thousand_blocks_are_looked_up_in_one_call(
     expect_found(store, blocks, dumped)
 
 
+@stands_for(Promise.LOOKUP)
 def test_prefetch_is_a_hint_that_changes_no_answer(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 4)
     kit.dump(store, *blocks[:3])

@@ -9,6 +9,7 @@ import pytest
 from ucm import Store, UnsupportedError
 from ucm.conformance import kit
 from ucm.conformance.fixtures import OpenStore
+from ucm.conformance.promises import Promise, stands_for
 
 
 def can_remove(store: Store) -> bool:
@@ -20,6 +21,7 @@ def can_remove(store: Store) -> bool:
     return False
 
 
+@stands_for(Promise.REMOVE)
 def test_a_removed_block_is_absent(store: Store, rng: random.Random) -> None:
     gone, stays = kit.new_blocks(store, rng, 2)
     kit.dump(store, gone, stays)
@@ -29,6 +31,7 @@ def test_a_removed_block_is_absent(store: Store, rng: random.Random) -> None:
     kit.expect_published(store, stays)
 
 
+@stands_for(Promise.REMOVE)
 def test_removing_nothing_or_what_is_not_there_is_fine(store: Store, rng: random.Random) -> None:
     missing = kit.new_block(store, rng)
     if can_remove(store):
@@ -37,6 +40,7 @@ def test_removing_nothing_or_what_is_not_there_is_fine(store: Store, rng: random
     kit.expect_absent(store, missing)
 
 
+@stands_for(Promise.REMOVE)
 @pytest.mark.parametrize("drained", [False, True], ids=["at once", "after drain"])
 def test_a_removed_block_does_not_come_back(
     store: Store, rng: random.Random, drained: bool
@@ -52,6 +56,7 @@ def test_a_removed_block_does_not_come_back(
         kit.expect_absent(store, *blocks)
 
 
+@stands_for(Promise.REMOVE)
 def test_a_removed_block_may_be_dumped_with_other_bytes(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     other = kit.same_name(block, rng)
@@ -65,6 +70,7 @@ def test_a_removed_block_may_be_dumped_with_other_bytes(store: Store, rng: rando
         store.remove([block.id])
 
 
+@stands_for(Promise.REMOVE)
 def test_removing_an_unfinished_block_forgets_its_shards(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     kit.dump_pieces(store, block.pieces()[:-1])
@@ -76,6 +82,7 @@ def test_removing_an_unfinished_block_forgets_its_shards(store: Store, rng: rand
     kit.expect_published(store, block)
 
 
+@stands_for(Promise.REMOVE)
 def test_a_removed_block_is_gone_for_the_next_store(
     open_store: OpenStore, rng: random.Random
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ucm import PluginInfo, Store, plugins
 from ucm.conformance import kit
+from ucm.conformance.promises import Promise, stands_for
 
 
 def tables(store: Store) -> list[PluginInfo]:
@@ -17,6 +18,7 @@ def tables(store: Store) -> list[PluginInfo]:
     return [known[layer.partition("#")[0]] for layer in store.layers]
 
 
+@stands_for(Promise.METRICS)
 def test_stats_have_every_metric_of_every_layer(store: Store) -> None:
     stats = store.stats()
     assert tuple(stats) == store.layers
@@ -43,6 +45,7 @@ def counters(store: Store) -> dict[tuple[str, str], Any]:
     }
 
 
+@stands_for(Promise.METRICS)
 def test_counters_never_go_down(store: Store, rng: random.Random) -> None:
     seen = counters(store)
     assert set(seen.values()) <= {0}
@@ -57,6 +60,7 @@ def test_counters_never_go_down(store: Store, rng: random.Random) -> None:
         seen = now
 
 
+@stands_for(Promise.METRICS)
 def test_the_top_layer_counts_shards_and_bytes(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 3)
     pieces = kit.pieces_of(blocks)

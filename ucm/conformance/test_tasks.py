@@ -12,8 +12,10 @@ import pytest
 from ucm import Status, Store, StoreTimeout, UnsupportedError
 from ucm.conformance import kit
 from ucm.conformance.fixtures import OpenStore
+from ucm.conformance.promises import Promise, stands_for
 
 
+@stands_for(Promise.WAIT)
 def test_wait_may_be_repeated(store: Store, rng: random.Random) -> None:
     transfer = kit.start_dump(store, kit.new_block(store, rng).pieces())
     for _ in range(3):
@@ -22,6 +24,7 @@ def test_wait_may_be_repeated(store: Store, rng: random.Random) -> None:
     assert [result.status for result in transfer.task.results] == [Status.OK] * 4
 
 
+@stands_for(Promise.WAIT)
 def test_check_comes_true_without_wait(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     transfer = kit.start_dump(store, block.pieces())
@@ -31,6 +34,7 @@ def test_check_comes_true_without_wait(store: Store, rng: random.Random) -> None
     kit.expect_published(store, block)
 
 
+@stands_for(Promise.WAIT)
 def test_a_wait_that_times_out_does_not_lose_the_task(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -43,6 +47,20 @@ def test_a_wait_that_times_out_does_not_lose_the_task(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.WAIT)
+def test_a_drain_that_times_out_loses_nothing(open_store: OpenStore, rng: random.Random) -> None:
+    store = open_store(block_size=4 << 20, shard_size=1 << 20)
+    blocks = kit.new_blocks(store, rng, 4)
+    transfer = kit.start_dump(store, kit.pieces_of(blocks))
+    with contextlib.suppress(StoreTimeout):
+        store.drain(0)
+    store.wait(transfer.task, kit.WAIT_MS)
+    report = store.drain(kit.WAIT_MS)
+    assert (report.lost, report.pending, report.unfinished) == (0, 0, 0)
+    kit.expect_published(store, *blocks)
+
+
+@stands_for(Promise.THREADS)
 def test_one_task_may_be_waited_for_by_several_threads(store: Store, rng: random.Random) -> None:
     transfer = kit.start_dump(store, kit.pieces_of(kit.new_blocks(store, rng, 20)))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -50,6 +68,7 @@ def test_one_task_may_be_waited_for_by_several_threads(store: Store, rng: random
             waited.result()
 
 
+@stands_for(Promise.ENDS)
 def test_a_task_that_nobody_keeps_runs_to_its_end(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 20)
     segments = kit.layout_of(store).segment_sizes
@@ -60,6 +79,7 @@ def test_a_task_that_nobody_keeps_runs_to_its_end(store: Store, rng: random.Rand
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.ROOM)
 def test_more_work_than_any_queue_holds_is_accepted_bit_by_bit(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -75,6 +95,7 @@ def test_more_work_than_any_queue_holds_is_accepted_bit_by_bit(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.CANCEL)
 def test_cancel_ends_every_shard_as_done_or_cancelled(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -103,6 +124,7 @@ def test_cancel_ends_every_shard_as_done_or_cancelled(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.CANCEL)
 def test_a_cancelled_load_serves_right_bytes_or_none(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -118,6 +140,7 @@ def test_a_cancelled_load_serves_right_bytes_or_none(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.THREADS)
 def test_eight_threads_share_one_store(store: Store) -> None:
     def work(seed: int) -> None:
         rng = random.Random(seed)
@@ -134,6 +157,7 @@ def test_eight_threads_share_one_store(store: Store) -> None:
             worked.result()
 
 
+@stands_for(Promise.THREADS)
 def test_eight_threads_that_dump_and_load_the_same_blocks(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 8)
 
@@ -149,11 +173,58 @@ def test_eight_threads_that_dump_and_load_the_same_blocks(store: Store, rng: ran
             worked.result()
 
 
+@stands_for(Promise.THREADS)
+def test_threads_that_dump_load_look_up_remove_and_drain(store: Store, rng: random.Random) -> None:
+    stays = kit.new_blocks(store, rng, 4)
+    kit.dump(store, *stays)
+    removes = "remove" in store.capabilities
+
+    def move(seed: int) -> None:
+        mine = kit.new_blocks(store, random.Random(seed), 8)
+        for block in mine:
+            kit.dump(store, block)
+            kit.expect_published(store, block, *stays)
+            if removes:
+                store.remove([block.id])
+                kit.expect_absent(store, block)
+
+    def look() -> None:
+        for _ in range(20):
+            assert all(store.lookup(kit.ids_of(stays))) or not kit.keeps(store)
+            assert store.drain(kit.WAIT_MS).lost == 0
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        works = [pool.submit(move, seed) for seed in range(4)] + [pool.submit(look)] * 2
+        for worked in works:
+            worked.result()
+    kit.expect_published(store, *stays)
+
+
+@stands_for(Promise.THREADS)
+def test_two_stores_of_one_process_do_not_disturb_each_other(
+    open_store: OpenStore, rng: random.Random
+) -> None:
+    one, other = open_store(), open_store()
+
+    def work(store: Store, seed: int) -> None:
+        blocks = kit.new_blocks(store, random.Random(seed), 10)
+        for block in blocks:
+            kit.dump(store, block)
+        kit.expect_published(store, *blocks)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for worked in [pool.submit(work, store, k) for k, store in enumerate((one, other))]:
+            worked.result()
+    one.close(kit.WAIT_MS)
+    work(other, rng.randrange(2, 1 << 30))
+
+
 def resources() -> tuple[int, int]:
     """Count this process's descriptors and threads."""
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
 
+@stands_for(Promise.ROOM)
 def test_two_thousand_tasks_leave_nothing_behind(open_store: OpenStore, rng: random.Random) -> None:
     store = open_store(block_size=64)
     before = (0, 0)

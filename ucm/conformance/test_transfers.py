@@ -11,6 +11,7 @@ import pytest
 from ucm import Store
 from ucm.conformance import kit
 from ucm.conformance.fixtures import OpenStore
+from ucm.conformance.promises import Promise, stands_for
 from ucm.options import DTYPES
 
 SEGMENTS = {
@@ -21,6 +22,7 @@ SEGMENTS = {
 }
 
 
+@stands_for(Promise.BYTES)
 @pytest.mark.parametrize("shards", [1, 64], ids=["1 shard", "64 shards"])
 @pytest.mark.parametrize("sizes", SEGMENTS.values(), ids=SEGMENTS.keys())
 def test_round_trip(
@@ -32,6 +34,19 @@ def test_round_trip(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.SEGMENTS)
+@pytest.mark.parametrize("sizes", [(512,) * 8, (100, 4000, 7)], ids=["equal", "unequal"])
+def test_the_segments_of_a_shard_keep_their_order(
+    open_store: OpenStore, rng: random.Random, sizes: tuple[int, ...]
+) -> None:
+    store = open_store(block_size=2 * sum(sizes), tensor_size_list=sizes)
+    shard = b"".join(bytes([65 + k]) * size for k, size in enumerate(sizes))
+    block = kit.Block(rng.randbytes(16), (shard, shard[: -sizes[-1] // 2]))
+    kit.dump(store, block)
+    kit.expect_published(store, block)
+
+
+@stands_for(Promise.BYTES)
 @pytest.mark.parametrize("size", [1, 15, 16, 512, 4095, 4097, 65536, 1048577])
 def test_round_trip_of_a_block_of_any_size(
     open_store: OpenStore, rng: random.Random, size: int
@@ -42,6 +57,7 @@ def test_round_trip_of_a_block_of_any_size(
     kit.expect_published(store, block)
 
 
+@stands_for(Promise.MEMORY)
 @pytest.mark.parametrize("shift", [1, 8, 513])
 def test_memory_need_not_be_aligned(store: Store, rng: random.Random, shift: int) -> None:
     blocks = kit.new_blocks(store, rng, 2)
@@ -69,6 +85,7 @@ def patterns(size: int, rng: random.Random) -> dict[str, bytes]:
     }
 
 
+@stands_for(Promise.BYTES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", [(65536, 65536), (4099,)], ids=["even", "odd"])
 def test_every_dtype_takes_arbitrary_bytes(
@@ -81,6 +98,7 @@ def test_every_dtype_takes_arbitrary_bytes(
     kit.expect_published(store, block)
 
 
+@stands_for(Promise.MEMORY)
 def test_objects_with_a_buffer_are_rows_as_well(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     first, second = kit.layout_of(store).segment_sizes
@@ -94,6 +112,7 @@ def test_objects_with_a_buffer_are_rows_as_well(store: Store, rng: random.Random
         assert tuple(bytes(a) + bytes(b) for a, b in memory) == block.shards
 
 
+@stands_for(Promise.BYTES)
 def test_shards_move_in_any_order_over_several_tasks(store: Store, rng: random.Random) -> None:
     blocks = kit.new_blocks(store, rng, 6)
     pieces = kit.pieces_of(blocks)
@@ -106,6 +125,7 @@ def test_shards_move_in_any_order_over_several_tasks(store: Store, rng: random.R
     kit.expect_served(store, pieces)
 
 
+@stands_for(Promise.THREADS)
 def test_shards_of_one_block_come_from_several_threads(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -119,6 +139,7 @@ def test_shards_of_one_block_come_from_several_threads(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.BYTES)
 @pytest.mark.parametrize("index", [0, 1, 3])
 def test_one_shard_of_a_block_can_be_loaded_alone(
     store: Store, rng: random.Random, index: int
@@ -128,12 +149,14 @@ def test_one_shard_of_a_block_can_be_loaded_alone(
     kit.expect_served(store, [kit.Piece(block, index)])
 
 
+@stands_for(Promise.BYTES)
 def test_a_shard_may_be_loaded_twice_in_one_task(store: Store, rng: random.Random) -> None:
     block = kit.new_block(store, rng)
     kit.dump(store, block)
     kit.expect_served(store, [*block.pieces(), *block.pieces()])
 
 
+@stands_for(Promise.LENGTHS)
 def test_shorter_shards_come_back_with_their_length(
     open_store: OpenStore, rng: random.Random
 ) -> None:
@@ -144,6 +167,7 @@ def test_shorter_shards_come_back_with_their_length(
     kit.expect_published(store, *blocks)
 
 
+@stands_for(Promise.BYTES)
 def test_a_transfer_of_nothing_is_fine(store: Store) -> None:
     dumped = store.dump([], [], [])
     store.wait(dumped)
@@ -154,6 +178,7 @@ def test_a_transfer_of_nothing_is_fine(store: Store) -> None:
         store.wait(store.load_data([], [], []))
 
 
+@stands_for(Promise.MEMORY)
 def test_the_source_may_be_reused_as_soon_as_the_dump_is_done(
     store: Store, rng: random.Random
 ) -> None:

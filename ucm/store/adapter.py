@@ -5,20 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 from ucm._abi import ffi
-from ucm.errors import StoreError
+from ucm._lower import Lower
+from ucm.errors import InvalidError
 from ucm.layout import Layout
 from ucm.python_store import StoreBase
 from ucm.store.ucmstore_v1 import UcmKVStoreBaseV1
 
 
 class SeedStore(StoreBase):
-    """Runs the older interface, which has one outcome for a whole call, under the newer one."""
+    """Runs the older interface, which has one outcome for a whole call, under the newer one.
+
+    A class with ``needs_lower`` finds the address of the store below as ``store_backend``.
+    """
 
     def __init__(
-        self, store_class: type[UcmKVStoreBaseV1], layout: Layout | None, config: dict[str, Any]
+        self,
+        store_class: type[UcmKVStoreBaseV1],
+        layout: Layout | None,
+        config: dict[str, Any],
+        lower: Lower | None,
     ) -> None:
+        config = dict(config)
+        if layout is not None:  # which may be another one than the caller's, under other layers
+            config.pop("tensor_size", None)
+            config["block_size"], config["shard_size"] = layout.block_size, layout.shard_size
+            config["tensor_size_list"] = list(layout.segment_sizes)
+        if lower is not None:
+            config["store_backend"] = lower.native_handle()
         super().__init__(layout, config)
         self._store = store_class(config)
+        self.capabilities = getattr(store_class, "capabilities", self.capabilities)
 
     def lookup(self, block_ids: list[bytes]) -> list[bool]:
         """Ask the store."""
@@ -35,7 +51,7 @@ class SeedStore(StoreBase):
     ) -> None:
         """Dump and wait; the older interface has no shorter lengths."""
         if self.layout and any(sum(map(len, row)) != self.layout.shard_size for row in shards):
-            raise StoreError(f"{type(self._store).__name__} can only store whole shards")
+            raise InvalidError(f"{type(self._store).__name__} can only store whole shards")
         self._store.wait(self._store.dump_data(block_ids, shard_index, self._addresses(shards)))
 
     def load(
@@ -44,3 +60,9 @@ class SeedStore(StoreBase):
         """Load and wait."""
         self._store.wait(self._store.load_data(block_ids, shard_index, self._addresses(shards)))
         return [sum(map(len, row)) for row in shards]
+
+    def close(self) -> None:
+        """Close the store, if it can be."""
+        close = getattr(self._store, "close", None)
+        if close is not None:
+            close()

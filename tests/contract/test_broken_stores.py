@@ -1,0 +1,84 @@
+"""The suite finds a store that breaks a promise, and names the promise."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+# Runs the suite on one store after the other: a process costs more than a run.
+RUN = """\
+import json, sys, pytest
+suite = ["-q", "-p", "no:cacheprovider", "-p", "no:timeout", "--pyargs", "ucm.conformance"]
+for arguments in json.loads(sys.argv[1]):
+    pytest.main([*suite, *arguments])
+"""
+
+# What each breaks, and tests enough to see it.
+BROKEN = {
+    "WrongBytes": ("BYTES", "any_order"),
+    "SegmentsMixed": ("SEGMENTS", "keep_their_order"),
+    "LengthsIgnored": ("LENGTHS", "shorter_shards"),
+    "SeenEarly": ("WHOLE", "last_missing_shard or misses_one"),
+    "LastCopyWins": ("FIRST", "first_wins"),
+    "ShortNames": ("LOOKUP", "differ_in_one_bit"),
+    "NeverForgets": ("REMOVE", "removed_block_is_absent"),
+    "Racy": ("THREADS", "eight_threads"),
+    "ErrorsLost": ("ALONE", "fails_alone or results_name"),
+    "ClosesEarly": ("CLOSES", "close_finishes"),
+    "Unchecked": ("DAMAGE", "under_an_open_store"),
+    "InPlace": ("KILLED", "is_killed"),
+}
+IN_FOLDER = ["--ucm-option", "folder={tmp}", "--ucm-files", "{tmp}/{id}"]
+HASTE = ["--ucm-timeout", "0.4"]
+ENOUGH = " or ".join(tests for _, tests in BROKEN.values())
+
+
+@pytest.fixture
+def cards(run_python, tmp_path):
+    """Run the suite on stores, in one process; return their score cards."""
+
+    def run(*runs):
+        arguments = []
+        for name, tests, *more in runs:
+            options = IN_FOLDER if name in ("ClosesEarly", "Unchecked", "InPlace") else []
+            report = ["--ucm-report", f"{name}.json", "--basetemp", f"of-{name}"]
+            pipeline = ["--ucm-pipeline", f"broken_stores:{name}"]
+            arguments.append([*pipeline, "-k", tests, *options, *report, *more])
+        path = [HERE, HERE / "broken"]
+        done = run_python(RUN, json.dumps(arguments), path=path, check=False)
+        read = {}
+        for name, *_ in runs:
+            report = tmp_path / f"{name}.json"
+            assert report.exists(), done.stdout + done.stderr
+            read[name] = json.loads(report.read_text())
+        return read, done.stdout
+
+    return run
+
+
+def test_each_is_caught_and_named(cards):
+    good = ("Good", ENOUGH)
+    read, _ = cards(good, *((name, tests) for name, (_, tests) in BROKEN.items()))
+    assert read.pop("Good")["broken"] == []
+    for name, card in read.items():
+        named = [broken["promise"] for broken in card["broken"]]
+        assert named == [BROKEN[name][0]], f"{name}: {card['broken']}"
+        assert card["broken"][0]["tests"]
+        assert card["pipeline"] == f"broken_stores:{name}"
+
+
+def test_a_task_that_never_ends_is_given_up(cards):
+    read, said = cards(("NeverAnswers", "nobody_keeps", *HASTE))
+    assert [broken["promise"] for broken in read["NeverAnswers"]["broken"]] == ["ENDS"]
+    assert "BROKEN ENDS: Every accepted task ends" in said
+    assert "  to do: " in said
+
+
+def test_a_call_that_never_returns_is_given_up_and_the_next_tests_run(cards):
+    tests = "new_store_has_no_block or test_round_trip_of_a_block_of_any_size"
+    read, _ = cards(("Blocks", tests, *HASTE))
+    (broken,) = read["Blocks"]["broken"]
+    assert broken["promise"] == "ENDS"
+    assert "it is in expect_found" in broken["reason"]
+    assert read["Blocks"]["parts"]["contract"] == {"passed": 8, "failed": 1, "skipped": 0}
