@@ -1,7 +1,7 @@
 """What Ds3fs asks of the machine for one shard: copies, system calls, registrations, requests.
 
 python benchmarks/ds3fs_counts.py            the table of docs/ds3fs.md, in a minute
-python benchmarks/ds3fs_counts.py --mib 16   does the script still run?
+python benchmarks/ds3fs_counts.py --mib 4 --cases "4 MiB"
 
 The library is the stand-in of tests/standin, told not to check what costs time; it makes the
 system calls that 3FS's makes, on threads that are not counted where the daemon would make them. So
@@ -144,8 +144,8 @@ def run(job, folder):
 def measure(args, folder):
     library = compiled(folder / "libhf3fs_api_shared.so")
     results = []
-    for pipeline, options in PIPELINES:
-        for case in CASES:
+    for pipeline, options in PIPELINES[args.first :]:
+        for case in args.cases.split(","):
             place = folder / str(len(results))
             (place / "3fs-virt" / "iovs").mkdir(parents=True)
             (place / "kv").mkdir()
@@ -178,6 +178,8 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mib", type=int, default=256, help="of data for each line")
+    parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
+    parser.add_argument("--first", type=int, default=0, help="leave out so many pipelines")
     parser.add_argument("--data", help="where the files go; default: a temporary folder")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)

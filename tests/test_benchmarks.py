@@ -47,6 +47,17 @@ def test_copy_cost_runs():
     assert {row["direction"] for row in json.loads(done.stdout)} == {"dump", "load"}
 
 
+def test_ds3fs_counts_runs():
+    command = [sys.executable, BENCHMARKS / "ds3fs_counts.py", "--mib", "4", "--cases", "4 MiB"]
+    command += ["--first", "2", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    dump, load = json.loads(done.stdout)
+    assert (dump["op"], load["op"]) == ("dump", "load")
+    assert dump["registrations"] == load["registrations"] == 1
+    assert dump["requests"] == 2  # the header is one
+    assert dump["copies"] < 0.01
+
+
 def test_python_store_runs():
     command = [sys.executable, BENCHMARKS / "python_store.py", "--repeat", "5", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
