@@ -21,7 +21,8 @@ from ucm.store_api import Store
 from ucm.task import Task
 
 # Layers are handed over in groups: a call costs 0.1 ms of the engine's thread, whatever it moves.
-_LOAD_GROUPS = 8  # so many parts of the layers, or a few more: the first is waited for, alone
+_LOAD_GROUPS = 8  # or a few more: the first one, which nothing hides, is small
+_SAVE_GROUPS = 3  # or fewer: where there is less than this for each
 _SAVE_GROUP_BYTES = 16 << 20
 _BACKGROUND = -1  # the priority of what this thread does not wait for
 
@@ -155,6 +156,7 @@ class WorkerSide:
         self._dumping: Transfer | None = None  # this step's, layer by layer
         self._dumped: set[int] = set()  # its layers
         self._computed: list[int] = []  # the layers that are dumped next
+        self._together = 1  # so many of them at once
         self._saving: list[Transfer] = []  # of earlier steps
         self._receiving: dict[str, Transfer] = {}  # of requests that wait outside the batch
         self._leaving: set[str] = set()  # finished requests whose blocks are held for saves
@@ -244,11 +246,12 @@ class WorkerSide:
             return
         if self._dumping is None:
             self._dumping = self._picked(plan)
+            size = len(self._dumping.ids) * self._layout.shard_size  # of a layer
+            part = -(-self._layout.shards_per_block // _SAVE_GROUPS)
+            self._together = max(part, _SAVE_GROUP_BYTES // max(size, 1))
         self._dumped.add(layer)
         self._computed.append(layer)
-        blocks = len(self._dumping.picks.blocks)
-        size = self._layout.shard_size * self._layout.parts * len(self._computed)
-        if blocks * size >= _SAVE_GROUP_BYTES:
+        if len(self._computed) >= self._together:
             self._dump(self._dumping, self._computed)
             self._computed = []
 
