@@ -12,6 +12,9 @@ constexpr uint64_t kPieceBytes = 2u << 20;
 constexpr int64_t kSlowNs = 10ll * 1000000000;
 constexpr size_t kMostTouches = 4096;
 constexpr size_t kMostArrivals = 64;  // ended in one go
+// A thread wakes for so many, for the last of a fill, or when the first of them has waited so long.
+constexpr size_t kArrivals = 8;
+constexpr int64_t kGatherNs = 300000;
 
 // A failure that is about the task that asked, not about the shard.
 bool personal(ucm_status status) {
@@ -42,7 +45,7 @@ struct LoadPath::Fill {
     uint64_t tag = 0;
     int32_t priority = -1;
     int64_t deadline_ns = 0;
-    size_t ended = 0;
+    size_t landed = 0, ended = 0;
     ucm_status best = UCM_IO;
     bool probe = false;
 };
@@ -70,7 +73,11 @@ ucm_transfer LoadPath::Fill::transfer() {
         ucm_copy(&fill->results[i], sizeof(ucm_result), result);
         Lock lock(path.core_.mutex);
         path.arrived_.emplace_back(path.fills_.at(fill), i);
-        path.core_.wakeups.loads.notify_one();
+        const size_t waiting = path.arrived_.size();
+        const bool last = ++fill->landed == fill->shards.size();
+        if (last || waiting == 1) path.arrived_due_ns_ = last ? 0 : monotonic_ns() + kGatherNs;
+        if (last || waiting == 1 || waiting % kArrivals == 0)
+            path.core_.wakeups.loads.notify_one();
     };
     t.finished = [](void *ctx) {
         auto *fill = static_cast<Fill *>(ctx);
@@ -294,6 +301,7 @@ void LoadPath::run() {
 int64_t LoadPath::next_wake() const {
     int64_t at_ns = timers_.empty() ? INT64_MAX : timers_.begin()->first;
     if (!refused_.empty()) at_ns = std::min(at_ns, busy_until_ns_);
+    if (!arrived_.empty()) at_ns = std::min(at_ns, arrived_due_ns_);
     return at_ns;
 }
 
@@ -302,7 +310,7 @@ bool LoadPath::step(Lock &lock) {
     const int64_t now_ns = monotonic_ns();
     unpark();
     while (!pieces_.empty() && pieces_.begin()->second.empty()) pieces_.erase(pieces_.begin());
-    if (!arrived_.empty()) {
+    if (arrived_.size() >= kArrivals || (!arrived_.empty() && arrived_due_ns_ <= now_ns)) {
         arrive(lock);
     } else if (!expired_.empty()) {
         const JobRef job = std::move(expired_.front());
@@ -511,6 +519,7 @@ void LoadPath::submit(const std::shared_ptr<Fill> &fill, Lock &lock) {
         fill->results[k] = result(status, 0, error.os_errno);
         arrived_.emplace_back(fill, k);
     }
+    arrived_due_ns_ = 0;
 }
 
 void LoadPath::fill_ended(Fill &fill, Outcome &outcome) {
