@@ -203,13 +203,11 @@ class Store:
         ``prerequisite_handle``: a recorded event of the device, such as ``event.cuda_event`` of
         torch, which is waited for before the memory is touched; it stays as it is until the task
         has finished. 0: none; the capability ``events`` is needed for others.
-        ``priority``: a hint; higher is more urgent, below 0 is background: it goes after the others,
-        and nothing of it is copied on the caller's thread.
+        ``priority``: a hint; higher is more urgent, below 0 is background: it goes after the
+        others, and Cache copies nothing of it on the caller's thread.
         """
         hints = {"event": prerequisite_handle, "priority": priority}
-        return self._start(
-            True, block_ids, shard_index, tensors, True, depths=depths, **hints
-        )
+        return self._start(True, block_ids, shard_index, tensors, True, depths=depths, **hints)
 
     def load_data(
         self,
@@ -244,9 +242,7 @@ class Store:
         ``depths``, ``prerequisite_handle``, ``priority``: as for dump.
         """
         hints = {"event": prerequisite_handle, "priority": priority}
-        return self._start(
-            True, block_ids, shard_index, addresses, False, lengths, depths, **hints
-        )
+        return self._start(True, block_ids, shard_index, addresses, False, lengths, depths, **hints)
 
     def _start(
         self,

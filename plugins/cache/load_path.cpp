@@ -76,8 +76,7 @@ ucm_transfer LoadPath::Fill::transfer() {
         const size_t waiting = path.arrived_.size();
         const bool last = ++fill->landed == fill->shards.size();
         if (last || waiting == 1) path.arrived_due_ns_ = last ? 0 : monotonic_ns() + kGatherNs;
-        if (last || waiting == 1 || waiting % kArrivals == 0)
-            path.core_.wakeups.loads.notify_one();
+        if (last || waiting == 1 || waiting % kArrivals == 0) path.core_.wakeups.loads.notify_one();
     };
     t.finished = [](void *ctx) {
         auto *fill = static_cast<Fill *>(ctx);
