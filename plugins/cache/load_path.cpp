@@ -609,15 +609,29 @@ size_t LoadPath::hand_out(const std::vector<Arrival> &arrivals, size_t first, si
     return next;
 }
 
+// Who asks for these from now on begins anew; those who wait have been claimed.
+void LoadPath::give_up(const std::vector<Arrival> &arrivals) {
+    const Table::Hold hold(table_);
+    for (auto &each : arrivals) {
+        if (each.answer.status == UCM_OK) continue;
+        arriving_.erase({each.shard().block.record, each.shard().shard});
+        table_.vacate(each.shard().block.record, each.shard().shard);
+    }
+}
+
 // Shards that came from below: into the memory of those that wait for them, while nobody can take
 // the frame away; then everybody may have them.
 void LoadPath::arrive(Lock &lock) {
     Outcome outcome;
     std::vector<Arrival> arrivals = collect(outcome);
-    for (bool more = true; more;) {
-        more = false;
-        for (auto &each : arrivals) more = claim_waiters(each) || more;
-        if (!more) break;
+    const auto claimed = [&] {
+        bool any = false;
+        for (auto &each : arrivals) any = claim_waiters(each) || any;
+        return any;
+    };
+    bool more = claimed();
+    give_up(arrivals);
+    for (; more; more = claimed()) {
         lock.unlock();
         UCM_FAILPOINT("cache.arrived");
         for (size_t which = 0, left = 1; left; which++) {
@@ -633,12 +647,9 @@ void LoadPath::arrive(Lock &lock) {
     {
         const Table::Hold hold(table_);
         for (auto &each : arrivals) {
+            if (each.answer.status != UCM_OK) continue;
             const Arriving &shard = each.shard();
             arriving_.erase({shard.block.record, shard.shard});
-            if (each.answer.status != UCM_OK) {
-                table_.vacate(shard.block.record, shard.shard);
-                continue;
-            }
             core_.metrics.add(kLoadInBytes, each.answer.length);
             table_.arrived(shard.block.record, shard.shard, each.answer.length, each.answer.length);
         }

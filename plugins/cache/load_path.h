@@ -75,6 +75,7 @@ class LoadPath {
     std::vector<Arrival> collect(Outcome &outcome);
     bool claim_waiters(Arrival &each);
     size_t hand_out(const std::vector<Arrival> &arrivals, size_t first, size_t which);
+    void give_up(const std::vector<Arrival> &arrivals);
     void arrive(Lock &lock);
     void fill_ended(Fill &fill, Outcome &outcome);
     void expire(const JobRef &job, Lock &lock);

@@ -16,7 +16,7 @@ from place import HERE, check, tail
 BLOCK = 128  # tokens
 PIPELINE = "Cache|Compress|Posix"
 START_S, ANSWER_S = 300, 600
-ROUNDING = 0.1  # between log-probabilities, of sums of bf16 in another order
+ROUNDING = 0.25  # between log-probabilities, of sums of bf16 in another order
 HIT = re.compile(r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)")
 NAMESPACE = re.compile(r"namespace (\S+), rank tp0")
 SEGMENT = re.compile(r"/dev/shm/ucm-cache-\S+")
