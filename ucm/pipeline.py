@@ -364,6 +364,7 @@ class Stack:
         lengths: Any,
         depths: Any,
         event: int,
+        priority: int,
         busy_ms: int,
     ) -> _Outcome:
         """Start a transfer, waiting up to ``busy_ms`` for room in the queue."""
@@ -371,7 +372,7 @@ class Stack:
         out = ffi.new(SUBMITTED)
         status = lib.ucmh_submit(
             self._stores[0], dump, n, ids, shards, addresses, lengths, ffi.NULL, depths,
-            flags, event, 0, 0, self._timeout_ms, busy_ms, out,
+            flags, event, 0, priority, self._timeout_ms, busy_ms, out,
         )  # fmt: skip
         if status:
             raise_for(status, out.error)

@@ -171,14 +171,20 @@ class Store:
         self._call("prefetch", n, ids)
 
     def load(
-        self, block_ids: Any, shard_index: Any, tensors: Any, *, prerequisite_handle: int = 0
+        self,
+        block_ids: Any,
+        shard_index: Any,
+        tensors: Any,
+        *,
+        prerequisite_handle: int = 0,
+        priority: int = 0,
     ) -> Task:
         """Start to fill rows of tensors or arrays, one per segment, from storage.
 
-        ``prerequisite_handle``: as for dump.
+        ``prerequisite_handle``, ``priority``: as for dump.
         """
-        event = prerequisite_handle
-        return self._start(False, block_ids, shard_index, tensors, True, event=event)
+        hints = {"event": prerequisite_handle, "priority": priority}
+        return self._start(False, block_ids, shard_index, tensors, True, **hints)
 
     def dump(
         self,
@@ -188,6 +194,7 @@ class Store:
         *,
         depths: Any = None,
         prerequisite_handle: int = 0,
+        priority: int = 0,
     ) -> Task:
         """Start to store rows of tensors or arrays, one per segment.
 
@@ -196,19 +203,27 @@ class Store:
         ``prerequisite_handle``: a recorded event of the device, such as ``event.cuda_event`` of
         torch, which is waited for before the memory is touched; it stays as it is until the task
         has finished. 0: none; the capability ``events`` is needed for others.
+        ``priority``: a hint; higher is more urgent, below 0 is background: it goes after the
+        others, and Cache copies nothing of it on the caller's thread.
         """
-        event = prerequisite_handle
-        return self._start(True, block_ids, shard_index, tensors, True, depths=depths, event=event)
+        hints = {"event": prerequisite_handle, "priority": priority}
+        return self._start(True, block_ids, shard_index, tensors, True, depths=depths, **hints)
 
     def load_data(
-        self, block_ids: Any, shard_index: Any, addresses: Any, *, prerequisite_handle: int = 0
+        self,
+        block_ids: Any,
+        shard_index: Any,
+        addresses: Any,
+        *,
+        prerequisite_handle: int = 0,
+        priority: int = 0,
     ) -> Task:
         """Start to fill memory given by address: uint64 (n, segments), or a list of lists.
 
-        ``prerequisite_handle``: as for dump.
+        ``prerequisite_handle``, ``priority``: as for dump.
         """
-        event = prerequisite_handle
-        return self._start(False, block_ids, shard_index, addresses, False, event=event)
+        hints = {"event": prerequisite_handle, "priority": priority}
+        return self._start(False, block_ids, shard_index, addresses, False, **hints)
 
     def dump_data(
         self,
@@ -219,14 +234,15 @@ class Store:
         *,
         depths: Any = None,
         prerequisite_handle: int = 0,
+        priority: int = 0,
     ) -> Task:
         """Start to store memory given by address.
 
         ``lengths``: bytes of each shard, counted across its segments; None: all full.
-        ``depths``, ``prerequisite_handle``: as for dump.
+        ``depths``, ``prerequisite_handle``, ``priority``: as for dump.
         """
-        event = prerequisite_handle
-        return self._start(True, block_ids, shard_index, addresses, False, lengths, depths, event)
+        hints = {"event": prerequisite_handle, "priority": priority}
+        return self._start(True, block_ids, shard_index, addresses, False, lengths, depths, **hints)
 
     def _start(
         self,
@@ -238,6 +254,7 @@ class Store:
         lengths: Any = None,
         depths: Any = None,
         event: int = 0,
+        priority: int = 0,
     ) -> Task:
         layout = self._service.layout
         if layout is None or self._lookup_only:
@@ -257,8 +274,9 @@ class Store:
         hints = memory.depths(depths, n)
         try:
             outcome = self._call(
-                "submit", dump, n, ids, shards, addresses, limits, hints, event, self._timeout_ms
-            )
+                "submit", dump, n, ids, shards, addresses, limits, hints, event, priority,
+                self._timeout_ms,
+            )  # fmt: skip
         except errors.InvalidError:
             memory.check_range(max(shards, default=0), layout.shards_per_block)
             raise

@@ -9,6 +9,7 @@ exec ${VLLM:-vllm} serve "$model" \
     --block_size 128 \
     --enforce-eager \
     --no-enable-prefix-caching \
+    --shutdown-timeout 20 \
     --kv-transfer-config '{
         "kv_connector": "UCMConnector",
         "kv_role": "kv_both",

@@ -12,6 +12,9 @@ constexpr uint64_t kPieceBytes = 2u << 20;
 constexpr int64_t kSlowNs = 10ll * 1000000000;
 constexpr size_t kMostTouches = 4096;
 constexpr size_t kMostArrivals = 64;  // ended in one go
+// A thread wakes for so many, for the last of a fill, or when the first of them has waited so long.
+constexpr size_t kArrivals = 8;
+constexpr int64_t kGatherNs = 300000;
 
 // A failure that is about the task that asked, not about the shard.
 bool personal(ucm_status status) {
@@ -42,7 +45,7 @@ struct LoadPath::Fill {
     uint64_t tag = 0;
     int32_t priority = -1;
     int64_t deadline_ns = 0;
-    size_t ended = 0;
+    size_t landed = 0, ended = 0;
     ucm_status best = UCM_IO;
     bool probe = false;
 };
@@ -70,7 +73,10 @@ ucm_transfer LoadPath::Fill::transfer() {
         ucm_copy(&fill->results[i], sizeof(ucm_result), result);
         Lock lock(path.core_.mutex);
         path.arrived_.emplace_back(path.fills_.at(fill), i);
-        path.core_.wakeups.loads.notify_one();
+        const size_t waiting = path.arrived_.size();
+        const bool last = ++fill->landed == fill->shards.size();
+        if (last || waiting == 1) path.arrived_due_ns_ = last ? 0 : monotonic_ns() + kGatherNs;
+        if (last || waiting == 1 || waiting % kArrivals == 0) path.core_.wakeups.loads.notify_one();
     };
     t.finished = [](void *ctx) {
         auto *fill = static_cast<Fill *>(ctx);
@@ -294,6 +300,7 @@ void LoadPath::run() {
 int64_t LoadPath::next_wake() const {
     int64_t at_ns = timers_.empty() ? INT64_MAX : timers_.begin()->first;
     if (!refused_.empty()) at_ns = std::min(at_ns, busy_until_ns_);
+    if (!arrived_.empty()) at_ns = std::min(at_ns, arrived_due_ns_);
     return at_ns;
 }
 
@@ -302,7 +309,7 @@ bool LoadPath::step(Lock &lock) {
     const int64_t now_ns = monotonic_ns();
     unpark();
     while (!pieces_.empty() && pieces_.begin()->second.empty()) pieces_.erase(pieces_.begin());
-    if (!arrived_.empty()) {
+    if (arrived_.size() >= kArrivals || (!arrived_.empty() && arrived_due_ns_ <= now_ns)) {
         arrive(lock);
     } else if (!expired_.empty()) {
         const JobRef job = std::move(expired_.front());
@@ -511,6 +518,7 @@ void LoadPath::submit(const std::shared_ptr<Fill> &fill, Lock &lock) {
         fill->results[k] = result(status, 0, error.os_errno);
         arrived_.emplace_back(fill, k);
     }
+    arrived_due_ns_ = 0;
 }
 
 void LoadPath::fill_ended(Fill &fill, Outcome &outcome) {
@@ -601,15 +609,29 @@ size_t LoadPath::hand_out(const std::vector<Arrival> &arrivals, size_t first, si
     return next;
 }
 
+// Who asks for these from now on begins anew; those who wait have been claimed.
+void LoadPath::give_up(const std::vector<Arrival> &arrivals) {
+    const Table::Hold hold(table_);
+    for (auto &each : arrivals) {
+        if (each.answer.status == UCM_OK) continue;
+        arriving_.erase({each.shard().block.record, each.shard().shard});
+        table_.vacate(each.shard().block.record, each.shard().shard);
+    }
+}
+
 // Shards that came from below: into the memory of those that wait for them, while nobody can take
 // the frame away; then everybody may have them.
 void LoadPath::arrive(Lock &lock) {
     Outcome outcome;
     std::vector<Arrival> arrivals = collect(outcome);
-    for (bool more = true; more;) {
-        more = false;
-        for (auto &each : arrivals) more = claim_waiters(each) || more;
-        if (!more) break;
+    const auto claimed = [&] {
+        bool any = false;
+        for (auto &each : arrivals) any = claim_waiters(each) || any;
+        return any;
+    };
+    bool more = claimed();
+    give_up(arrivals);
+    for (; more; more = claimed()) {
         lock.unlock();
         UCM_FAILPOINT("cache.arrived");
         for (size_t which = 0, left = 1; left; which++) {
@@ -625,12 +647,9 @@ void LoadPath::arrive(Lock &lock) {
     {
         const Table::Hold hold(table_);
         for (auto &each : arrivals) {
+            if (each.answer.status != UCM_OK) continue;
             const Arriving &shard = each.shard();
             arriving_.erase({shard.block.record, shard.shard});
-            if (each.answer.status != UCM_OK) {
-                table_.vacate(shard.block.record, shard.shard);
-                continue;
-            }
             core_.metrics.add(kLoadInBytes, each.answer.length);
             table_.arrived(shard.block.record, shard.shard, each.answer.length, each.answer.length);
         }

@@ -75,6 +75,7 @@ class LoadPath {
     std::vector<Arrival> collect(Outcome &outcome);
     bool claim_waiters(Arrival &each);
     size_t hand_out(const std::vector<Arrival> &arrivals, size_t first, size_t which);
+    void give_up(const std::vector<Arrival> &arrivals);
     void arrive(Lock &lock);
     void fill_ended(Fill &fill, Outcome &outcome);
     void expire(const JobRef &job, Lock &lock);
@@ -90,6 +91,7 @@ class LoadPath {
     std::deque<Part> parked_;
     uint64_t parked_at_version_ = 0;  // of the room, when the last one was parked
     std::deque<std::pair<std::shared_ptr<Fill>, size_t>> arrived_;
+    int64_t arrived_due_ns_ = 0;                 // until then more may gather
     std::deque<std::shared_ptr<Fill>> refused_;  // by a BUSY store below
     int64_t busy_until_ns_ = 0;
     std::deque<JobRef> expired_;

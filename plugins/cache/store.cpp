@@ -5,7 +5,7 @@ namespace ucm::cache {
 
 namespace {
 
-// More is left to threads, so that a caller who wants to go on can.
+// More is left to threads, so that a caller who wants to go on can; all, where it says so.
 constexpr uint64_t kInlineBytes = 2u << 20;
 
 }  // namespace
@@ -20,7 +20,7 @@ CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
       tasks(args.layout),
       dump_admission(core.config.waiting_shards, core.config.waiting_bytes),
       load_admission(core.config.waiting_shards, core.config.waiting_bytes),
-      inline_bytes(args.layout->memory == UCM_MEMORY_HOST ? kInlineBytes : 0) {
+      on_host(args.layout->memory == UCM_MEMORY_HOST) {
     {
         Outcome outcome;
         Lock lock(core.mutex);
@@ -36,6 +36,10 @@ CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
     dumps.start();
     loads.start();
     watch.start();
+}
+
+uint64_t CacheStore::Engine::inline_bytes(const ucm_transfer &t) const {
+    return on_host && t.priority >= 0 ? kInlineBytes : 0;
 }
 
 CacheStore::CacheStore(const ucm_open_args &args)
@@ -99,14 +103,14 @@ JobRef CacheStore::accept(const ucm_transfer &t, bool dump, ucm_task *number, uc
 ucm_status CacheStore::load(const ucm_transfer &t, ucm_task *number, ucm_error *err) {
     ucm_status status;
     if (const JobRef job = accept(t, false, number, &status, err))
-        engine_->loads.push(job, engine_->inline_bytes);
+        engine_->loads.push(job, engine_->inline_bytes(t));
     return status;
 }
 
 ucm_status CacheStore::dump(const ucm_transfer &t, ucm_task *number, ucm_error *err) {
     ucm_status status;
     if (const JobRef job = accept(t, true, number, &status, err))
-        engine_->dumps.push(job, engine_->inline_bytes);
+        engine_->dumps.push(job, engine_->inline_bytes(t));
     return status;
 }
 

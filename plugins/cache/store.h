@@ -35,6 +35,8 @@ class CacheStore final : public Store {
     struct Engine {
         Engine(const ucm_open_args &args, const Shape &shape, const std::string &unique_id);
         bool idle() const { return writer.idle() && loads.idle(); }
+        // How much of it is copied on the thread of the caller.
+        uint64_t inline_bytes(const ucm_transfer &t) const;
 
         Core core;
         WriteBack writer;
@@ -43,8 +45,8 @@ class CacheStore final : public Store {
         Watch watch;
         Tasks tasks;
         Admission dump_admission, load_admission;
-        const uint64_t inline_bytes;  // copied on the thread of the caller
-        bool draining = false;        // guarded by core.mutex
+        const bool on_host;     // the caller's memory
+        bool draining = false;  // guarded by core.mutex
     };
 
     JobRef accept(const ucm_transfer &t, bool dump, ucm_task *task, ucm_status *status,

@@ -16,6 +16,7 @@ from place import HERE, check, tail
 BLOCK = 128  # tokens
 PIPELINE = "Cache|Compress|Posix"
 START_S, ANSWER_S = 300, 600
+ROUNDING = 0.25  # between log-probabilities, of sums of bf16 in another order
 HIT = re.compile(r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)")
 NAMESPACE = re.compile(r"namespace (\S+), rank tp0")
 SEGMENT = re.compile(r"/dev/shm/ucm-cache-\S+")
@@ -190,6 +191,17 @@ class Engine:
         code = self._code(90)
         check(code == 0, f"engine {self.name!r} ended with {code}, see {self.log}:\n{self.tail()}")
 
+    def store_ms(self):
+        """Return the CPU time that threads of the store have taken, ms."""
+        spent = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            try:
+                if (task / "comm").read_text().startswith("ucm-"):
+                    spent += int((task / "schedstat").read_text().split()[0])
+            except OSError:  # it has ended
+                continue
+        return spent / 1e6
+
     def kill(self):
         if self._code(0) is None:
             os.kill(self.pid, signal.SIGKILL)
@@ -202,6 +214,14 @@ class Engine:
 def same(what, got, right):
     for key in ("tokens", "logprobs"):
         check(got[key] == right[key], f"{what}: {key} {got[key]} differ from vLLM's {right[key]}")
+
+
+def alike(what, got, right):
+    """Check that two texts are the same but for how sums are rounded."""
+    check(got["tokens"] == right["tokens"], f"{what}: {got['tokens']} is not {right['tokens']}")
+    gap = max(abs(a - b) for a, b in zip(got["logprobs"], right["logprobs"], strict=True))
+    check(gap < ROUNDING, f"{what}: log-probabilities are {gap:.3f} apart")
+    return gap
 
 
 def audited(files):

@@ -40,8 +40,9 @@ WITH_SMOLLM2 = ("ttft", "serve")
 class Test:
     """What a scene works with: engines, and a folder of its own."""
 
-    def __init__(self, place, engines, folder, small):
-        self.place, self.engines, self.folder, self.small = place, engines, folder, small
+    def __init__(self, place, engines, folder, small, long):
+        self.place, self.engines, self.folder = place, engines, folder
+        self.small, self.long = small, long
         folder.mkdir()
 
     @staticmethod
@@ -65,7 +66,7 @@ def machine():
     }
 
 
-def play(place, scenes, small):
+def play(place, scenes, small, long):
     """Run scenes; return what each found, with an error where it failed."""
     folder = place.runs / time.strftime("%Y%m%d-%H%M%S")
     report = {}
@@ -74,7 +75,7 @@ def play(place, scenes, small):
             start = time.monotonic()
             entry = report[name] = {}
             try:
-                test = Test(place, engines, folder / name, small)
+                test = Test(place, engines, folder / name, small, long)
                 entry["results"] = importlib.import_module(f"scenes.{name}").run(test)
             except Exception as failure:  # the other scenes still have their turn
                 entry["failed"] = f"{failure or type(failure).__name__}"
@@ -105,6 +106,7 @@ def main():
     parser.add_argument("--folder", type=Path, required=True, help="environment, models and runs")
     parser.add_argument("--wheel", type=Path, required=True, help="the package to test")
     parser.add_argument("--small", action="store_true", help="the shortest form")
+    parser.add_argument("--long", action="store_true", help="what takes longest too")
     parser.add_argument(
         "--only", action="append", choices=SCENES, help="this scene; may be given again"
     )
@@ -116,7 +118,7 @@ def main():
     start, before = time.monotonic(), machine()
     try:
         place.prepare(args.wheel.absolute(), ["smollm2"] if set(scenes) & set(WITH_SMOLLM2) else [])
-        report = play(place, scenes, args.small)
+        report = play(place, scenes, args.small, args.long)
     except Failed as failure:
         say(f"FAILED: {failure}")
         return 1

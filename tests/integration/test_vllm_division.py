@@ -47,6 +47,14 @@ def test_what_all_ranks_hold_is_stored_once(groups):
     assert [d.keeps for d in divided] == [True, False]
 
 
+@pytest.mark.parametrize("more", [{}, {"replicated": True}, {"all_heads": 2, "groups": 2}])
+def test_every_worker_has_a_name_of_its_own_whatever_it_holds(more):
+    groups = {"groups": None, **more}.pop("groups")
+    more = {key: value for key, value in more.items() if key != "groups"}
+    divided = [divide(worker(rank, 4, **more), LAYERS, groups) for rank in range(4)]
+    assert [d.worker for d in divided] == ["tp0", "tp1", "tp2", "tp3"]
+
+
 def test_stages_of_a_pipeline_are_told_by_their_layers():
     first, second = (divide(worker(0, 1, stages=2), LAYERS[a:b], None) for a, b in ((0, 2), (2, 4)))
     assert (first.parts, second.parts) == (("tp0-layers0-1",), ("tp0-layers2-3",))

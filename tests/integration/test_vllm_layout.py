@@ -80,12 +80,13 @@ def test_a_row_is_a_shard_and_its_id_and_index_name_it(layout):
     assert addresses.shape == (2 * LAYERS, 1)
 
 
-def test_rows_of_one_layer_are_the_same_ones(layout):
+def test_rows_of_some_layers_are_the_same_ones(layout):
     every = layout.rows([b"a" * 16, b"b" * 16], [4, 2])
-    for layer in range(LAYERS):
-        some = layout.rows([b"a" * 16, b"b" * 16], [4, 2], layer)
+    for layers in ([0], [2], range(1, 3)):
+        some = layout.rows([b"a" * 16, b"b" * 16], [4, 2], layers)
+        picked = [i for i in range(2 * LAYERS) if i % LAYERS in layers]
         for all_rows, rows in zip(every, some, strict=True):
-            assert (all_rows[layer::LAYERS] == rows).all()
+            assert (all_rows[picked] == rows).all()
 
 
 def test_layers_that_share_a_cache_wait_for_the_same_shard_and_one_of_them_fills_it():

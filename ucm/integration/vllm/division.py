@@ -30,6 +30,7 @@ class Division:
     parts: tuple[str, ...]
     keeps: bool  # False: another worker saves the same
     identity: Any
+    worker: str  # who holds them: no other worker of the engine is called so
 
 
 def divide(workers: Workers, layers: Sequence[str], groups: int | None) -> Division:
@@ -40,11 +41,11 @@ def divide(workers: Workers, layers: Sequence[str], groups: int | None) -> Divis
     """
     stage = f"-{_range(layers)}" if workers.stages > 1 else ""
     stages = ["stages", workers.stages]
+    worker = rank_name(workers.tensor_rank) + stage
     if workers.replicated:
-        return Division((f"all{stage}",), workers.tensor_rank == 0, ["all", stages])
+        return Division((f"all{stage}",), workers.tensor_rank == 0, ["all", stages], worker)
     if groups is None:
-        name = rank_name(workers.tensor_rank) + stage
-        return Division((name,), True, ["tp", workers.tensor_size, stages])
+        return Division((worker,), True, ["tp", workers.tensor_size, stages], worker)
     if workers.all_heads % groups:
         raise ConfigError(
             f"kv_head_groups: {groups} does not divide the model's {workers.all_heads} KV heads"
@@ -60,7 +61,8 @@ def divide(workers: Workers, layers: Sequence[str], groups: int | None) -> Divis
         )
     held = range(first_head // each, (first_head + workers.heads) // each)
     names = tuple(f"heads{g}of{groups}{stage}" for g in held)
-    return Division(names, workers.tensor_rank % copies == 0, ["heads", groups, stages])
+    keeps = workers.tensor_rank % copies == 0
+    return Division(names, keeps, ["heads", groups, stages], worker)
 
 
 def _range(layers: Sequence[str]) -> str:

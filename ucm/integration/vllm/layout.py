@@ -88,22 +88,20 @@ class KvLayout:
         return place if place is not None and self.names[place] == layer_name else None
 
     def rows(
-        self, ids: Sequence[bytes], blocks: Sequence[int], layer: int | None = None
+        self, ids: Sequence[bytes], blocks: Sequence[int], layers: Sequence[int] | None = None
     ) -> tuple[Any, Any, Any]:
         """Return (ids, indexes, addresses), a row for each shard of each part of these blocks.
 
-        ``ids``: of every block's parts. A row for each part if only one layer is asked for.
+        ``ids``: of every block's parts. ``layers``: only these; None: all.
         Addresses are uint64 (rows, segments).
         """
         names = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
         numbers = np.asarray(blocks, np.uint64)[:, None, None, None]
-        layers = slice(None) if layer is None else slice(layer, layer + 1)
-        starts = numbers * self._strides[layers, None] + self._bases[layers]
+        shards = np.asarray(range(self.shards_per_block) if layers is None else layers, np.uint32)
+        starts = numbers * self._strides[shards, None] + self._bases[shards]
         starts = starts + self._parts[:, None, None]  # blocks, parts, layers, segments
-        count = starts.shape[2]
-        shards = np.arange(count, dtype=np.uint32) + np.uint32(layer or 0)
         return (
-            np.repeat(names, count, axis=0),
+            np.repeat(names, len(shards), axis=0),
             np.tile(shards, len(ids)),
             np.ascontiguousarray(starts.reshape(-1, self.segments)),
         )

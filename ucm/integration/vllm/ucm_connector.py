@@ -200,7 +200,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._worker = WorkerSide(
             store, layout, Namers(name, division.parts), engine.agree, moving, self._metrics
         )
-        self._metrics.watch(store, division.parts[0])
+        self._metrics.watch(store, division.worker)
         if self._rendezvous is not None:
             self._rendezvous.tell(engine.tensor_rank(), dict(vars(self._handshake)))
 
