@@ -19,7 +19,7 @@ namespace ucm {
 
 constexpr uint64_t kMaxHeaderBytes = 1u << 20;
 constexpr uint64_t kUnknownBytes = UINT64_MAX;  // of a file: what its header says is believed
-constexpr size_t kDepthAt = 128;  // of the depth, in the header
+constexpr size_t kDepthAt = 128;                // of the depth, in the header
 
 struct ShardEntry {
     uint64_t offset = 0, length = 0, raw_length = 0, checksum = 0;
