@@ -114,7 +114,7 @@ class Card:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Write the file."""
         self.exit_code = int(exitstatus)
-        if self._given.report:
+        if self._given.report and self._ends:
             Path(self._given.report).write_text(json.dumps(self.as_dict(), indent=2) + "\n")
 
     def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
@@ -130,8 +130,10 @@ def _reason(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash else str(report.longrepr)
-    return " ".join(text.split())[:200]
+    text: str = crash.message if crash else str(report.longrepr)
+    for noise in ("AssertionError: ", "Failed: ", "ucm.errors."):
+        text = text.removeprefix(noise)
+    return text.partition("\n")[0][:200]
 
 
 def lines_of(card: dict[str, Any]) -> list[str]:
