@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from support import ROOT, compile_library
 
 HERE = Path(__file__).parent
+HEAP_SOURCE = ROOT / "examples" / "c_store" / "heap.c"
 # Runs the suite on one store after the other: a process costs more than a run.
 RUN = """\
 import json, sys, pytest
@@ -38,15 +40,15 @@ ENOUGH = " or ".join(tests for _, tests in BROKEN.values())
 def cards(run_python, tmp_path):
     """Run the suite on stores, in one process; return their score cards."""
 
-    def run(*runs):
+    def run(*runs, **variables):
         arguments = []
         for name, tests, *more in runs:
             options = IN_FOLDER if name in ("ClosesEarly", "Unchecked", "InPlace") else []
             report = ["--ucm-report", f"{name}.json", "--basetemp", f"of-{name}"]
-            pipeline = ["--ucm-pipeline", f"broken_stores:{name}"]
+            pipeline = ["--ucm-pipeline", "Heap" if name == "Heap" else f"broken_stores:{name}"]
             arguments.append([*pipeline, "-k", tests, *options, *report, *more])
         path = [HERE, HERE / "broken"]
-        done = run_python(RUN, json.dumps(arguments), path=path, check=False)
+        done = run_python(RUN, json.dumps(arguments), path=path, check=False, **variables)
         read = {}
         for name, *_ in runs:
             report = tmp_path / f"{name}.json"
@@ -75,10 +77,36 @@ def test_a_task_that_never_ends_is_given_up(cards):
     assert "  to do: " in said
 
 
-def test_a_call_that_never_returns_is_given_up_and_the_next_tests_run(cards):
-    tests = "new_store_has_no_block or test_round_trip_of_a_block_of_any_size"
-    read, _ = cards(("Blocks", tests, *HASTE))
-    (broken,) = read["Blocks"]["broken"]
+LOOKUP = "    if (a->flags) return unknown_flags(err);\n    if (a->mode"
+DONE = "        t->done(t->ctx, i, &result);\n"
+NATIVE = {
+    # Never returns from a lookup of five blocks.
+    "blocks": (
+        LOOKUP,
+        "    while (a->n == 5) nanosleep(&(struct timespec){1, 0}, NULL);\n" + LOOKUP,
+        "new_store_has_no_block or test_round_trip_of_a_block_of_any_size",
+        "it is in expect_found, test_lookup.py:",
+    ),
+    # Never ends the task of every fifth dumped shard.
+    "leaks": (
+        DONE,
+        "        if (dump && heap->values[DUMPED] % 5 == 0) return UCM_OK;\n" + DONE,
+        "wait_may_be_repeated or any_order",
+        "within 400 ms",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", NATIVE)
+def test_a_native_store_that_hangs_is_given_up_and_the_next_tests_run(cards, tmp_path, how):
+    right, wrong, tests, reason = NATIVE[how]
+    source = HEAP_SOURCE.read_text()
+    assert source.count(right) == 1
+    (tmp_path / "heap.c").write_text(source.replace(right, wrong))
+    library = compile_library(tmp_path / "heap.c", tmp_path / "heap.so")
+    read, _ = cards(("Heap", tests, *HASTE), UCM_PLUGINS=str(library))
+    (broken,) = read["Heap"]["broken"]
     assert broken["promise"] == "ENDS"
-    assert "it is in expect_found" in broken["reason"]
-    assert read["Blocks"]["parts"]["contract"] == {"passed": 8, "failed": 1, "skipped": 0}
+    assert len(broken["tests"]) == 1
+    assert reason in broken["reason"]
+    assert sum(part["passed"] for part in read["Heap"]["parts"].values()) >= 1

@@ -106,7 +106,7 @@ def _close(store: Store, failed: list[BaseException]) -> None:
 
 def leave_if_abandoned(code: int) -> None:
     """End the process here and now if something was abandoned: it would keep it for ever."""
-    if _abandoned and "PYTEST_XDIST_WORKER" not in os.environ:
+    if _abandoned:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

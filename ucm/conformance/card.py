@@ -54,8 +54,9 @@ def description_of(store: Store) -> dict[str, Any]:
 class Card:
     """Collects reports; prints the card at the end of the run, and writes it to a file."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: Given, worker: bool) -> None:
         self._given = given
+        self._worker = worker  # of pytest-xdist: it has a part of the reports
         self._ends: dict[str, str] = {}  # by test
         self._parts: dict[str, str] = {}
         self._promises: dict[str, Promise] = {}  # the test's own, or one that broke in it
@@ -114,7 +115,7 @@ class Card:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Write the file."""
         self.exit_code = int(exitstatus)
-        if self._given.report:
+        if self._given.report and self._ends and not self._worker:
             Path(self._given.report).write_text(json.dumps(self.as_dict(), indent=2) + "\n")
 
     def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
@@ -130,8 +131,10 @@ def _reason(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash else str(report.longrepr)
-    return " ".join(text.split())[:200]
+    text: str = crash.message if crash else str(report.longrepr)
+    for noise in ("AssertionError: ", "Failed: ", "ucm.errors.", "ucm.conformance.bounds."):
+        text = text.removeprefix(noise)
+    return text.partition("\n")[0][:200]
 
 
 def lines_of(card: dict[str, Any]) -> list[str]:

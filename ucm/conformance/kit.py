@@ -239,16 +239,19 @@ def expect_published(store: Store, *blocks: Block) -> None:
     """Check that blocks are found and served whole, as far as the store promises to keep any."""
     found = store.lookup(ids_of(blocks))
     assert len(found) == len(blocks)
-    assert all(found) or not keeps(store)
+    missing = found.count(False)
+    assert not missing or not keeps(store), f"{missing} of {len(blocks)} blocks are not found"
     expect_served(store, pieces_of(blocks))
 
 
 def expect_absent(store: Store, *blocks: Block) -> None:
     """Check that blocks are not seen and no shard of them is served."""
-    assert store.lookup(ids_of(blocks)) == [False] * len(blocks)
+    seen = sum(store.lookup(ids_of(blocks)))
+    assert not seen, f"{seen} of {len(blocks)} blocks are found that are not there"
     pieces = pieces_of(blocks)
     for end in load_pieces(store, pieces):
-        assert end in ABSENT
+        what = end.name if isinstance(end, Status) else f"{len(end)} bytes"
+        assert end in ABSENT, f"a shard of a block that is not there: {what}"
 
 
 def expect_nothing_wrong(store: Store, *blocks: Block) -> None:

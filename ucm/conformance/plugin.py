@@ -24,7 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
         limit_ms = max(1, round((given.timeout_s or 0) * 1000))
         kit.WAIT_MS = limit_ms if given.timeout_s else kit.USUAL_WAIT_MS
-        config.pluginmanager.register(Card(given), "ucm-conformance-card")
+        card = Card(given, worker=hasattr(config, "workerinput"))
+        config.pluginmanager.register(card, "ucm-conformance-card")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,4 +60,5 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if card is not None:
         from ucm.conformance import bounds
 
+        # A worker of pytest-xdist has told its results by now.
         bounds.leave_if_abandoned(card.exit_code)

@@ -122,16 +122,6 @@ class NeverAnswers(DictStore):
             threading.Event().wait()
 
 
-class Blocks(DictStore):
-    """Never returns from a lookup of a block that it does not have."""
-
-    def lookup(self, block_ids):
-        found = super().lookup(block_ids)
-        if not all(found):
-            threading.Event().wait()
-        return found
-
-
 class InFolder(DictStore):
     """Persists, as far as this process goes: the blocks are those of the folder."""
 
