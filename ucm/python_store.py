@@ -107,7 +107,7 @@ class StoreBase:
             view[: len(part)] = part
             left = left[len(part) :]
         if left:
-            raise errors.CorruptError(f"{length} bytes are more than a shard's memory")
+            raise errors.IncompatibleError(f"{length} bytes are more than a shard's memory")
         return length
 
 
