@@ -764,7 +764,7 @@ static ucm_status bridge_close(ucm_store *s, const ucm_wait_args *args, ucm_repo
         report->lost = report->unfinished = report->pending = 0;
         for (struct job *job = b->oldest; job; job = job->after)
             if (job->open.kind == UCMB_DUMP) report->pending += job->open.n;
-        if (status != UCM_PENDING) b->stored = 0; /* the host asks again, for all of it */
+        b->stored = 0;
     }
     if (status != UCM_PENDING) {
         b->stopped = 1;

@@ -299,6 +299,7 @@ class Stack:
         logs.start()
         self._kinds = kinds
         self._stores: list[Any] = []  # top first
+        self._closed = _counts(_new_report())  # what close was told, until it is over
         self.layers = _layer_names([word.rpartition(":")[2] for word in words])
         self._timeout_ms = checked.get("timeout_ms")
         self._lookup_only = checked.get("device_id") == -1
@@ -422,21 +423,24 @@ class Stack:
 
     def close(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
         """Close from the top down; PENDING leaves the layers that are still open, to call again."""
-        total = {"stored": 0, "lost": 0, "pending": 0, "unfinished": 0}
         until = time.monotonic() + timeout_ms / 1000
         while self._stores:
             left = -1 if timeout_ms < 0 else max(0, int((until - time.monotonic()) * 1000))
             report = _new_report()
             error = new_error()
             status = lib.ucmh_close(self._stores[0], left, report, error)
+            counts = _counts(report)
             if status == Status.PENDING:
-                total["pending"] += report.pending
-                return status, total
+                # A report starts the counts anew, and who calls again wants all of it.
+                for name in ("stored", "lost"):
+                    self._closed[name] += counts[name]
+                return status, {**_counts(_new_report()), "pending": counts["pending"]}
             self._stores.pop(0)
-            for name, count in _counts(report).items():
-                total[name] += count
+            for name, count in counts.items():
+                self._closed[name] += count
             if status != Status.OK:
                 logs.logger.error("close: %s", ffi.string(error.message).decode(errors="replace"))
+        total, self._closed = self._closed, _counts(_new_report())
         return Status.OK, total
 
     def native_handle(self) -> int:
