@@ -64,12 +64,13 @@ void Loader::guess() {
     run_.clear();
     const uint64_t header = block_header_bytes(context_.shape.shard_count);
     const uint64_t whole = round_up(context_.shape.capacity), size = uint64_t(block_->st.st_size);
-    const bool alone = context_.shape.shard_count == 1;
+    const bool full = size == header + context_.shape.shard_count * whole;
+    // Memory that takes whole pages only is served at once if the shard fills them.
+    const bool alone = context_.shape.shard_count == 1 && !(full && scratch_.fenced);
     guessed_ = false;
     if (job_.size() > kRunShards || size <= header || size % UCM_ALIGNMENT) return;
     if (alone ? size - header > std::min(whole, kRunBytes)
-              : size != header + context_.shape.shard_count * whole ||
-                    job_.size() * whole > kRunBytes)
+              : !full || job_.size() * whole > kRunBytes)
         return;
     for (size_t i = 0; i < job_.size(); i++) {
         const size_t index = job_.index(i);
