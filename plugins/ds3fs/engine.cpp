@@ -41,8 +41,7 @@ std::string ring_name(bool reads) {
 
 }  // namespace
 
-Rings::Rings(const Shared &shared, size_t bytes, int entries, bool writes)
-    : library_(shared.library) {
+Rings::Rings(Shared &shared, size_t bytes, int entries, bool writes) : library_(shared.library) {
     const std::string where = iovs_folder(shared.mount_point);
     const int error = -library_.iovcreate(&iov_, shared.mount_point.c_str(), bytes, 0, shared.numa);
     if (error != 0)
@@ -53,7 +52,7 @@ Rings::Rings(const Shared &shared, size_t bytes, int entries, bool writes)
                     error);
     madvise(iov_.base, iov_.size, MADV_DONTFORK);
     try {
-        take_file();
+        take_file(shared.links);
         make_ring(shared, read_, entries, true);
         if (writes) make_ring(shared, write_, entries, false);
     } catch (...) {
@@ -83,12 +82,12 @@ void Rings::make_ring(const Shared &shared, Ior &ring, int entries, bool reads) 
 // The file of the memory is needed by nobody who has it mapped: so a kill leaves none behind, and
 // nobody else opens it. Before, all of it is allocated, as the daemon's pinning does too: to touch
 // what /dev/shm has no room for would end the process.
-void Rings::take_file() {
-    const std::string link = iovs_folder(iov_.mount_point) + "/" + id_text(iov_.id);
+void Rings::take_file(Links &links) {
+    const std::string folder = iovs_folder(iov_.mount_point), name = id_text(iov_.id);
     char target[256];
-    const ssize_t n = ::readlink(link.c_str(), target, sizeof target - 1);
+    const ssize_t n = ::readlink((folder + "/" + name).c_str(), target, sizeof target - 1);
     if (n <= 0) return;
-    link_ = link;
+    link_ = links.add(folder, name);
     target[n] = 0;
     if (std::strncmp(target, kShm, sizeof kShm - 1) != 0) return;
     const int fd = ::open(target, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
@@ -120,11 +119,6 @@ void Rings::destroy_ring(Ior &ring, bool reads) {
     library_.iordestroy(&ring);
 }
 
-bool Rings::forgotten() const {
-    struct stat st{};
-    return !link_.empty() && ::lstat(link_.c_str(), &st) != 0 && errno == ENOENT;
-}
-
 UsrbioEngine::UsrbioEngine(Shared &shared, size_t depth, size_t slot_bytes, bool writes)
     : shared_(shared), slot_bytes_(slot_bytes), writes_(writes), requests_(depth) {
     rings_ = make_rings();
@@ -140,7 +134,8 @@ std::unique_ptr<Rings> UsrbioEngine::make_rings() const {
 UsrbioEngine::~UsrbioEngine() {
     static std::mutex mutex;  // guards left
     static auto *left = new std::vector<std::unique_ptr<Rings>>;
-    if (running_[0] + running_[1] > 0 && !rings_->forgotten()) {
+    const Link *link = rings_->link();
+    if (running_[0] + running_[1] > 0 && !(link && link->missing())) {
         shared_.log.write(UCM_LOG_WARN,
                           "%zu requests that were given up have not ended: their memory and ring "
                           "stay until the process ends",
@@ -154,8 +149,9 @@ UsrbioEngine::~UsrbioEngine() {
 
 void UsrbioEngine::start(Io &io) {
     Request &request = requests_[io.slot];
-    if (request.stuck) {
-        io.result = -ETIME;
+    const bool cut = cut_off();  // then its pieces may be of rings that are gone
+    if (cut || request.stuck) {
+        io.result = cut ? -ENOTCONN : -ETIME;
         return finished_.push_back(&io);
     }
     if (io.way == Io::Way::kSync) {
@@ -171,7 +167,7 @@ void UsrbioEngine::start(Io &io) {
     request.offset = io.offset;
     lay_out(request);
     request.fd = io.fd;
-    request.deadline_ns = monotonic_ns() + shared_.request_ns;
+    request.since_ns = monotonic_ns();
     waiting_.push_back(io.slot);
     prepare();
 }
@@ -344,32 +340,62 @@ void UsrbioEngine::look_around() {
     const int64_t now = monotonic_ns();
     if (now < look_ns_) return;
     look_ns_ = now + kLookNs;
-    size_t stuck = 0;
+    bool doubtful = false;
     for (size_t slot = 0; slot < requests_.size(); slot++) {
         Request &request = requests_[slot];
-        const bool late = request.io && now >= request.deadline_ns;
-        if (late && !request.direct) give_up(slot, request);
-        stuck += request.stuck || (late && request.direct);
+        const int64_t age_ns = request.io ? now - request.since_ns : 0;
+        if (request.io && !request.direct && age_ns >= shared_.request_ns) {
+            shared_.log.write(UCM_LOG_WARN, "a %s was not finished in %lld ms and is given up",
+                              request.write ? "write" : "read",
+                              static_cast<long long>(shared_.request_ns / kMs));
+            give_up(slot, request, ETIME);
+        }
+        doubtful = doubtful || request.stuck || age_ns >= std::min(kSecond, shared_.request_ns);
     }
-    if (stuck == requests_.size() && now >= renew_ns_) {
-        renew_ns_ = now + kSecond;
-        renew();
-    }
+    if (doubtful && rings_->link()) rings_->link()->doubt();
+    cut_off();
 }
 
-void UsrbioEngine::give_up(size_t slot, Request &request) {
+void UsrbioEngine::give_up(size_t slot, Request &request, int error) {
     waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), slot), waiting_.end());
-    shared_.log.write(UCM_LOG_WARN, "a %s was not finished in %lld ms and is given up",
-                      request.write ? "write" : "read",
-                      static_cast<long long>(shared_.request_ns / kMs));
     shared_.given_up++;
-    request.io->result = -ETIME;
+    request.io->result = -error;
     finished_.push_back(request.io);
     request.io = nullptr;
     if (request.running == 0) return;
     request.stuck = true;
     shared_.stuck++;
     shared_.descriptors.hold(request.fd);
+}
+
+// True: the daemon is gone. Rings are made anew where nobody is about to use what is in the old
+// ones: what was started is over, with an error.
+bool UsrbioEngine::cut_off() {
+    const Link *link = rings_->link();
+    if (!link || link->gone() == 0) return false;
+    const bool unused = end_all() && std::all_of(finished_.begin(), finished_.end(),
+                                                 [](const Io *io) { return io->result < 0; });
+    const int64_t now = monotonic_ns();
+    if (unused && link->replaced() && now >= renew_ns_) {
+        renew_ns_ = now + kSecond;
+        renew();
+    }
+    return true;
+}
+
+// False: some may still move bytes to memory of others.
+bool UsrbioEngine::end_all() {
+    bool all = true;
+    const bool sure = rings_->link()->gone() > 1;
+    for (size_t slot = 0; slot < requests_.size(); slot++) {
+        Request &request = requests_[slot];
+        if (!request.io) continue;
+        if (sure || !request.direct)
+            give_up(slot, request, ENOTCONN);
+        else
+            all = false;
+    }
+    return all;
 }
 
 void UsrbioEngine::forget_all() {
@@ -379,23 +405,23 @@ void UsrbioEngine::forget_all() {
         Request &request = requests_[slot];
         request.running = 0;
         if (request.stuck) free(request);
-        if (request.io) give_up(slot, request);
+        if (request.io) give_up(slot, request, ENOTCONN);
     }
 }
 
 // Another daemon serves the mount, and knows nothing of what this one was told.
 void UsrbioEngine::renew() {
-    if (!rings_->forgotten()) return;
     try {
         rings_ = make_rings();
-        forget_all();
-        shared_.descriptors.drop_idle();
-        shared_.memory.tell_again(shared_.log);
-        shared_.log.write(UCM_LOG_WARN, "%s: another daemon serves it; there are new rings",
-                          shared_.mount_point.c_str());
     } catch (const Error &error) {
         shared_.log.write(UCM_LOG_WARN, "%s: %s", shared_.mount_point.c_str(), error.what());
+        return;
     }
+    forget_all();
+    shared_.descriptors.drop_idle();
+    shared_.memory.tell_again(shared_.log);
+    shared_.log.write(UCM_LOG_WARN, "%s: another daemon serves it; there are new rings",
+                      shared_.mount_point.c_str());
 }
 
 }  // namespace ucm::ds3fs

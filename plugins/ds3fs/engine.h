@@ -9,6 +9,7 @@
 
 #include "descriptors.h"
 #include "files/engine.h"
+#include "links.h"
 #include "log.h"
 #include "memory.h"
 #include "usrbio.h"
@@ -27,6 +28,7 @@ struct Shared {
     int64_t request_ns = 0;  // how long a request may take
     Descriptors descriptors;
     SharedMemory memory;
+    Links links;
 
     std::atomic<uint64_t> requests{0}, running{0}, stuck{0}, given_up{0}, submits{0}, bytes{0};
 };
@@ -35,26 +37,26 @@ struct Shared {
 class Rings {
   public:
     // Throws where the daemon does not take them.
-    Rings(const Shared &shared, size_t bytes, int entries, bool writes);
+    Rings(Shared &shared, size_t bytes, int entries, bool writes);
     ~Rings();
     Rings(const Rings &) = delete;
     Rings &operator=(const Rings &) = delete;
 
     const Iov &iov() const { return iov_; }
     const Ior &ring(bool write) const { return write ? write_ : read_; }
-    // The daemon that knew them is gone: nothing can move any more. False where that is not sure.
-    bool forgotten() const;
+    // To the daemon that knows them; NULL where it is not seen.
+    Link *link() const { return link_.get(); }
 
   private:
     void make_ring(const Shared &shared, Ior &ring, int entries, bool reads);
     void destroy_ring(Ior &ring, bool reads);
     void destroy();
-    void take_file();
+    void take_file(Links &links);
 
     const Library &library_;
     Iov iov_{};
     Ior read_{}, write_{};
-    std::string link_;  // how the daemon calls the iov; "" where it is not seen
+    std::shared_ptr<Link> link_;
 };
 
 // Requests of one thread, through rings of its own.
@@ -73,7 +75,7 @@ class UsrbioEngine final : public files::Engine {
 
   private:
     // What a slot does. Its pieces are requests of the library, each with its own result. Those
-    // to memory of others are never given up: only their end gives it back.
+    // to memory of others are given up only when their daemon is gone.
     struct Request {
         files::Io *io = nullptr;  // NULL: none, or given up
         uint32_t life = 0;        // tells the requests of a slot from each other
@@ -85,7 +87,7 @@ class UsrbioEngine final : public files::Engine {
         std::vector<iovec> pieces;
         std::vector<int64_t> results;  // by piece
         int fd = -1;
-        int64_t deadline_ns = 0;
+        int64_t since_ns = 0;
     };
 
     std::unique_ptr<Rings> make_rings() const;
@@ -99,7 +101,9 @@ class UsrbioEngine final : public files::Engine {
     void end(Request &request);
     void free(Request &request);
     void look_around();
-    void give_up(size_t slot, Request &request);
+    void give_up(size_t slot, Request &request, int error);
+    bool cut_off();
+    bool end_all();
     void forget_all();
     void renew();
 
@@ -112,7 +116,7 @@ class UsrbioEngine final : public files::Engine {
     std::deque<files::Io *> finished_;    // not handed out yet
     bool hinted_ = true;                  // nothing was prepared since the last submit
     size_t running_[2] = {0, 0};          // pieces on the ring for reading, for writing
-    int64_t look_ns_ = 0, renew_ns_ = 0;  // when to look for late ones; for another daemon
+    int64_t look_ns_ = 0, renew_ns_ = 0;  // when to look for late ones; to try another daemon
 };
 
 }  // namespace ucm::ds3fs

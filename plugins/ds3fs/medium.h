@@ -53,7 +53,10 @@ class UsrbioMedium final : public files::Medium {
                shared_.memory.add(shared_.mount_point, base, bytes, shared_.log);
     }
     void release_memory(void *base, uint64_t bytes) override { shared_.memory.remove(base, bytes); }
-    void tidy() override { shared_.descriptors.tidy(); }
+    void tidy() override {
+        shared_.links.look();
+        shared_.descriptors.tidy();
+    }
     void count(uint64_t *values, size_t most) const override;
 
   private:

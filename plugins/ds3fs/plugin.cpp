@@ -35,7 +35,7 @@ const ucm_metric kMetrics[] = {
     {"stuck_buffers", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "buffers",
      "Buffers that wait for a request that was given up."},
     {"given_up_requests_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "requests",
-     "Requests that were not finished in time."},
+     "Requests that were not finished in time, or whose daemon is gone."},
     {"submits_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "calls",
      "Times the daemon was told of new requests."},
     {"buffered_bytes_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "bytes",
