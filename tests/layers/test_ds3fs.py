@@ -415,6 +415,45 @@ def test_a_daemon_that_dies_and_comes_back(open_store, switch, plan, rng):
     kit.expect_nothing_wrong(store, *blocks[20:])
 
 
+def test_a_close_that_had_to_wait_reports_all_that_was_stored(open_store, switch, rng):
+    hung = switch("HUNG")
+    store = open_store()
+    block, other = kit.new_blocks(store, rng, 2)
+    kit.dump(store, block)
+    hung.touch()
+    kit.start_dump(store, other.pieces())
+    with pytest.raises(ucm.StoreTimeout):
+        store.close(250)
+    hung.unlink()
+    assert store.close(kit.WAIT_MS).stored == 2 * SHARDS
+
+
+# With a timeout of a day: what ends before, the loss of the daemon has ended.
+A_DAY = 86400000
+
+
+def test_requests_of_a_daemon_that_is_gone_end_before_their_timeout(open_store, switch, plan, rng):
+    dead = switch("DEAD")
+    store = open_store(ds3fs_request_timeout_ms=A_DAY)
+    block, other = kit.new_blocks(store, rng, 2)
+    kit.dump(store, block)
+    plan("delay_us=50000")
+    open_store().close()  # the plan is read
+    load = kit.start_load(store, block.pieces())
+    dump = kit.start_dump(store, other.pieces())
+    wait_until(lambda: stats(store)["requests_running"] > 0)
+    dead.touch()
+    for transfer in (load, dump):
+        with contextlib.suppress(ucm.StoreError):
+            store.wait(transfer.task, kit.WAIT_MS)
+        assert Status.UNAVAILABLE in {result.status for result in transfer.task.results}
+    assert ends(store, block) == {Status.UNAVAILABLE}
+    dead.unlink()
+    wait_until(lambda: ends_or_none(store, block) == {"data"})
+    wait_until(lambda: dump_ends(store, other) == {Status.OK})
+    kit.expect_published(store, block, other)
+
+
 # Memory of Cache.
 
 
@@ -432,6 +471,44 @@ def test_memory_of_cache_moves_without_a_copy(open_store, hf3fs_mount, rng):
         kit.expect_published(store, *blocks)
         assert stats(store)["buffered_bytes_total"] == 5 * 4096
     assert list(links.iterdir()) == []
+
+
+@pytest.mark.parametrize("shards", [1, SHARDS])
+def test_whole_pages_of_cache_are_neither_dumped_nor_loaded_by_a_copy(open_store, rng, shards):
+    options = {"cache_buffer_capacity_gb": 0.03125, "ds3fs_zero_copy": True}
+    options |= {"block_size": shards * SHARD, "shard_size": SHARD}
+    with open_store("Cache|Ds3fs", unique_id=f"pages-{shards}", **options) as store:
+        blocks = kit.new_blocks(store, rng, 5)
+        kit.dump(store, *blocks)
+    with open_store("Cache|Ds3fs", unique_id=f"pages-{shards}-2", **options) as store:
+        kit.expect_published(store, *blocks)
+        assert stats(store)["buffered_bytes_total"] == 5 * 4096
+        assert stats(store)["requests_total"] == 5 * 2
+
+
+def test_memory_of_cache_is_given_back_when_the_daemon_stays_dead(open_store, switch, plan, rng):
+    dead = switch("DEAD")
+    plan("delay_us=50000")
+    options = {"cache_buffer_capacity_gb": 0.03125, "ds3fs_zero_copy": True}
+    options["ds3fs_request_timeout_ms"] = A_DAY
+    store = open_store("Cache|Ds3fs", unique_id="stays-dead", **options)
+    kit.dump(store, *kit.new_blocks(store, rng, 5))
+    wait_until(lambda: stats(store)["requests_running"] > 0)
+    dead.touch()
+    assert store.close(kit.WAIT_MS).stored < 5 * SHARDS
+
+
+def test_memory_of_cache_waits_for_a_daemon_that_hangs(open_store, switch, rng):
+    hung = switch("HUNG")
+    options = {"cache_buffer_capacity_gb": 0.03125, "ds3fs_zero_copy": True}
+    store = open_store("Cache|Ds3fs", unique_id="hangs", ds3fs_request_timeout_ms=50, **options)
+    blocks = kit.new_blocks(store, rng, 5)
+    hung.touch()
+    kit.dump(store, *blocks)
+    with pytest.raises(ucm.StoreTimeout):
+        store.close(1500)
+    hung.unlink()
+    assert store.close(kit.WAIT_MS).stored > 0
 
 
 def test_private_memory_is_copied_once(open_store, rng):

@@ -26,6 +26,7 @@ class Mount {
         std::filesystem::create_directory(blocks());
         setenv("HF3FS_STANDIN", plan.c_str(), 1);
         setenv("HF3FS_STANDIN_HUNG", hung_.c_str(), 1);
+        setenv("HF3FS_STANDIN_DEAD", dead_.c_str(), 1);
     }
     std::string blocks() const { return root_.path() + "/kv"; }
     Options options(const std::string &requests, const std::string &entries) const {
@@ -37,10 +38,12 @@ class Mount {
     }
     void hang() const { std::ofstream(hung_) << "now"; }
     void go_on() const { std::filesystem::remove(hung_); }
+    void die() const { std::ofstream(dead_) << "now"; }
+    void come_back() const { std::filesystem::remove(dead_); }
 
   private:
     TempDir root_, aside_;
-    const std::string hung_ = aside_.path() + "/hung";
+    const std::string hung_ = aside_.path() + "/hung", dead_ = aside_.path() + "/dead";
 };
 
 template <typename True>
@@ -93,6 +96,28 @@ TEST_CASE("Late completions find no request of another life, and closing waits f
     CHECK(soon([&] { return come_back(stack, {ids[0], ids[1]}); }));
     const Closed closed = stack.close();
     CHECK(closed.status == UCM_OK);
+}
+
+TEST_CASE("Threads turn to another daemon, whatever they were at") {
+    const Mount mount("seed=5 random_us=3000");
+    Stack stack({"Ds3fs"}, mount.options("6", "2"));
+    const auto ids = make_ids(12, 1);
+    REQUIRE(all_ok(stack.dump(ids)));
+    for (int turn = 0; turn < 3; turn++) {
+        std::atomic<bool> over{false};
+        std::thread loads([&] {
+            while (!over) come_back(stack, ids);
+        });
+        usleep(20000);
+        mount.die();
+        usleep(useconds_t(turn) * 200000);
+        mount.come_back();
+        usleep(100000);
+        over = true;
+        loads.join();
+        CHECK(soon([&] { return come_back(stack, ids); }));
+    }
+    CHECK(stack.close().status == UCM_OK);
 }
 
 TEST_CASE("A limit of open files that the library cannot take is refused before it is opened") {

@@ -130,7 +130,7 @@ def test_whatever_fails_no_byte_is_wrong(options, plan, rng, pipeline):
                 kit.expect_published(store, *blocks)
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES[:3])
+@pytest.mark.parametrize("pipeline", PIPELINES)
 def test_a_daemon_that_dies_under_64_loads(options, plan, switches, rng, pipeline):
     plan(f"seed={rng.getrandbits(30)} delay_us=1000 random_us=3000")
     with open_store(pipeline, options, cache_buffer_capacity_gb=1 / 1024) as store:
