@@ -368,10 +368,10 @@ TEST_CASE("exponents that lie apart are counted, too", "[compress][frame]") {
 
 namespace {
 
-// Normal numbers, each `scale` times what it was: its exponent is higher.
+// Normal numbers whose exponents are `by` higher.
 Bytes scaled(size_t n, int by, uint64_t seed) {
     Bytes bytes = numbers(n, UCM_DTYPE_BF16, seed);
-    for (size_t i = 0; i < n; i += 2) put(bytes, i, uint16_t(get(bytes, i, 2) + (by << 7)));
+    for (size_t i = 0; i < n; i += 2) put(bytes, i, uint16_t(get(bytes, i, 2) + by * 128));
     return bytes;
 }
 
