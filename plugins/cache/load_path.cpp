@@ -631,6 +631,9 @@ void LoadPath::arrive(Lock &lock) {
     };
     bool more = claimed();
     give_up(arrivals);
+    // Whoever sees the end of a load finds it counted.
+    for (const auto &each : arrivals)
+        if (each.answer.status == UCM_OK) core_.metrics.add(kLoadInBytes, each.answer.length);
     for (; more; more = claimed()) {
         lock.unlock();
         UCM_FAILPOINT("cache.arrived");
@@ -650,7 +653,6 @@ void LoadPath::arrive(Lock &lock) {
             if (each.answer.status != UCM_OK) continue;
             const Arriving &shard = each.shard();
             arriving_.erase({shard.block.record, shard.shard});
-            core_.metrics.add(kLoadInBytes, each.answer.length);
             table_.arrived(shard.block.record, shard.shard, each.answer.length, each.answer.length);
         }
     }
