@@ -110,15 +110,11 @@ native-plain native-asan native-tsan: dev
 	    -Dpython=false -Dtests=true --unity=on --unity-size=20 $(MESON_ARGS)
 	$(IN_VENV) $(BIN)/meson test -C build/$@ --print-errorlogs
 
-# What ends the daemon of 3FS's stand-in has a process of its own: it is the same for all its stores.
-OF_3FS := tests/layers/test_ds3fs.py tests/faults/test_3fs_daemon.py
-
 pytest: dev package
 	@if test -f $(VENV)/.no-torch; then \
 	    echo 'make: $(TORCH) cannot be had here: the tests that need it are left out'; \
 	fi
-	$(BIN)/pytest -n 2 $(if $(ARGS),$(ARGS),$(OF_3FS:%=--ignore=%))
-	$(if $(ARGS),,$(BIN)/pytest $(OF_3FS))
+	$(BIN)/pytest -n 2 $(ARGS)
 
 # Packages as their users have them: an environment with the wheel, and nothing of this checkout.
 PACKAGES := $(CURDIR)/$(VENV)-packages

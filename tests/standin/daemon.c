@@ -28,7 +28,7 @@ struct memory {
 
 struct ring *rings;
 static struct memory *memories;
-static char *mounts[64];
+static char **mounts; /* a process of tests has hundreds */
 static int mount_count, running_threads;
 static pthread_cond_t work;
 
@@ -134,7 +134,9 @@ bool link_made(const char *mount, const char *name) {
 void know_mount(const char *mount) {
     for (int i = 0; i < mount_count; i++)
         if (strcmp(mounts[i], mount) == 0) return;
-    if (mount_count < (int)(sizeof mounts / sizeof *mounts)) mounts[mount_count++] = strdup(mount);
+    mounts = realloc(mounts, (size_t)(mount_count + 1) * sizeof *mounts);
+    if (mounts == NULL) die("out of memory");
+    mounts[mount_count++] = strdup(mount);
 }
 
 bool is_mounted(const char *path) {

@@ -344,8 +344,10 @@ EXPORTED void hf3fs_dereg_fd(int fd) {
     pthread_mutex_unlock(&lock);
 }
 
+/* What only a dead daemon knew could not be deregistered. */
 void note_closed(int fd) {
-    if (fd >= 0 && fd < file_limit && files[fd] != NULL) counters.closed_registered++;
+    if (fd < 0 || fd >= file_limit || files[fd] == NULL) return;
+    if (files[fd]->generation == generation) counters.closed_registered++;
 }
 
 /* The real one keeps to the inode that was registered, whatever has the number by now. */
