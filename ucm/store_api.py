@@ -66,8 +66,8 @@ class Store:
         self._closed = False
         self._wired = bool(wired)
         self._handle_given = False
-        self._changing = threading.Lock()  # one replace or close at a time; guards _replaced
-        self._replaced: list[_Service] = []  # what is not closed yet of the earlier ones
+        self._changing = threading.Lock()  # one replace or close at a time; guards _leaving
+        self._leaving: list[_Service] = []  # what is to be closed, the oldest first
         self._tasks: collections.deque[Task] = collections.deque()
         self._service = _Service(self, options, wired)
         self._serve(self._service)
@@ -414,7 +414,7 @@ class Store:
                     f"{new.layout}"
                 )
             self._serve(new)
-            self._replaced.append(old)
+            self._leaving.append(old)
             limit = self._timeout_ms if wait_ms is None else wait_ms
             status, counts = self._sliced(self._retire, limit)
         if status == Status.PENDING:
@@ -425,16 +425,16 @@ class Store:
         return Report(**counts)
 
     def _retire(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
-        """Close what was replaced, the oldest first."""
+        """Close what is leaving."""
         total = {"stored": 0, "lost": 0, "pending": 0, "unfinished": 0}
-        while self._replaced:
-            self._replaced[0].gate.shut()
-            status, counts = self._replaced[0].stack.close(timeout_ms)
+        while self._leaving:
+            self._leaving[0].gate.shut()
+            status, counts = self._leaving[0].stack.close(timeout_ms)
             for name, count in counts.items():
                 total[name] += count
             if status == Status.PENDING:
                 return status, total
-            self._replaced.pop(0)
+            self._leaving.pop(0)
         return Status.OK, total
 
     def close(self, timeout_ms: int | None = None) -> Report:
@@ -447,8 +447,10 @@ class Store:
             return Report(0, 0, 0, 0)
         limit = self._timeout_ms if timeout_ms is None else timeout_ms
         with self._changing:
+            if self._service not in self._leaving:
+                self._leaving.append(self._service)
             self._service.gate.shut()
-            status, counts = self._sliced(self._close_slice, limit)
+            status, counts = self._sliced(self._retire, limit)
         if status == Status.PENDING:
             raise errors.StoreTimeout(
                 f"close: {counts['pending']} shards are not stored after {limit} ms; close again"
@@ -457,14 +459,6 @@ class Store:
         _open_stores.discard(self)
         self._tasks.clear()
         return Report(**counts)
-
-    def _close_slice(self, timeout_ms: int) -> tuple[int, dict[str, int]]:
-        status, total = self._retire(timeout_ms)
-        if status != Status.PENDING:
-            status, counts = self._service.stack.close(timeout_ms)
-            for name, count in counts.items():
-                total[name] += count
-        return status, total
 
 
 class _Names:
