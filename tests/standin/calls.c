@@ -234,14 +234,14 @@ static int on_open(const char *path, int flags, ...) {
     return on_openat(AT_FDCWD, path, flags, mode);
 }
 
-#define CALL(name) {#name, (void *)on_##name}
+#define CALL(name) {#name, (uintptr_t)on_##name}
 #define CALL64(name)                  \
     CALL(name), {                     \
-        #name "64", (void *)on_##name \
+        #name "64", (uintptr_t)on_##name \
     }
 static const struct {
     const char *name;
-    void *ours;
+    uintptr_t ours;  // ISO C has no cast from a function to void *
 } calls[] = {CALL(fsync),     CALL(fdatasync), CALL(close),   CALL64(fstat),   CALL64(stat),
              CALL64(lstat),   CALL64(fstatat), CALL(statx),   CALL(rename),    CALL(renameat),
              CALL(renameat2), CALL(link),      CALL(linkat),  CALL(unlink),    CALL(unlinkat),
@@ -254,7 +254,7 @@ enum { DATA = R_X86_64_GLOB_DAT, SLOT = R_X86_64_JUMP_SLOT };
 enum { DATA = R_AARCH64_GLOB_DAT, SLOT = R_AARCH64_JUMP_SLOT };
 #endif
 
-static void redirect(void **at, const char *name) {
+static void redirect(uintptr_t *at, const char *name) {
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         if (strcmp(name, calls[i].name) != 0 || *at == calls[i].ours) continue;
         const uintptr_t page = (uintptr_t)at & ~(uintptr_t)(sysconf(_SC_PAGESIZE) - 1);
@@ -290,7 +290,7 @@ static int visit(struct dl_phdr_info *object, size_t size, void *self) {
             const ElfW(Rela) *entry = &tables[t].first[i];
             const unsigned long type = ELF64_R_TYPE(entry->r_info);
             if (type != DATA && type != SLOT) continue;
-            redirect((void **)(object->dlpi_addr + entry->r_offset),
+            redirect((uintptr_t *)(object->dlpi_addr + entry->r_offset),
                      names + symbols[ELF64_R_SYM(entry->r_info)].st_name);
         }
     return 0;
@@ -298,5 +298,5 @@ static int visit(struct dl_phdr_info *object, size_t size, void *self) {
 
 void take_calls(void) {
     Dl_info self;
-    if (dladdr((void *)take_calls, &self) != 0) dl_iterate_phdr(visit, self.dli_fbase);
+    if (dladdr(calls, &self) != 0) dl_iterate_phdr(visit, self.dli_fbase);
 }
