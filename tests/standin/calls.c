@@ -235,8 +235,8 @@ static int on_open(const char *path, int flags, ...) {
 }
 
 #define CALL(name) {#name, (uintptr_t)on_##name}
-#define CALL64(name)                  \
-    CALL(name), {                     \
+#define CALL64(name)                     \
+    CALL(name), {                        \
         #name "64", (uintptr_t)on_##name \
     }
 static const struct {
