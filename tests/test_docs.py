@@ -86,6 +86,7 @@ NOT_RUN = {
         "examples/mooncake_store/README.md",
         "pip install './examples/mooncake_store[test]'",
     ): "needs the package",
+    ("examples/notebook/README.md", "pip install ucm-store numpy jupyterlab"): "is an editor",
     ("examples/redis_store/README.md", "pip install ./examples/redis_store"): "needs a server",
     ("examples/redis_store/README.md", 'store_pipeline: "Cache|Redis"'): "needs a server",
     ("examples/redis_store/README.md", "ucm bench"): "needs a server",

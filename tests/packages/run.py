@@ -64,8 +64,8 @@ class Bench:
         self.run(f"build {package.name}", *pip, *where, str(package))
 
     def pytest(self, what, *words, cwd=None):
-        quiet = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        self.run(what, self.python, *quiet, *words, cwd=cwd)
+        # Not `python -m pytest`, which would find the sources before what is installed.
+        self.run(what, "pytest", "-q", "-p", "no:cacheprovider", *words, cwd=cwd)
 
 
 def at_once(work, things):
