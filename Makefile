@@ -18,7 +18,7 @@ SOURCES := $(shell find include plugins ucm examples -name __pycache__ -prune -o
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help deps package wheel dev demo test check style types native native-plain native-asan \
-    native-tsan pytest packages model neon fuzz docs bench bench-posix bench-cache bench-codec e2e e2e-small \
+    native-tsan pytest packages packages-short model neon fuzz docs bench bench-posix bench-cache bench-codec e2e e2e-small \
     nfs clean
 
 help:
@@ -31,13 +31,14 @@ help:
 	@echo 'make e2e     real vLLM engines, half an hour; installs vLLM (2 GB) in $(VENV)-e2e'
 	@echo '             ARGS="--only modes": one scene; make e2e-small: the shortest, a random model'
 	@echo 'make nfs     Posix over real NFS and under power cuts, in a guest under QEMU; root, half an hour'
-	@echo 'make packages  the examples, each a package, built beside the wheel and tested; two minutes'
+	@echo 'make packages  the examples, each a package, built beside the wheel and tested; three minutes'
 	@echo '             ARGS=--all: with all tests of Mooncake, ten minutes'
 	@echo 'make model   the protocol of the memory that Cache shares, with spin; pytest has smaller bounds'
 	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
 	@echo 'make fuzz    the codec of Compress with libFuzzer, a minute a target; pytest has a shorter run'
 	@echo 'make deps    the system packages that these need; they call it themselves'
-	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest.'
+	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest,'
+	@echo '             packages-short: a minute of packages.'
 	@echo 'make clean   remove $(VENV) and build/'
 
 deps:
@@ -85,7 +86,7 @@ dev: deps $(VENV)/.dev
 demo: package
 	$(BIN)/ucm demo $(ARGS)
 
-test: dev package check docs native pytest
+test: dev package check docs native pytest packages-short
 
 check: style types
 
@@ -118,9 +119,11 @@ pytest: dev package
 
 # Packages as their users have them: an environment with the wheel, and nothing of this checkout.
 PACKAGES := $(CURDIR)/$(VENV)-packages
-packages: wheel
+packages: HOW = $(ARGS)
+packages-short: HOW = --short
+packages packages-short: wheel
 	@.ci/deps '$(PYTHON)' packages
-	$(PYTHON) tests/packages/run.py --folder $(PACKAGES) --wheel build/dist/*.whl $(ARGS)
+	$(BIN)/python tests/packages/run.py --folder $(PACKAGES) --wheel build/dist/*.whl $(HOW)
 
 # ARGS=--large: larger bounds in full, half an hour; ARGS=--deep: still larger ones, not in full
 model: deps
@@ -151,10 +154,13 @@ bench-cache: dev package
 bench-codec: dev package
 	$(IN_VENV) $(BIN)/python benchmarks/codec_peers.py $(ARGS)
 
-# The package goes as a wheel into vLLM's own environment, and into the guest.
-wheel: package
+# The package goes as a wheel into environments of others, and into the guest.
+$(VENV)/.wheel: $(VENV)/.package
 	@rm -rf build/dist
 	@$(IN_VENV) $(PIP) wheel -q --no-build-isolation --no-deps -Cbuild-dir=build/wheel -w build/dist .
+	@touch $@
+
+wheel: package $(VENV)/.wheel
 
 e2e: E2E :=
 e2e-small: E2E := --small

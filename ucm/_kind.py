@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ucm import errors, options
+from ucm import _secrets, errors, options
 from ucm._abi import ffi, lib
 from ucm._bridge import METRICS, Bridge, names_of, passes_through
 from ucm._lower import Lower
@@ -52,6 +53,7 @@ class PythonKind:
     def __init__(self, name: str, make: Any) -> None:
         self.name = name
         self._make: Any = make
+        logging.getLogger(f"ucm.{name}").addFilter(_secrets.hide_in)  # what the author logs
         module = getattr(make, "__module__", type(make).__module__)
         qualname = getattr(make, "__qualname__", type(make).__qualname__)
         self.path = f"{module}.{qualname}"
@@ -88,7 +90,11 @@ class PythonKind:
             can = names_of(place.lower.capabilities)
             only_looks_up = place.lower.capacity == 0
             lower = Lower(place.lower, None if only_looks_up else below, can, place.name)
-        store = self._made(layout, place, lower)
+        try:
+            store = self._made(layout, place, lower)
+        except Exception as error:
+            error.args = tuple(_secrets.hide(a) if type(a) is str else a for a in error.args)
+            raise
         if not isinstance(store, StoreBase):
             raise errors.PluginError(
                 f"{self.name}: its builder returned {type(store).__name__}, "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import os
 
+from ucm import _secrets
+
 
 class Status(enum.IntEnum):
     """How a call or a shard ended; the numbers of ``ucm_status`` in ``ucm/store_v1.h``."""
@@ -49,7 +51,7 @@ class StoreError(RuntimeError):
     status = Status.INTERNAL
 
     def __init__(self, message: str, status: Status | None = None, os_errno: int = 0) -> None:
-        super().__init__(message)
+        super().__init__(_secrets.hide(message))
         if status is not None:
             self.status = status
         self.os_errno = os_errno

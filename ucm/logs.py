@@ -23,6 +23,7 @@ import threading
 import time
 from typing import Any
 
+from ucm import _secrets
 from ucm._abi import ffi, lib
 
 logger = logging.getLogger("ucm")
@@ -42,7 +43,7 @@ _reader: threading.Thread | None = None
 
 
 class Formatter(logging.Formatter):
-    """``[UC][D] message [PID,TID]``, with the time before it if asked for."""
+    """``[UC][D] message [PID,TID]``, with the time before it if asked for, and any traceback."""
 
     def __init__(self, times: bool = False) -> None:
         super().__init__()
@@ -52,6 +53,8 @@ class Formatter(logging.Formatter):
         """Return the line."""
         thread = getattr(record, "native_thread", None) or threading.get_native_id()
         line = f"[UC][{record.levelname[0]}] {record.getMessage()} [{os.getpid()},{thread}]"
+        if record.exc_info:
+            line += "\n" + (record.exc_text or self.formatException(record.exc_info))
         if not self._times:
             return line
         seconds = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
@@ -168,7 +171,7 @@ def _configure() -> None:
 
 def _log(plugin: str, level: int, text: str, thread: int | None) -> None:
     target = logging.getLogger(f"ucm.{plugin}")
-    target.log(level, "%s", text, extra={"native_thread": thread})
+    target.log(level, "%s", _secrets.hide(text), extra={"native_thread": thread})
 
 
 def _emit(line: Any, limiter: Limiter) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ucm import _secrets
 from ucm.errors import ConfigError
 from ucm.loader import TYPES, Option
 
@@ -267,6 +268,8 @@ def check_value(option: Option, value: Any, key: str | None = None) -> Any:
         parse, expected = _parse_gib, "a number of GiB, or text like '64GiB'"
     try:
         parsed = parse(value)
+        if option.type == "secret":
+            _secrets.keep(str(parsed))
     except (ValueError, OverflowError):
         if option.type == "string" and isinstance(value, (int, float)):
             expected += "; write it in quotes"

@@ -1,5 +1,7 @@
 """Option tables are the schema of a configuration."""
 
+import logging
+
 import pytest
 
 import ucm
@@ -355,6 +357,36 @@ def test_the_secret_of_a_python_store_is_not_shown(notes_known, caplog):
         shown += repr(pipeline.shown("Notes", {"notes_key": SECRET}))
     assert shown.count("(secret)") == 3
     assert SECRET not in shown + caplog.text
+
+
+class Tells(Notes):
+    """Puts its key into whatever it says."""
+
+    def __init__(self, layout, options):
+        super().__init__(layout, options)
+        logging.getLogger("ucm.Notes").warning("the key is %s", options["notes_key"])
+        if options["notes_folder"] == "none":
+            raise ValueError(f"wrong key: {options['notes_key']!s}")
+
+    def lookup(self, block_ids):
+        raise ucm.UnavailableError(f"the service refuses {self.options['notes_key']!s}")
+
+    def dump(self, block_ids, shard_index, shards):
+        raise RuntimeError(f"refused: {self.options['notes_key']!s}")
+
+
+def test_what_a_store_says_of_its_secret_is_not_shown(registered, caplog):
+    registered(Notes=Tells)
+    with pytest.raises(ValueError, match=r"wrong key: \(secret\)"):
+        ucm.open_pipeline("Notes", notes_folder="none", block_size=64, notes_key=SECRET)
+    with ucm.open_pipeline("Notes", **GIVEN, notes_key=SECRET) as store:
+        with pytest.raises(ucm.UnavailableError, match=r"the service refuses \(secret\)"):
+            store.lookup([bytes(16)])
+        with pytest.raises(ucm.StoreError):
+            store.wait(store.dump([bytes(16)], [0], [[bytes(64)]]))
+    assert caplog.text.count("RuntimeError: refused: (secret)") == 2  # the second in its traceback
+    assert "the key is (secret)" in caplog.text
+    assert SECRET not in caplog.text
 
 
 def test_the_secret_of_a_library_is_not_shown(registered, tiny, error_of):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import click
 
+from ucm import _secrets
 from ucm._version import __version__
 from ucm.cli import (
     bench,
@@ -50,7 +51,7 @@ cli.add_command(new_plugin.command)
 def _fail(message: str, code: int) -> int:
     if os.environ.get("UCM_TRACEBACK") == "1":
         traceback.print_exc()
-    print(f"ucm: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ucm: {_secrets.hide(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 
