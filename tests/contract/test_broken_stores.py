@@ -30,7 +30,9 @@ BROKEN = {
     "ClosesEarly": ("CLOSES", "close_finishes"),
     "Unchecked": ("DAMAGE", "under_an_open_store"),
     "InPlace": ("KILLED", "is_killed"),
+    "ErrorsHidden": ("FAILS", "files_that_fail"),
 }
+FOLDERS = ("ClosesEarly", "Unchecked", "InPlace", "ErrorsHidden")
 IN_FOLDER = ["--ucm-option", "folder={tmp}", "--ucm-files", "{tmp}/{id}"]
 HASTE = ["--ucm-timeout", "0.4"]
 ENOUGH = " or ".join(tests for _, tests in BROKEN.values())
@@ -43,7 +45,7 @@ def cards(run_python, tmp_path):
     def run(*runs, **variables):
         arguments = []
         for name, tests, *more in runs:
-            options = IN_FOLDER if name in ("ClosesEarly", "Unchecked", "InPlace") else []
+            options = IN_FOLDER if name in FOLDERS else []
             report = ["--ucm-report", f"{name}.json", "--basetemp", f"of-{name}"]
             pipeline = ["--ucm-pipeline", "Heap" if name == "Heap" else f"broken_stores:{name}"]
             arguments.append([*pipeline, "-k", tests, *options, *report, *more])

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,8 +142,56 @@ def _refuse_writes(opened: Callable[..., Store], numbers: Sequence[int]) -> None
         kit.expect_published(store, first, *blocks)
 
 
+READS, WRITES, SLOW = 1, 2, 4  # of failing.c
+_GONE = (*REFUSED, Status.NOT_FOUND, Status.CORRUPT, Status.INCOMPATIBLE)
+
+
+def _expect_right_later(store: Store, blocks: Sequence[kit.Block]) -> None:
+    """Dump again until all is served; a layer may rest for a while after errors."""
+    until = time.monotonic() + kit.WAIT_MS / 1000
+    while True:
+        kit.finish(store, kit.start_dump(store, kit.pieces_of(blocks)))
+        lost = store.drain(kit.WAIT_MS).lost
+        pieces = kit.pieces_of(blocks)
+        ends = kit.load_pieces(store, pieces)
+        kit.expect_ends(pieces, ends, _GONE)
+        if not lost and not any(isinstance(end, Status) for end in ends):
+            return
+        assert time.monotonic() < until, "it did not come right after the errors had stopped"
+        time.sleep(0.01)
+
+
+def _fail(opened: Callable[..., Store], numbers: Sequence[int]) -> None:
+    """Have reads fail, then writes, then all be slow, of files in the test's folder."""
+    import ctypes
+
+    system = ctypes.CDLL(None)
+    blocks = [block_of(number) for number in numbers]
+    old, new = blocks[::2], blocks[1::2]
+    with opened() as store:
+        kit.dump(store, *old)
+        store.drain(kit.WAIT_MS)
+    with opened() as store:
+        system.ucm_failing(READS)
+        pieces = kit.pieces_of(old)
+        kit.expect_ends(pieces, kit.load_pieces(store, pieces), _GONE)
+        say("reads failed", system.ucm_failing_found())
+        system.ucm_failing(WRITES)
+        dump_each(store, new, REFUSED)
+        store.drain(kit.WAIT_MS)
+        kit.expect_nothing_wrong(store, *new)
+        system.ucm_failing(0)
+        _expect_right_later(store, blocks)
+    with opened() as store:
+        system.ucm_failing(SLOW)
+        kit.expect_published(store, *blocks)
+        system.ucm_failing(0)
+    say("slow or failed", system.ucm_failing_found())
+
+
 _OPERATIONS: dict[str, Callable[[Callable[..., Store], Sequence[int]], None]] = {
     "write": _write,
     "fill": _fill,
     "refuse writes": _refuse_writes,
+    "fail": _fail,
 }

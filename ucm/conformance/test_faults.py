@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ class Child:
         numbers: Sequence[int],
         inside: Sequence[str] = (),
         killer: breaking.Killer | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> list[str]:
         """Return what it said; it must end by itself, or by the killer."""
         task = {
@@ -111,7 +113,12 @@ class Child:
         }
         limit_s = 3 * kit.WAIT_MS / 1000
         said, code = breaking.run_child(
-            "ucm.conformance.children:child", task, limit_s, inside=inside, killer=killer
+            "ucm.conformance.children:child",
+            task,
+            limit_s,
+            inside=inside,
+            variables=variables,
+            killer=killer,
         )
         for line in said:
             if line.startswith("broke "):
@@ -156,6 +163,22 @@ def test_writes_that_the_system_refuses_cost_their_blocks_and_no_other(
         need(store, "persistent")
     if child.run("refuse writes", range(8))[:1] == ["fitted 7"]:
         pytest.skip("none of its files is longer than 16 KiB")
+
+
+@stands_for(Promise.FAILS)
+def test_files_that_fail_cost_their_blocks_and_slow_ones_time(
+    target: Target, open_store: OpenStore, child: Child
+) -> None:
+    need_folder(target)
+    with open_store(**SIZES) as store:
+        need(store, "persistent")
+    failing = Path(__file__).with_name("failing.so")
+    first = filter(None, (str(failing), os.environ.get("LD_PRELOAD")))
+    variables = {"LD_PRELOAD": ":".join(first), "UCM_FAILING_FOLDER": str(child.folder)}
+    if child.run("fail", range(8), variables=variables)[-1].endswith(" 0"):
+        pytest.skip(
+            "its reads and writes are not calls of the C library, which can be made to fail"
+        )
 
 
 # What a layer is told from below
