@@ -1,13 +1,16 @@
 """Two processes and a server: what one dumps, the other loads; whatever dies, nothing hangs."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import redis
 from peer import SHARD, SHARDS, block, dump, load, open_store
+from reach import Reach
 from servers import Server
 
 import ucm
@@ -252,13 +255,16 @@ def test_below_the_cache_and_from_yaml(server, tmp_path):
         assert all(load(store, seed) for seed in range(10))
 
 
-def test_the_contract(server):
+def test_the_contract(tmp_path_factory, run):
+    server = run(Server(tmp_path_factory.mktemp("r"), *Reach.LOG))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "--pyargs", "ucm.conformance", "-q", "-rf"),
             *("-p", "no:cacheprovider", "--ucm-pipeline", "Redis"),
             *("--ucm-option", f"redis_url={server.url}", "--ucm-option", "redis_prefix={tmp}"),
+            *("--ucm-files", "reach:Reach"),
         ],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
     )
