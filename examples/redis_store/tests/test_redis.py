@@ -255,6 +255,7 @@ def test_below_the_cache_and_from_yaml(server, tmp_path):
         assert all(load(store, seed) for seed in range(10))
 
 
+@pytest.mark.timeout(600)
 def test_the_contract(tmp_path_factory, run):
     server = run(Server(tmp_path_factory.mktemp("r"), *Reach.LOG))
     done = subprocess.run(
