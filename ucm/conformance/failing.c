@@ -28,7 +28,7 @@ EXPORT long ucm_failing_found(void) {
 }
 
 static int is_below(int fd) {
-    const char *folder = getenv("UCM_FAILING_FOLDER");
+    const char *folder = getenv("ucm_failing_folder");
     char link[32], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     const ssize_t length = folder ? readlink(link, path, sizeof path) : -1;

@@ -174,7 +174,7 @@ def test_files_that_fail_cost_their_blocks_and_slow_ones_time(
         need(store, "persistent")
     failing = Path(__file__).with_name("failing.so")
     first = filter(None, (str(failing), os.environ.get("LD_PRELOAD")))
-    variables = {"LD_PRELOAD": ":".join(first), "UCM_FAILING_FOLDER": str(child.folder)}
+    variables = {"LD_PRELOAD": ":".join(first), "ucm_failing_folder": str(child.folder)}
     if child.run("fail", range(8), variables=variables)[-1].endswith(" 0"):
         pytest.skip(
             "its reads and writes are not calls of the C library, which can be made to fail"
