@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 GIB = 2**30
+TYPE_OF_3FS = "fuse.hf3fs"
 _NETWORK = ("nfs", "nfs4")
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 _NEARLY_FULL = 0.05
@@ -212,7 +213,7 @@ def file_system(directory: str, mount: Mount | None, by_daemon: bool = False) ->
                 "use a directory on a disk; for blocks in memory, Cache is faster",
             )
         ]
-    if mount.type == "fuse.hf3fs" and not by_daemon:
+    if mount.type == TYPE_OF_3FS and not by_daemon:
         return [
             Finding(
                 "3fs",
@@ -271,7 +272,9 @@ def permissions(directory: str, mode: int) -> list[Finding]:
     return found
 
 
-def space(directory: str, has: Space, capacity_bytes: int) -> list[Finding]:
+def space(
+    directory: str, has: Space, capacity_bytes: int, mount: Mount | None = None
+) -> list[Finding]:
     """``capacity_bytes``: what the directory may take; 0: no limit."""
     found = []
     for what, free, total in (
@@ -287,6 +290,8 @@ def space(directory: str, has: Space, capacity_bytes: int) -> list[Finding]:
                     "free some, or use another directory; any block file may be removed",
                 )
             )
+    if mount is not None and mount.type == TYPE_OF_3FS:
+        return [*found, _without_limit(directory, capacity_bytes)]
     if capacity_bytes > has.bytes_total > 0:
         found.append(
             Finding(
@@ -307,6 +312,24 @@ def space(directory: str, has: Space, capacity_bytes: int) -> list[Finding]:
             )
         )
     return found
+
+
+def _without_limit(directory: str, capacity_bytes: int) -> Finding:
+    """Locks of 3FS do not reach other hosts, so a limit would hold for one of them."""
+    remedy = f"have one host run ucm gc {directory} --to SIZE, by cron"
+    if capacity_bytes:
+        return Finding(
+            "quota",
+            f"posix_capacity_gb is set, and {directory} is on 3FS",
+            "locks there do not reach other hosts, and so no limit does: no store will open",
+            f"leave it out, and {remedy}",
+        )
+    return Finding(
+        "unbounded",
+        f"{directory} may grow until 3FS is full",
+        "locks there do not reach other hosts, so no store keeps a limit, or collects",
+        remedy,
+    )
 
 
 def _gib(count: int) -> str:
@@ -397,11 +420,12 @@ def directory_warnings(
 ) -> list[Finding]:
     """Look at one directory of blocks; ``by_daemon``: Ds3fs uses it."""
     path = os.path.realpath(directory)
+    mount = mount_of(path, read_mounts())
     return [
         *(direct_io(directory, try_direct(path)) if io_direct else []),
-        *file_system(directory, mount_of(path, read_mounts()), by_daemon),
+        *file_system(directory, mount, by_daemon),
         *permissions(directory, os.stat(path).st_mode),
-        *space(directory, read_space(path), capacity_bytes),
+        *space(directory, read_space(path), capacity_bytes, mount),
     ]
 
 

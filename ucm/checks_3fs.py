@@ -8,9 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ucm.checks import Finding, Mount, directory_warnings, mount_of, read_memory, read_mounts
+from ucm.checks import (
+    TYPE_OF_3FS,
+    Finding,
+    Mount,
+    directory_warnings,
+    mount_of,
+    read_memory,
+    read_mounts,
+)
 
-TYPE = "fuse.hf3fs"
 _IOVS = Path("3fs-virt", "iovs")
 _RUN_BYTES = 4 << 20  # of a buffer
 
@@ -19,7 +26,7 @@ def mount_point(directory: str, mounts: Iterable[Mount]) -> Path | None:
     """Find the mount of 3FS that a directory is on: by its type, or by the folder it shows."""
     path = Path(os.path.realpath(directory))
     mount = mount_of(str(path), mounts)
-    if mount is not None and mount.type == TYPE:
+    if mount is not None and mount.type == TYPE_OF_3FS:
         return Path(mount.point)
     return next((p for p in (path, *path.parents) if (p / _IOVS).is_dir()), None)
 
@@ -118,7 +125,7 @@ def warnings(options: Mapping[str, Any], quota: int) -> list[Finding]:
         iovs = root / _IOVS
         # Only a real mount shows how its daemon is woken.
         real = mount_of(os.path.realpath(directory), mounts)
-        rings = real is None or real.type != TYPE or os.path.islink(iovs / "submit-ios")
+        rings = real is None or real.type != TYPE_OF_3FS or os.path.islink(iovs / "submit-ios")
         found += daemon(root, os.access(iovs, os.W_OK | os.X_OK), rings)
         found += directory_warnings(directory, False, quota, by_daemon=True)
     return found

@@ -453,7 +453,8 @@ class Store:
             status, counts = self._sliced(self._retire, limit)
         if status == Status.PENDING:
             raise errors.StoreTimeout(
-                f"close: {counts['pending']} shards are not stored after {limit} ms; close again"
+                f"close: it goes on after {limit} ms, and {counts['pending']} shards are not stored; "
+                "close again"
             )
         self._closed = True
         _open_stores.discard(self)

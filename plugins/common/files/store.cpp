@@ -352,7 +352,8 @@ ucm_status FileStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_e
     return status;
 }
 
-ucm_status FileStore::metrics(const ucm_metrics_args &args, ucm_error *) {
+ucm_status FileStore::metrics(const ucm_metrics_args &args, ucm_error *err) {
+    if (closing_) return closed(err);
     const Directories::Known known = context_.directories.known();
     context_.metrics.set(kIndexBlocks, known.blocks);
     context_.metrics.set(kIndexListed, known.folders ? known.listed * 100 / known.folders : 0);
@@ -369,6 +370,7 @@ ucm_status FileStore::metrics(const ucm_metrics_args &args, ucm_error *) {
 
 // Nothing is pinned beyond a request, so memory can be given back at any time.
 ucm_status FileStore::register_memory(const ucm_memory_args &args, ucm_error *err) {
+    if (closing_) return closed(err);
     if (args.memory != UCM_MEMORY_HOST)
         return ucm_fail(err, UCM_UNSUPPORTED, 0,
                         (std::string(context_.layer) + " moves host memory only").c_str());
@@ -386,14 +388,39 @@ ucm_status FileStore::register_memory(const ucm_memory_args &args, ucm_error *er
 
 ucm_status FileStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
     closing_ = true;
-    const bool idle = tasks_.close(deadline_after_ms(args.timeout_ms));
-    if (idle) {
-        stop();
-        dumper_.abandon_all();
-    }
+    const int64_t until_ns = deadline_after_ms(args.timeout_ms);
+    const bool over = tasks_.close(until_ns) && gone(until_ns);
     ledger_.drain(0, report);
     report.unfinished = dumper_.unfinished_shards();
-    return idle ? UCM_OK : UCM_PENDING;
+    return over ? UCM_OK : UCM_PENDING;
+}
+
+// A thread of its own takes leave of the file system, where any call may hang. False: it has not
+// done so in time, a second at least, which is short for what hangs and long for what does not.
+bool FileStore::gone(int64_t until_ns) {
+    std::unique_lock<std::mutex> hold(stop_mutex_);
+    if (!going_) go_.start(1, (thread_ + "-close").c_str(), [this] { go(); });
+    going_ = true;
+    const auto is_gone = [this] { return gone_; };
+    if (until_ns != INT64_MAX) {
+        const int64_t left_ns = std::max(until_ns - monotonic_ns(), kSecond);
+        return stop_wake_.wait_for(hold, std::chrono::nanoseconds(left_ns), is_gone);
+    }
+    stop_wake_.wait(hold, is_gone);
+    return true;
+}
+
+// Nothing is left for the destructor to do there.
+void FileStore::go() {
+    stop();
+    dumper_.abandon_all();
+    load_lanes_.clear();
+    dump_lanes_.clear();
+    context_.directories.close();
+    medium_.reset();
+    std::lock_guard<std::mutex> hold(stop_mutex_);
+    gone_ = true;
+    stop_wake_.notify_all();
 }
 
 }  // namespace ucm::files

@@ -78,10 +78,12 @@ class FileStore : public Store {
     void walk_loop();
     void collect_loop();
     void stop();
+    bool gone(int64_t until_ns);
+    void go();
 
     const int64_t timeout_ms_;
     const std::string thread_;
-    const std::unique_ptr<Medium> medium_;
+    std::unique_ptr<Medium> medium_;
     Context context_;
     Tasks tasks_;
     Ledger ledger_;
@@ -95,8 +97,9 @@ class FileStore : public Store {
     std::mutex stop_mutex_;  // guards changes of stopped_
     std::condition_variable stop_wake_;
     std::atomic<bool> stopped_{false}, walk_wanted_{false};
-    bool collect_wanted_ = false;  // guarded by stop_mutex_
-    Threads threads_, tidy_, walk_, collect_;
+    bool collect_wanted_ = false;        // guarded by stop_mutex_
+    bool going_ = false, gone_ = false;  // see gone; guarded by stop_mutex_
+    Threads threads_, tidy_, walk_, collect_, go_;
 };
 
 }  // namespace ucm::files
