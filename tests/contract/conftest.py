@@ -19,7 +19,7 @@ VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
 THEIRS = ["Dict", "Heap", "Compress|Heap"]
 # Python at the bottom, in the middle and on top
 THEIRS += ["Cache|Dict", "Compress|Dict", "Cache|Zlib|Posix", "Watch|Cache|Posix"]
-OF_3FS = ["Ds3fs", "Cache|Compress|Ds3fs"]
+OF_3FS = ["Ds3fs", "Cache|Ds3fs", "Cache|Compress|Ds3fs"]
 
 OPTIONS = {
     "Cache": {"cache_buffer_capacity_gb": "0.03125"},

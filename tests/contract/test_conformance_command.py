@@ -1,6 +1,7 @@
 """The contract suite as third parties run it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,13 @@ def test_a_store_that_breaks_the_contract_fails(conformance, tmp_path):
     assert "round_trip" in done.stdout
 
 
-POSIX = {
-    "UCM_CONFORMANCE_PIPELINE": "Cache|Compress|Posix",
+FILES = {
     "UCM_CONFORMANCE_OPTIONS": "storage_backends={tmp} cache_buffer_capacity_gb=0.03125",
     "UCM_CONFORMANCE_FILES": "{tmp}/*/*/???/{id}",
     "UCM_CONFORMANCE_KILLS": "2",
     "UCM_CONFORMANCE_REPORT": "card.json",
 }
+POSIX = {**FILES, "UCM_CONFORMANCE_PIPELINE": "Cache|Compress|Posix"}
 
 
 def test_faults_and_figures_with_everything_from_the_environment(conformance, tmp_path):
@@ -74,6 +75,24 @@ def test_faults_and_figures_with_everything_from_the_environment(conformance, tm
     assert card["measured"]["lookup"]["us_per_block"] > 0
     assert "\nfaults " in done.stdout
     assert "lookup: " in done.stdout
+
+
+@pytest.mark.real_3fs
+@pytest.mark.parametrize("pipeline", ["Ds3fs", "Cache|Ds3fs", "Cache|Compress|Ds3fs"])
+def test_faults_over_3fs(conformance, hf3fs_library, tmp_path, pipeline):
+    of_3fs = f" ds3fs_library={hf3fs_library} stream_number=4"
+    options = {**FILES, "UCM_CONFORMANCE_OPTIONS": FILES["UCM_CONFORMANCE_OPTIONS"] + of_3fs}
+    # A small file system of the test's own is no mount of 3FS; the stand-in takes it for a part.
+    parts = ["--ucm-part", "faults"]
+    if os.environ.get("HF3FS_MOUNT"):
+        parts += ["-k", "not full_disk"]
+    else:
+        (tmp_path / "3fs-virt" / "iovs").mkdir(parents=True)
+    done = conformance(*parts, "--ucm-pipeline", pipeline, **options)
+    assert done.returncode == 0, done.stdout
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["broken"] == []
+    assert card["parts"]["faults"]["passed"] >= (13 if pipeline == "Ds3fs" else 15)
 
 
 def test_a_service_is_reached_through_a_class(conformance):

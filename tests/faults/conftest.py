@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from mounts import Mount, Unavailable, compile_faulty_fs
 from storage import Storage
 
 import ucm
@@ -77,3 +78,30 @@ def stored(open_store, rng):
 @pytest.fixture
 def bits():
     return random.Random(7)
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    try:
+        return compile_faulty_fs(tmp_path_factory.mktemp("fuse"))
+    except Unavailable as error:
+        pytest.skip(f"no file system that fails can be mounted: {error}")
+
+
+@pytest.fixture
+def mount(program, tmp_path):
+    """Mount a directory; all mounts are gone at the end of the test."""
+    mounts = []
+
+    def mount_one(backing, **how):
+        backing.mkdir(exist_ok=True)
+        try:
+            made = Mount(program, backing, tmp_path / f"mount{len(mounts)}", **how)
+        except Unavailable as error:
+            pytest.skip(f"no file system that fails can be mounted: {error}")
+        mounts.append(made)
+        return made
+
+    yield mount_one
+    for made in mounts:
+        made.end()

@@ -133,6 +133,11 @@ static int fs_readlink(const char *path, char *out, size_t size) {
     return 0;
 }
 
+static int fs_symlink(const char *target, const char *path) {
+    FAULT("symlink", path);
+    ANSWER(symlink(target, UNDER(path)));
+}
+
 static int fs_readdir(const char *path, void *out, fuse_fill_dir_t fill, off_t offset,
                       struct fuse_file_info *file, enum fuse_readdir_flags flags) {
     (void)offset, (void)file, (void)flags;
@@ -265,6 +270,7 @@ static const struct fuse_operations operations = {
     .getattr = fs_getattr,
     .access = fs_access,
     .readlink = fs_readlink,
+    .symlink = fs_symlink,
     .readdir = fs_readdir,
     .mkdir = fs_mkdir,
     .unlink = fs_unlink,

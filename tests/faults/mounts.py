@@ -31,13 +31,13 @@ def compile_faulty_fs(folder):
 class Mount:
     """One mount. ``rules`` are the lines of the head of faulty_fs.c."""
 
-    def __init__(self, program, backing, folder, cache_seconds):
+    def __init__(self, program, backing, folder, cache_seconds=0, options=""):
         self.folder = folder
         self._control = folder.with_suffix(".rules")
         self.folder.mkdir()
         command = [program, backing, self._control, str(cache_seconds), folder]
         self._process = subprocess.Popen(
-            [*map(str, command), "-f", "-o", "max_threads=64"],
+            [*map(str, command), "-f", "-o", f"max_threads=64{options}"],
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -157,6 +157,35 @@ def test_a_daemon_that_dies_under_64_loads(options, plan, switches, rng, pipelin
         assert len(check_what_was_kept(options, blocks + more)) == 68
 
 
+@pytest.mark.parametrize("pipeline", ["Cache|Ds3fs", "Cache|Ds3fs, zero copy"])
+@pytest.mark.parametrize("when", ["before", "amid"])
+def test_what_cache_accepted_is_stored_when_the_daemon_is_back(
+    options, plan, switches, rng, pipeline, when
+):
+    """Ds3fs says UNAVAILABLE of a dump, once; Cache tries again for as long as it is so."""
+    plan(f"seed={rng.getrandbits(30)} delay_us=5000 random_us=20000")
+    options |= {"ds3fs_request_timeout_ms": 10000}
+    with open_store(pipeline, options) as store:
+        blocks = kit.new_blocks(store, rng, 40)
+        if when == "before":
+            switches["DEAD"].touch()
+        kit.dump(store, *blocks)
+        if when == "amid":
+            while not store.stats()["Ds3fs"]["requests_running"]:
+                time.sleep(0.001)
+            switches["DEAD"].touch()
+        time.sleep(4)  # longer than the tries of a block that fails alone
+        assert store.stats()["Cache"]["lost_shards_total"] == 0
+        kit.expect_served(store, kit.pieces_of(blocks))
+        switches["DEAD"].unlink()
+        until = time.monotonic() + 60
+        while store.stats()["Cache"]["frames_dirty"]:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert store.drain(kit.WAIT_MS).lost == 0
+    assert len(check_what_was_kept(options, blocks)) == 40
+
+
 def test_what_completes_late_harms_nobody(options, plan, switches, rng):
     """The stand-in ends the process if memory is used again before its request is done."""
     plan(f"seed={rng.getrandbits(30)} random_us=500")

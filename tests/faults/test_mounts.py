@@ -3,7 +3,6 @@
 import time
 
 import pytest
-from mounts import Mount, Unavailable, compile_faulty_fs
 from storage import Storage
 
 import ucm
@@ -16,33 +15,6 @@ SHARD_PAGES = 2 * 4096  # 5000 bytes
 @pytest.fixture(params=["Posix", "Posix, direct", "Cache|Posix"])
 def pipeline(request):
     return request.param
-
-
-@pytest.fixture(scope="session")
-def program(tmp_path_factory):
-    try:
-        return compile_faulty_fs(tmp_path_factory.mktemp("fuse"))
-    except Unavailable as error:
-        pytest.skip(f"no file system that fails can be mounted: {error}")
-
-
-@pytest.fixture
-def mount(program, tmp_path):
-    """Mount a directory; all mounts are gone at the end of the test."""
-    mounts = []
-
-    def mount_one(backing, cache_seconds=0):
-        backing.mkdir(exist_ok=True)
-        try:
-            made = Mount(program, backing, tmp_path / f"mount{len(mounts)}", cache_seconds)
-        except Unavailable as error:
-            pytest.skip(f"no file system that fails can be mounted: {error}")
-        mounts.append(made)
-        return made
-
-    yield mount_one
-    for made in mounts:
-        made.end()
 
 
 @pytest.fixture
@@ -248,6 +220,23 @@ def test_close_says_what_hangs_and_can_be_called_again(disk, blocks_on):
     disk.break_with()
     store.close(kit.WAIT_MS)
     assert store.check(transfer.task)
+
+
+def test_the_close_of_an_idle_store_waits_for_no_disk_that_hangs(disk, storage, open_store, rng):
+    store = open_store()
+    block = kit.new_block(store, rng)
+    kit.dump(store, block)
+    assert store.drain(kit.WAIT_MS).lost == 0
+    disk.break_with("* hang")
+    with pytest.raises(ucm.StoreTimeout, match="close again"):
+        store.close(50)
+    with pytest.raises(ucm.ClosedError):
+        store.stats()
+    disk.break_with()
+    store.close(kit.WAIT_MS)
+    assert list(storage.folder.glob(".ucm/writers/*")) == []
+    with open_store() as other:
+        kit.expect_published(other, block)
 
 
 def test_a_slow_disk_is_slow_and_no_more(disk, open_store, rng):

@@ -220,6 +220,69 @@ def test_many_requests_in_any_order_with_few_descriptors(open_store, plan, rng, 
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+REFERENCE = """
+ucm_connectors:
+  - ucm_connector_name: UcmPipelineStore
+    ucm_connector_config:
+      store_pipeline: "{pipeline}"
+      storage_backends: "{folder}"
+      unique_id: reference-options
+      device_id: 0
+      tensor_size: 8192
+      shard_size: 8192
+      block_size: 32768
+      cache_buffer_capacity_gb: 0.03125
+      share_buffer_enable: true
+      timeout_ms: 30000
+      io_direct: true
+      stream_number: 8
+      ior_entries: 1
+      ior_depth: 1
+      numa_id: -1
+      ds3fs_library: {library}
+"""
+
+
+@pytest.mark.parametrize("pipeline", ["Cache|Ds3fs", "Cache|Compress|Ds3fs"])
+def test_the_options_of_the_reference_are_taken_or_it_is_said_why_not(
+    folder, hf3fs_library, rng, tmp_path, pipeline, caplog
+):
+    path = tmp_path / "ucm.yaml"
+    text = REFERENCE.format(pipeline=pipeline, folder=folder, library=hf3fs_library)
+    path.write_text(text + ("      dtype: bf16\n" if "Compress" in pipeline else ""))
+    notes = ucm.config.load_file(path).notes
+    assert notes == [
+        "io_direct: not used, Posix is not in the pipeline",
+        "ior_depth: no effect, because no request to 3FS waits until a batch is full",
+    ]
+    with ucm.open_pipeline(path) as store:
+        blocks = kit.new_blocks(store, rng, 4)
+        kit.dump(store, *blocks)
+        assert store.drain(kit.WAIT_MS).lost == 0
+    assert len(files(folder)) == 4
+    # Eight streams of one entry each.
+    assert "8 threads for loads and as many for dumps, 1 requests under way" in caplog.text
+
+
+def test_a_wrong_value_is_refused_by_its_name(open_store):
+    for key, value in (("stream_number", 0), ("ior_entries", "many"), ("numa_id", -2)):
+        with pytest.raises(ucm.ConfigError, match=key):
+            open_store(**{key: value})
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_limit_holds_where_locks_do(open_store, folder, rng, enabled):
+    """As for Posix; on a mount of 3FS it is refused: tests/faults/test_3fs_mount.py."""
+    block_bytes = SHARDS * SHARD + 4096
+    limit = 10 * block_bytes
+    with open_store(posix_capacity_gb=limit / 2**30, posix_gc_enable=enabled) as store:
+        blocks = kit.new_blocks(store, rng, 30)
+        statuses = [dump_ends(store, block) for block in blocks]
+        assert ({Status.NO_SPACE} in statuses) != enabled
+        assert (stats(store)["evicted_blocks_total"] > 0) == enabled
+    assert 0 < sum(path.stat().st_blocks * 512 for path in files(folder)) <= limit
+
+
 # What is missing.
 
 
