@@ -555,11 +555,11 @@ void WriteBack::ask_below(Lock &lock, Outcome &outcome) {
 // False: it was tried often enough. While the store below is known to be down, nothing counts.
 bool WriteBack::again(const BlockRef &block, bool down) {
     Work &work = works_[block];
-    if (!(down && core_.dump_breaker.open() && !core_.impatient) && work.tries == kRetries)
-        return false;
+    const bool counts = !(down && core_.dump_breaker.open() && !core_.impatient);
+    if (counts && work.tries == kRetries) return false;
     int64_t delay_ns = kFirstDelayNs;
     for (uint32_t k = 0; k < work.tries; k++) delay_ns *= 10;
-    if (work.tries < kRetries) work.tries++;
+    if (counts) work.tries++;
     // The store below may have given up all of the block, so all of it goes again if it is here.
     if (table_.whole(block.record))
         for (uint32_t shard = 0; shard < table_.shards(); shard++)

@@ -211,6 +211,20 @@ void Descriptors::tidy() {
     forget(gone);
 }
 
+void Descriptors::drop_idle(const std::string &path) {
+    std::list<Files::node_type> gone;
+    {
+        std::lock_guard<std::mutex> hold(mutex_);
+        const auto same = idle_.equal_range(path);
+        for (auto it = same.first; it != same.second; ++it) {
+            by_age_.remove(it->second);
+            gone.push_back(files_.extract(it->second));
+        }
+        idle_.erase(same.first, same.second);
+    }
+    forget(gone);
+}
+
 void Descriptors::drop_idle() {
     std::unique_lock<std::mutex> hold(mutex_);
     const auto gone = take_idle(0, 0);

@@ -39,6 +39,7 @@ class Descriptors {
     // Closes what nobody has asked for in a while.
     void tidy();
     void drop_idle();
+    void drop_idle(const std::string &path);
     uint64_t registrations() const { return registrations_.load(); }
     uint64_t registered() const { return registered_.load(); }
 

@@ -66,6 +66,7 @@ class UsrbioEngine final : public files::Engine {
     ~UsrbioEngine() override;
 
     size_t depth() const override { return requests_.size(); }
+    void begin() override { cut_off(); }
     void start(files::Io &io) override;
     files::Io *finish(bool wait) override;
     bool submit() override;

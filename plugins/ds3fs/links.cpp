@@ -64,14 +64,19 @@ void Links::look() {
     const auto links = living();
     const int64_t now = monotonic_ns();
     bool gone = false;
+    std::vector<Link *> rest;
     for (const auto &link : links) {
-        if (!link->due(now)) continue;
+        if (!link->due(now)) {
+            rest.push_back(link.get());
+            continue;
+        }
         link->look(now);
         gone = gone || link->gone() > 0;
     }
-    // Its others are likely to be, too, although nothing of theirs is late yet.
-    for (const auto &link : links)
-        if (gone) link->doubt();
+    // All have one daemon: what one finds out the others know at once, so that no thread fails what
+    // others do well.
+    for (Link *link : rest)
+        if (gone) link->look(now);
 }
 
 }  // namespace ucm::ds3fs

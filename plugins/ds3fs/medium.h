@@ -47,6 +47,8 @@ class UsrbioMedium final : public files::Medium {
         return shared_.descriptors.open(path, flags, fd);
     }
     int close(ForkClosed &fd) override { return shared_.descriptors.close(fd); }
+    void deleted(const std::string &path) override { shared_.descriptors.drop_idle(path); }
+    void full() override { shared_.descriptors.drop_idle(); }
     bool sizes_lag() const override { return true; }
     bool take_memory(void *base, uint64_t bytes) override {
         return settings_.zero_copy &&

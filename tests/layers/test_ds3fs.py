@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import resource
@@ -15,7 +16,7 @@ import pytest
 from support import ROOT
 
 import ucm
-from ucm import Status
+from ucm import Status, config
 from ucm.conformance import kit
 
 SHARD, SHARDS = 8192, 4
@@ -247,10 +248,11 @@ ucm_connectors:
 def test_the_options_of_the_reference_are_taken_or_it_is_said_why_not(
     folder, hf3fs_library, rng, tmp_path, pipeline, caplog
 ):
+    caplog.set_level(logging.INFO, "ucm")
     path = tmp_path / "ucm.yaml"
     text = REFERENCE.format(pipeline=pipeline, folder=folder, library=hf3fs_library)
     path.write_text(text + ("      dtype: bf16\n" if "Compress" in pipeline else ""))
-    notes = ucm.config.load_file(path).notes
+    notes = config.load_file(path).notes
     assert notes == [
         "io_direct: not used, Posix is not in the pipeline",
         "ior_depth: no effect, because no request to 3FS waits until a batch is full",

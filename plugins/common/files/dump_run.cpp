@@ -286,6 +286,11 @@ int DumpRun::reserve() {
     return error;
 }
 
+void DumpRun::was_full() {
+    block_->draft.directory->was_full();
+    context_.medium.full();
+}
+
 void DumpRun::took_payload() {
     Draft &draft = block_->draft;
     const Task &task = job_.task();
@@ -300,7 +305,7 @@ void DumpRun::took_payload() {
         context_.log.write(UCM_LOG_WARN, "cannot write %s: %s", draft.temporary.c_str(),
                            errno_text(error).c_str());
     }
-    if (status_of_errno(error) == UCM_NO_SPACE) draft.directory->was_full();
+    if (status_of_errno(error) == UCM_NO_SPACE) was_full();
     for (size_t k = 0; k < run_.size(); k++) {
         if (error != 0 && moved < run_[k].bytes()) {
             // It fails alone: the next ones are tried at its place.
@@ -411,7 +416,7 @@ bool DumpRun::publish(int error) {
     if (error == 0) error = at_close;
     if (error == 0) error = put_in_place(mine);
     if (error != 0) {
-        if (status_of_errno(error) == UCM_NO_SPACE) draft.directory->was_full();
+        if (status_of_errno(error) == UCM_NO_SPACE) was_full();
         fail(written_, status_of_errno(error), error);
         abandoned_ = true;
         dumper_.abandon(id_, draft,
@@ -442,6 +447,7 @@ int DumpRun::put_in_place(const struct stat &mine) {
         if (error == 0) {
             UCM_FAILPOINT("posix.published");
             directory.settle(draft.reserved, file_bytes(mine));
+            if (draft.replace) context_.medium.deleted(name);
             if (draft.replace) directory.shrank();
             draft.reserved = 0;
             draft.in_place = true;

@@ -37,6 +37,7 @@ class DumpRun {
     void next_run();
     bool whole_in_run() const;
     int reserve();
+    void was_full();
     void took_payload();
     bool settle();
     bool put_aside();

@@ -34,6 +34,8 @@ class Engine {
     virtual ~Engine() = default;
     // Most requests at once; at 1 start returns when the bytes have moved.
     virtual size_t depth() const = 0;
+    // Work comes, and nothing is under way: the last moment to change what memory() answers.
+    virtual void begin() {}
     // Hands it to the kernel now, or with others at the next finish.
     virtual void start(Io &io) = 0;
     // One that is finished, or NULL. With `wait`, while some run, it comes back with one; one that

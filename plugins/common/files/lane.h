@@ -49,6 +49,7 @@ class Lane {
     void run() {
         for (;;) {
             take_back();
+            if (busy() == 0) engine_->begin();
             fill();
             if (busy() == 0) {
                 if (parked_.empty() ? !wait_for_item() : !wait_while_stuck()) return;
@@ -123,6 +124,7 @@ class Lane {
         }
         Item item;
         if (!queue_.pop(item)) return false;
+        engine_->begin();
         begin(item);
         return true;
     }

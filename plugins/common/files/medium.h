@@ -35,6 +35,10 @@ class Medium {
     // True: transfers from and to this memory need no buffer. On release every one has ended.
     virtual bool take_memory(void *, uint64_t) { return true; }
     virtual void release_memory(void *, uint64_t) {}
+    // The block's file at this path is deleted, or another one: room for it is wanted back soon.
+    virtual void deleted(const std::string &) {}
+    // The file system is.
+    virtual void full() {}
     // Small chores, every 20 ms or so.
     virtual void tidy() {}
     // Its own metrics: `most` values at the most.

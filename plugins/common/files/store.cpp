@@ -307,6 +307,7 @@ int FileStore::unlink_block(const BlockId &id) {
     if (path.empty()) return 0;
     Directory &directory = *context_.directories.of(id);
     if (::unlink(path.c_str()) == 0) {
+        medium_->deleted(path);
         directory.removed(id);
         directory.shrank();
         return 0;
