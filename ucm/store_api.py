@@ -453,8 +453,8 @@ class Store:
             status, counts = self._sliced(self._retire, limit)
         if status == Status.PENDING:
             raise errors.StoreTimeout(
-                f"close: it goes on after {limit} ms, and {counts['pending']} shards are not stored; "
-                "close again"
+                f"close: after {limit} ms it goes on, and {counts['pending']} shards are not "
+                "stored yet; close again"
             )
         self._closed = True
         _open_stores.discard(self)

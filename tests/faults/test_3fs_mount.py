@@ -51,7 +51,7 @@ def warnings(storage, of_3fs, tmp_path):
 
 def test_a_limit_is_refused_since_other_hosts_would_not_see_it(open_store, warnings):
     """The message and the check name the option, and what to do instead."""
-    with pytest.raises(ucm.UnavailableError, match="posix_capacity_gb: .* is on 3FS") as raised:
+    with pytest.raises(ucm.UnavailableError, match=r"posix_capacity_gb: .* is on 3FS") as raised:
         open_store(posix_capacity_gb=1)
     assert "leave it out, and let one host make room with ucm gc" in str(raised.value)
     error, found = warnings(posix_capacity_gb=1)
