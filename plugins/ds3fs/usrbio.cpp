@@ -26,6 +26,10 @@ Library load(const std::string &name) {
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_max = RLIM_INFINITY;
     if (const std::string why = Library::refusal(limit.rlim_max); !why.empty())
         throw Error(UCM_UNAVAILABLE, why);
+    if (name.empty())
+        throw Error(UCM_INVALID,
+                    "ds3fs_library is empty; give the path of libhf3fs_api_shared.so, or leave it "
+                    "out");
     // Its threads may run on; nothing of it is ever taken away.
     void *handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!handle)

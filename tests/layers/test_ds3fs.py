@@ -291,6 +291,8 @@ def test_a_limit_holds_where_locks_do(open_store, folder, rng, enabled):
 def test_without_the_library_it_is_named(open_store):
     with pytest.raises(ucm.UnavailableError, match=r"ds3fs_library: cannot open libnone\.so"):
         open_store(ds3fs_library="libnone.so")
+    with pytest.raises(ucm.InvalidError, match="ds3fs_library is empty"):
+        open_store(ds3fs_library="")
 
 
 def test_every_missing_symbol_is_named(open_store, tmp_path):
