@@ -78,7 +78,7 @@ def test_faults_and_figures_with_everything_from_the_environment(conformance, tm
 
 
 @pytest.mark.real_3fs
-@pytest.mark.parametrize("pipeline", ["Ds3fs", "Cache|Ds3fs", "Cache|Compress|Ds3fs"])
+@pytest.mark.parametrize("pipeline", ["Ds3fs", "Cache|Compress|Ds3fs"])
 def test_faults_over_3fs(conformance, hf3fs_library, tmp_path, pipeline):
     of_3fs = f" ds3fs_library={hf3fs_library} stream_number=4"
     options = {**FILES, "UCM_CONFORMANCE_OPTIONS": FILES["UCM_CONFORMANCE_OPTIONS"] + of_3fs}

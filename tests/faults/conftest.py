@@ -16,7 +16,10 @@ SEGMENTS = (3000, 2000)
 SHARDS = 4
 
 
-@pytest.fixture(params=["Posix", "Posix, direct", "Compress|Posix", "Cache|Compress|Posix"])
+PIPELINES = ["Posix", "Posix, direct", "Compress|Posix", "Cache|Compress|Posix", "Ds3fs"]
+
+
+@pytest.fixture(params=PIPELINES)
 def pipeline(request):
     return request.param
 

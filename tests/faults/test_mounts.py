@@ -222,6 +222,7 @@ def test_close_says_what_hangs_and_can_be_called_again(disk, blocks_on):
     assert store.check(transfer.task)
 
 
+@pytest.mark.parametrize("pipeline", ["Posix"])
 def test_the_close_of_an_idle_store_waits_for_no_disk_that_hangs(disk, storage, open_store, rng):
     store = open_store()
     block = kit.new_block(store, rng)
