@@ -17,12 +17,8 @@ enum { kFiles = 1024, kThreads = 8, kRounds = 15, kFolders = 256, kMost = 65 << 
 
 enum way { kFinal, kBeside, kRename, kLink, kOwn, kUnnamed, kWays };
 static const char *const names[kWays] = {
-    "under its final name",
-    "beside it, rename",
-    "one folder, rename",
-    "one folder, link, unlink",
-    "a folder a thread, rename",
-    "O_TMPFILE, link",
+    "under its final name",     "beside it, rename",         "one folder, rename",
+    "one folder, link, unlink", "a folder a thread, rename", "O_TMPFILE, link",
 };
 
 struct worker {
@@ -49,7 +45,8 @@ static double now_us(clockid_t clock) {
 /* In one folder of 256, as blocks are by the first digits of their names. */
 static void final_name(char *path, const struct worker *w, int file) {
     const unsigned mixed = (unsigned)(w->round * kFiles + file) * 2654435761u;
-    snprintf(path, 256, "%s/%d/%02x/%08x%08x", root, w->way, mixed >> 24, mixed, (unsigned)w->round);
+    snprintf(path, 256, "%s/%d/%02x/%08x%08x", root, w->way, mixed >> 24, mixed,
+             (unsigned)w->round);
 }
 
 static int written(const char *path, int flags, const struct worker *w) {
@@ -97,7 +94,8 @@ static void *work(void *given) {
     return NULL;
 }
 
-/* Empty files are as quick to make beside as none, deleted ones are not: their inodes are looked at. */
+/* Empty files are as quick to make beside as none, deleted ones are not: their inodes are looked
+ * at. */
 static void empty(const struct worker *w) {
     char path[256];
     for (int file = 0; file < kFiles; file++) {
@@ -129,11 +127,16 @@ static void measure(size_t bytes, unsigned char *data, int base) {
         for (int turn = 0; turn < kWays; turn++) {
             const int way = (turn + round + kWays) % kWays;
             struct worker workers[kThreads];
-            const double start = now_us(CLOCK_MONOTONIC), cpu_start = now_us(CLOCK_PROCESS_CPUTIME_ID);
+            const double start = now_us(CLOCK_MONOTONIC),
+                         cpu_start = now_us(CLOCK_PROCESS_CPUTIME_ID);
             for (int i = 0; i < kThreads; i++) {
-                workers[i] = (struct worker){.number = i, .round = base + round + 1, .way = (enum way)way,
-                                             .bytes = bytes, .data = data};
-                if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0) fail("thread");
+                workers[i] = (struct worker){.number = i,
+                                             .round = base + round + 1,
+                                             .way = (enum way)way,
+                                             .bytes = bytes,
+                                             .data = data};
+                if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0)
+                    fail("thread");
             }
             for (int i = 0; i < kThreads; i++) pthread_join(workers[i].thread, NULL);
             if (round >= 0) { /* the first one is not counted: it makes the folders grow */
@@ -153,11 +156,13 @@ static void measure(size_t bytes, unsigned char *data, int base) {
 
 int main(int argc, char **argv) {
     if (argc != 2) {
-        fprintf(stderr, "usage: publish_cost FOLDER: an empty folder on the file system in question\n");
+        fprintf(stderr,
+                "usage: publish_cost FOLDER: an empty folder on the file system in question\n");
         return 2;
     }
     root = argv[1];
-    unsigned char *data = mmap(NULL, 2 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *data =
+        mmap(NULL, 2 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) fail("mmap");
     madvise(data, 2 << 20, MADV_HUGEPAGE);
     for (size_t i = 0; i < 2 << 20; i++) data[i] = (unsigned char)(i * 2654435761u >> 13);
@@ -168,7 +173,9 @@ int main(int argc, char **argv) {
         folder("%d", way, 0);
         for (int i = 0; i < kFolders; i++) folder("%d/%02x", way, i);
     }
-    printf("| way | bytes | us a file | CPU us a file | of the first |\n| --- | --- | --- | --- | --- |\n");
+    printf(
+        "| way | bytes | us a file | CPU us a file | of the first |\n| --- | --- | --- | --- | --- "
+        "|\n");
     measure(64 << 10, data, 0);
     measure(68 << 10, data, kRounds + 1);
     return 0;

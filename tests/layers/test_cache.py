@@ -357,6 +357,15 @@ def test_dumps_stay_in_memory_until_the_store_below_is_back(open_store, control,
     kit.expect_published(open_store("Posix"), *blocks)
 
 
+def test_a_block_that_is_lost_is_named_with_the_reason_in_words(open_store, rng, caplog):
+    store = open_store("Cache|Fault|Posix", fault_rules="dump:corrupt", **capacity(64))
+    (block,) = kit.new_blocks(store, rng, 1)
+    kit.dump(store, block)
+    assert store.drain(kit.WAIT_MS).lost == 4
+    assert f"block {block.id.hex()} is given up" in caplog.text
+    assert "the store below failed: CORRUPT" in caplog.text
+
+
 def test_short_queues_take_any_work(open_store, rng):
     store = open_store("Cache|Posix", waiting_queue_depth=1, running_queue_depth=1, **capacity(8))
     blocks = kit.new_blocks(store, rng, 50)
