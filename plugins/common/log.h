@@ -10,10 +10,10 @@ namespace ucm {
 
 // As the documents and the Python API call it.
 inline const char *status_name(ucm_status status) {
-    static const char *const names[] = {
-        "OK",      "PENDING", "NOT_FOUND", "INVALID",  "UNSUPPORTED", "UNAVAILABLE", "NO_SPACE",
-        "IO",      "CORRUPT", "CANCELLED", "INTERNAL", "BUSY",        "TIMEOUT",     "CLOSED",
-        "INCOMPATIBLE"};
+    static const char *const names[] = {"OK",          "PENDING",     "NOT_FOUND",   "INVALID",
+                                        "UNSUPPORTED", "UNAVAILABLE", "NO_SPACE",    "IO",
+                                        "CORRUPT",     "CANCELLED",   "INTERNAL",    "BUSY",
+                                        "TIMEOUT",     "CLOSED",      "INCOMPATIBLE"};
     const size_t number = size_t(status);
     return number < sizeof names / sizeof *names ? names[number] : "of an unknown status";
 }
