@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import time
 from pathlib import Path
 
@@ -249,6 +250,17 @@ def test_stores_that_do_not_fit_together_are_refused(open_members, options, what
     open_members(1)
     with pytest.raises(ucm.StoreError, match=f"{what}.*another unique_id"):
         open_members(1, **options)
+
+
+def test_without_a_capacity_it_is_half_of_what_is_free_and_says_so(open_store, unique_id, caplog):
+    caplog.set_level("INFO", logger="ucm")
+    block = {"block_size": 4 << 20, "shard_size": 4 << 20}
+    store = open_store("Cache|Posix", unique_id=unique_id, cache_buffer_capacity_gb=0, **block)
+    said = r"cache_buffer_capacity_gb: (\S+) GiB, half of what /dev/shm has free"
+    (gib,) = re.findall(said, caplog.text)
+    shm = os.statvfs("/dev/shm")
+    assert 0 < float(gib) * GIB <= min(256 * GIB, shm.f_blocks * shm.f_frsize / 2) * 1.001
+    assert abs(store.stats()["Cache"]["frames"] - float(gib) * 256) <= 1
 
 
 def test_share_buffer_enable_false_is_private_memory(open_members, unique_id, rng):
