@@ -71,13 +71,14 @@ def layout_of(config: Resolved) -> Layout | None:
         return None
     if tensor and sizes:
         raise ConfigError("tensor_size and tensor_size_list are both given; keep one of them")
+    named = "shard_size" if shard else "the sum of tensor_size_list,"
     if not shard:
         shard = sum(sizes) if sizes else block or tensor
     block = block or shard
     if not block:
         raise ConfigError("block_size: it is needed (bytes of one block), unless device_id is -1")
     if block % shard:
-        raise ConfigError(f"block_size: {block} is not a multiple of shard_size {shard}")
+        raise ConfigError(f"block_size: {block} is not a multiple of {named} {shard}")
     if sizes and sum(sizes) != shard:
         raise ConfigError(f"tensor_size_list: its sum {sum(sizes)} is not shard_size {shard}")
     if tensor and shard % tensor:

@@ -377,6 +377,8 @@ def _unknown(key: str, known: Iterable[str]) -> ConfigError:
     engine = {option.name for option in ENGINE_OPTIONS}
     if key in engine:
         return ConfigError(f"{key}: is no option of a store; it belongs {ELSEWHERE}")
+    if key in shipped_tables():
+        return ConfigError(f"{key}: needs a mapping of this layer's options, or {key}.OPTION")
     near = difflib.get_close_matches(key, sorted(engine.union(known)), 1, 0.6)
     hint = f"did you mean {near[0]!r}?" if near else "'ucm plugins NAME' lists a layer's options"
     if near and near[0] in engine:

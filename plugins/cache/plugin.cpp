@@ -4,7 +4,7 @@
 namespace {
 
 const ucm_option kOptions[] = {
-    {"cache_buffer_capacity_gb", UCM_TYPE_FLOAT, 0, "0", "0..", "GiB",
+    {"cache_buffer_capacity_gb", UCM_TYPE_FLOAT, 0, "0", "0..1000000000", "GiB",
      "Memory for cached blocks, of the whole segment where it is shared, else of each process; 0: "
      "half of what /dev/shm (or memory) has free, at most 256 GiB."},
     {"share_buffer_enable", UCM_TYPE_BOOL, 0, "true", nullptr, nullptr,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "block_file.h"
 #include "failpoint.h"
 
 namespace ucm::cache {
@@ -29,6 +30,11 @@ bool passing(ucm_status status) {
         default:
             return false;
     }
+}
+
+std::string why_failed(const ucm_result &result) {
+    std::string why = std::string("the store below failed: ") + status_name(result.status);
+    return result.os_errno ? why + ", " + errno_text(result.os_errno) : why;
 }
 
 bool unsaved_word(uint32_t word) {
@@ -442,10 +448,7 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
             const uint32_t heir = core_.closing ? table_.another_member() : kNone;
             if (Breaker::down(status) && heir != kNone && table_.whole(r))
                 return void(to_leave_.emplace_back(block, heir));
-            char why[64];
-            snprintf(why, sizeof why, "the store below failed: status %d, errno %d", status,
-                     results[k].os_errno);
-            return lose(block, status, why, outcome);
+            return lose(block, status, why_failed(results[k]).c_str(), outcome);
         }
         published = published || (results[k].flags & UCM_RESULT_PUBLISHED);
         refused = refused || (results[k].flags & UCM_RESULT_DECLINED);

@@ -24,6 +24,7 @@ constexpr uint64_t kMostBlocks = 32ull << 20;  // in memory; of the rest the fil
 constexpr size_t kMostDoubts = 16384;          // the oldest ones stay absent until a round
 constexpr int64_t kHearEveryNs = 50 * kMs;     // over a network
 constexpr int64_t kHeardWithinNs = 100 * kMs;  // for what was heard to be good for an answer
+constexpr size_t kTellAtOnce = 16;             // so that it costs a block less than a call
 constexpr int64_t kAppendEveryNs = 50 * kMs, kAppendJitterNs = 50 * kMs;
 constexpr int64_t kDoubtNs = 5 * kSecond;  // over a network, where old attributes are believed
 constexpr int64_t kWakeEveryNs = kSecond, kPauseNs = kSecond;
@@ -323,8 +324,13 @@ void BlockIndex::published(const BlockId &id, bool anew, const Maker *maker) {
     const bool told = !anew && find(id) == Answer::kPresent;
     apply(id, true);
     if (told) return;
-    ring_.note(id, Change::kPublished);
-    if (file_system_.local) ring_.flush(maker);
+    const size_t noted = ring_.note(id, Change::kPublished);
+    if (file_system_.local && noted >= kTellAtOnce) ring_.flush(maker);
+}
+
+// Also waits for what another thread is just appending.
+void BlockIndex::tell(const Maker *maker) {
+    if (file_system_.local && file_system_.private_locks.empty()) ring_.flush(maker);
 }
 
 void BlockIndex::removed(const BlockId &id, const Maker *maker) {

@@ -65,10 +65,13 @@ class BlockIndex {
     // be told.
     bool look(const BlockId &id);
 
-    // What this process did; others are told. `anew`: it was not there before; otherwise only if
-    // it was not known. The maker may be NULL.
+    // What this process did; others are told: of what was published by tell, some blocks later, or
+    // by tidy. `anew`: it was not there before; otherwise only if it was not known. The maker may
+    // be NULL.
     void published(const BlockId &id, bool anew, const Maker *maker);
     void removed(const BlockId &id, const Maker *maker);
+    // Before a transfer is done.
+    void tell(const Maker *maker);
     // A load found no file.
     void missed(const BlockId &id);
 

@@ -8,6 +8,16 @@
 
 namespace ucm {
 
+// As the documents and the Python API call it.
+inline const char *status_name(ucm_status status) {
+    static const char *const names[] = {"OK",          "PENDING",     "NOT_FOUND",   "INVALID",
+                                        "UNSUPPORTED", "UNAVAILABLE", "NO_SPACE",    "IO",
+                                        "CORRUPT",     "CANCELLED",   "INTERNAL",    "BUSY",
+                                        "TIMEOUT",     "CLOSED",      "INCOMPATIBLE"};
+    const size_t number = size_t(status);
+    return number < sizeof names / sizeof *names ? names[number] : "of an unknown status";
+}
+
 // Messages of one store, through the host. Not to be used inside done or finished.
 class Logger {
   public:

@@ -215,7 +215,7 @@ bool Recent::mine(uint64_t number) {
     return !own_.empty() && own_.front().first <= number;
 }
 
-void Recent::note(const BlockId &id, Change::What what) {
+size_t Recent::note(const BlockId &id, Change::What what) {
     std::lock_guard<std::mutex> hold(list_mutex_);
     if (list_.size() >= kListed) {
         list_.clear();
@@ -223,6 +223,7 @@ void Recent::note(const BlockId &id, Change::What what) {
     }
     list_.push_back({id, what});
     noted_ = true;
+    return list_.size();
 }
 
 bool Recent::flush(const Maker *maker) {

@@ -50,7 +50,8 @@ class Recent {
     News read(std::vector<Change> &out);
 
     // Puts it on the list of what is to be appended.
-    void note(const BlockId &id, Change::What what);
+    // Returns how many are on it now.
+    size_t note(const BlockId &id, Change::What what);
     bool noted() const { return noted_.load(std::memory_order_relaxed); }
     // Appends the list. Where there is no file the maker makes one; without a maker it is dropped,
     // since then nobody reads. False: it stays on the list, to be tried again.

@@ -143,11 +143,17 @@ void sweep_writer(const std::string &folder, bool of_this_machine) {
     if (swept) ::rmdir(folder.c_str());  // see ~WriterFolder
 }
 
+const char *remedy(int error) {
+    if (error == EROFS) return "mount it writable; device_id: -1 looks up only, and writes nothing";
+    if (status_of_errno(error) == UCM_NO_SPACE)
+        return "make room there, with ucm gc, ucm remove, or by removing other files";
+    return "give this user write permission there";
+}
+
 void refuse(const std::string &path, const std::string &directory, int error) {
     throw Error(status_of_errno(error) == UCM_NO_SPACE ? UCM_NO_SPACE : UCM_UNAVAILABLE,
                 "storage_backends: cannot write in " + directory + " (" + errno_text(error) +
-                    " for " + path + "); give this user write permission there" +
-                    who_owns(path, error),
+                    " for " + path + "); " + remedy(error) + who_owns(path, error),
                 error);
 }
 

@@ -1,3 +1,4 @@
+import errno
 import os
 import struct
 import time
@@ -155,6 +156,22 @@ def test_what_cannot_be_removed_is_told(ucm_command, folder, fill, monkeypatch):
     assert outcome.code == 1
     assert "2 blocks cannot be removed" in outcome.err
     assert "Permission denied" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [(errno.EROFS, "mount it writable"), (errno.ENOSPC, "make room there")],
+)
+def test_a_directory_that_cannot_be_written_to(
+    ucm_command, refused, folder, fill, monkeypatch, error, advice
+):
+    fill(1)
+
+    def refuse(path, *_):
+        raise OSError(error, os.strerror(error), str(path))
+
+    monkeypatch.setattr("os.open", refuse)
+    refused(ucm_command("gc", folder, "--to", 0), 1, os.strerror(error), advice)
 
 
 def test_it_waits_for_a_stores_own_collection(ucm_command, refused, folder, fill, monkeypatch):

@@ -103,6 +103,10 @@ def test_one_namespace_alone(ucm_command, folder, fill):
     fill(1, namespace="team-a")
     (found,) = ucm_command("inspect", folder, "--namespace", "team-a", "--json").json
     assert [space["namespace"] for space in found["spaces"]] == ["team-a"]
+    assert (
+        "no spaces of namespace 'team-b'"
+        in ucm_command("inspect", folder, "--namespace", "team-b").out
+    )
 
 
 def test_blocks_come_from_their_headers(ucm_command, folder, fill):

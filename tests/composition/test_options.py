@@ -161,6 +161,8 @@ def test_an_addressed_key_goes_to_that_layer_alone(config):
         ({"Posx": {"io_direct": True}}, ["Posx", "did you mean 'Posix'"]),
         ({"Posix.posix_data_trans_concurrency": 0}, ["posix_data_trans_concurrency: 0", "1 to"]),
         ({"io_direct": "maybe"}, ["io_direct: 'maybe' is not true or false"]),
+        ({"Posix": 3}, ["Posix: needs a mapping of this layer's options, or Posix.OPTION"]),
+        ({"posix_capacity_gb": 1e30}, ["posix_capacity_gb: 1e+30", "from 0 to 1000000000 GiB"]),
         ({"posix_io_engine": "magic"}, ["posix_io_engine: 'magic'", "one of psync"]),
         ({"dtype": "bf17"}, ["dtype: 'bf17'", "bf16"]),
         ({"device_id": -2}, ["device_id: -2", "-1 or more"]),

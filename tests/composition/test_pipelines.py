@@ -68,7 +68,10 @@ def test_the_same_pipeline_opens_again_and_again():
         ({"block_size": 100, "shard_size": 30}, ["100 is not a multiple of shard_size 30"]),
         ({"shard_size": 100, "tensor_size": 30}, ["100 is not a multiple of tensor_size 30"]),
         ({"shard_size": 100, "tensor_size_list": [30, 30]}, ["its sum 60", "shard_size 100"]),
-        ({"block_size": 100, "tensor_size_list": [30]}, ["100 is not a multiple", "30"]),
+        (
+            {"block_size": 100, "tensor_size_list": [30]},
+            ["100 is not a multiple of the sum of tensor_size_list, 30"],
+        ),
         ({"tensor_size": 4, "tensor_size_list": [4]}, ["tensor_size and tensor_size_list"]),
         ({"block_size": 64, "tensor_size_list": [64, 0]}, ["tensor_size_list", "1 or more"]),
         ({"block_size": 16385, "shard_size": 1}, ["16385 shards", "at most 16384"]),

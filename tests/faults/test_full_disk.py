@@ -103,6 +103,7 @@ def test_a_disk_that_turns_read_only_still_serves(open_small, storage, pipeline,
     with pytest.raises(ucm.StoreError, match=str(storage.folder)) as raised:
         open_small()
     assert "Read-only file system" in str(raised.value)
+    assert "mount it writable" in str(raised.value)
     mount("-o", "remount,rw", str(storage.folder))
     with open_small() as store:
         kit.expect_published(store, *blocks)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import time
 from pathlib import Path
 
@@ -251,6 +252,17 @@ def test_stores_that_do_not_fit_together_are_refused(open_members, options, what
         open_members(1, **options)
 
 
+def test_without_a_capacity_it_is_half_of_what_is_free_and_says_so(open_store, unique_id, caplog):
+    caplog.set_level("INFO", logger="ucm")
+    block = {"block_size": 4 << 20, "shard_size": 4 << 20}
+    store = open_store("Cache|Posix", unique_id=unique_id, cache_buffer_capacity_gb=0, **block)
+    said = r"cache_buffer_capacity_gb: (\S+) GiB, half of what /dev/shm has free"
+    (gib,) = re.findall(said, caplog.text)
+    shm = os.statvfs("/dev/shm")
+    assert 0 < float(gib) * GIB <= min(256 * GIB, shm.f_blocks * shm.f_frsize / 2) * 1.001
+    assert abs(store.stats()["Cache"]["frames"] - float(gib) * 256) <= 1
+
+
 def test_share_buffer_enable_false_is_private_memory(open_members, unique_id, rng):
     one, other = open_members(2, share_buffer_enable=False)
     assert not segment(unique_id).exists()
@@ -355,6 +367,15 @@ def test_dumps_stay_in_memory_until_the_store_below_is_back(open_store, control,
     assert store.drain(kit.WAIT_MS) == ucm.Report(64, 0, 0, 0)
     kit.expect_published(store, *stored)
     kit.expect_published(open_store("Posix"), *blocks)
+
+
+def test_a_block_that_is_lost_is_named_with_the_reason_in_words(open_store, rng, caplog):
+    store = open_store("Cache|Fault|Posix", fault_rules="dump:corrupt", **capacity(64))
+    (block,) = kit.new_blocks(store, rng, 1)
+    kit.dump(store, block)
+    assert store.drain(kit.WAIT_MS).lost == 4
+    assert f"block {block.id.hex()} is given up" in caplog.text
+    assert "the store below failed: CORRUPT" in caplog.text
 
 
 def test_short_queues_take_any_work(open_store, rng):

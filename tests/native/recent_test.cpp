@@ -152,6 +152,7 @@ struct Indexes {
     void publish(const BlockId &id) {
         place.put(id);
         ours.published(id, true, &place.maker);
+        ours.tell(&place.maker);
     }
     void remove(const BlockId &id) {
         REQUIRE(unlink(place.path(id).c_str()) == 0);
@@ -438,6 +439,7 @@ TEST_CASE("who may make nothing asks the files until a writer has come", "[index
     REQUIRE(asked(looker, make_id(1)) == Answer::kUnsure);
     place.put(make_id(2));
     writer.published(make_id(2), true, &place.maker);
+    writer.tell(&place.maker);
     walk(looker, place);
     REQUIRE(asked(looker, make_id(1)) == Answer::kPresent);
     REQUIRE(asked(looker, make_id(2)) == Answer::kPresent);
@@ -457,6 +459,30 @@ TEST_CASE("what is published and removed is known here at once, and there when i
     REQUIRE_FALSE(indexes.theirs.look(id));
     walk(indexes.theirs, indexes.place);
     REQUIRE(asked(indexes.theirs, id) == Answer::kAbsent);
+}
+
+TEST_CASE("what is published is told by sixteen, when it is time, or when a transfer ends",
+          "[index]") {
+    Indexes indexes;
+    Maker *maker = &indexes.place.maker;
+    const auto ids = make_ids(19);
+    for (const BlockId &id : ids) indexes.place.put(id);
+    REQUIRE(asked(indexes.theirs, ids[0]) == Answer::kAbsent);
+    for (size_t i = 0; i < 15; i++) indexes.ours.published(ids[i], true, maker);
+    REQUIRE(indexes.ours.find(ids[0]) == Answer::kPresent);
+    REQUIRE(asked(indexes.theirs, ids[0]) == Answer::kAbsent);
+    indexes.ours.published(ids[15], true, maker);
+    for (size_t i = 0; i < 16; i++) REQUIRE(asked(indexes.theirs, ids[i]) == Answer::kPresent);
+    indexes.ours.published(ids[16], true, maker);
+    REQUIRE(asked(indexes.theirs, ids[16]) == Answer::kAbsent);
+    indexes.ours.tidy(maker);
+    REQUIRE(asked(indexes.theirs, ids[16]) == Answer::kPresent);
+    indexes.ours.published(ids[17], true, maker);
+    indexes.ours.tell(maker);
+    REQUIRE(asked(indexes.theirs, ids[17]) == Answer::kPresent);
+    indexes.ours.published(ids[18], true, maker);
+    indexes.ours.removed(ids[0], maker);  // takes along what waits
+    REQUIRE(asked(indexes.theirs, ids[18]) == Answer::kPresent);
 }
 
 TEST_CASE("over a network what was done is told a little later", "[index]") {
@@ -518,11 +544,14 @@ TEST_CASE("a block that is found to be there is told only by who did not know", 
     indexes.place.put(id);  // by a publisher that was killed before it told
     REQUIRE(asked(indexes.theirs, id) == Answer::kAbsent);
     indexes.ours.published(id, false, &indexes.place.maker);
+    indexes.ours.tell(&indexes.place.maker);
     REQUIRE(asked(indexes.theirs, id) == Answer::kPresent);
     REQUIRE(heard(ear).size() == 1);
     indexes.ours.published(id, false, &indexes.place.maker);
+    indexes.ours.tell(&indexes.place.maker);
     REQUIRE(heard(ear).empty());
     indexes.ours.published(id, true, &indexes.place.maker);
+    indexes.ours.tell(&indexes.place.maker);
     REQUIRE(heard(ear).size() == 1);
 }
 

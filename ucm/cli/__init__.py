@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -48,6 +49,17 @@ cli.add_command(replay.command)
 cli.add_command(new_plugin.command)
 
 
+_OWNER = "run this as its owner, or give this user write permission there"
+_ROOM = "make room there, with ucm remove or by removing other files"
+_ADVICE = {
+    errno.EACCES: _OWNER,
+    errno.EPERM: _OWNER,
+    errno.EROFS: "mount it writable; ucm inspect and ucm fsck only read",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+}
+
+
 def _fail(message: str, code: int) -> int:
     if os.environ.get("UCM_TRACEBACK") == "1":
         traceback.print_exc()
@@ -71,9 +83,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
         if isinstance(error, ConfigError):
             return _fail(str(error), 2)
-        if isinstance(error, PermissionError) and error.filename:
-            advice = "run this as its owner, or give this user write permission there"
-            return _fail(f"{error.filename}: {error.strerror}; {advice}", 1)
+        if isinstance(error, OSError) and error.filename and error.errno in _ADVICE:
+            return _fail(f"{error.filename}: {error.strerror}; {_ADVICE[error.errno]}", 1)
         if isinstance(error, (StoreError, OSError)):
             return _fail(str(error), 1)
         return _fail(f"unexpected {type(error).__name__}: {error} (UCM_TRACEBACK=1 shows where)", 1)

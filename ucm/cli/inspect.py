@@ -62,7 +62,7 @@ def command(
         _common.print_json([_as_json(one, with_blocks) for one in found])
         return None
     for one in found:
-        _show(one)
+        _show(one, namespace)
         if with_blocks:
             for space in one.spaces:
                 for block in directory.blocks(space):
@@ -144,12 +144,14 @@ def layout_text(space: Space) -> str:
     return f"{space.shards_per_block} x {space.raw_capacity} B{coded}"
 
 
-def _show(one: Directory) -> None:
+def _show(one: Directory, namespace: str | None) -> None:
     click.echo(f"{one.directory} ({one.uuid})")
     if one.spaces:
         _show_spaces(one)
         _show_blocks(one)
         _show_codecs(one)
+    elif namespace:
+        click.echo(f"  no spaces of namespace {namespace!r}; without --namespace all are shown")
     else:
         click.echo("  no spaces: nothing was stored yet")
     size = _common.human_bytes

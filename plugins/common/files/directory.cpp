@@ -212,6 +212,11 @@ void Directory::published(const BlockId &id, bool anew) {
     if (BlockIndex *index = own_index()) index->published(id, anew, mine ? &*mine : nullptr);
 }
 
+void Directory::tell() {
+    const std::optional<Maker> mine = maker();
+    if (BlockIndex *index = this->index()) index->tell(mine ? &*mine : nullptr);
+}
+
 void Directory::removed(const BlockId &id) {
     const std::optional<Maker> mine = maker();
     if (BlockIndex *index = own_index()) index->removed(id, mine ? &*mine : nullptr);

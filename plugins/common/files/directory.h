@@ -82,6 +82,7 @@ class Directory {
     // by this handle; otherwise it was found to be there.
     void published(const BlockId &id, bool anew = true);
     void removed(const BlockId &id);
+    void tell();                     // other processes, before a transfer is done
     void missed(const BlockId &id);  // a load found no file
     // A shard of the block, whose file this is, was loaded.
     void loaded(const BlockId &id, const struct stat &file);
@@ -173,6 +174,9 @@ class Directories {
         uint64_t blocks = 0, listed = 0, folders = 0;
     };
     Known known() const;
+    void tell() {
+        for (auto &directory : all_) directory->tell();
+    }
     void tidy();
     int64_t walk(const std::atomic<bool> &stop);
     void collect(const std::atomic<bool> &stop);

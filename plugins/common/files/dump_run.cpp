@@ -492,6 +492,7 @@ bool DumpRun::end() {
     if (abandoned_) ledger_.lose_stored(good);
     ledger_.end(job_.batch->epoch, good, 0, results_.size() - good);
     file_.reset();
+    tell_if_last(context_, job_);
     for (size_t i = 0; i < results_.size(); i++)
         complete(context_, job_, job_.index(i), results_[i]);
     dumper_.end_run(id_, *block_);

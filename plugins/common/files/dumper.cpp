@@ -149,6 +149,7 @@ bool Dumper::drop(const std::vector<BlockId> &ids, int64_t deadline_ns) {
     for (Draft &draft : drafts) discard(draft);
     for (const Job &job : cancelled) {
         ledger_.end(job.batch->epoch, 0, 0, job.size());
+        tell_if_last(context_, job);
         for (size_t i = 0; i < job.size(); i++)
             complete(context_, job, job.index(i), result(UCM_CANCELLED));
         end_job(context_, job);

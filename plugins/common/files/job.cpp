@@ -68,7 +68,7 @@ std::shared_ptr<Batch> split(const ucm_transfer &transfer, bool dump) {
     std::vector<uint32_t> next(batch->starts.begin(), batch->starts.end() - 1);
     batch->order.resize(transfer.n);
     for (size_t i = 0; i < transfer.n; i++) batch->order[next[job_of[i]]++] = uint32_t(i);
-    batch->jobs_left = sizes.size();
+    batch->jobs_left = batch->untold = sizes.size();
     batch->start_ns = monotonic_ns();
     batch->dump = dump;
     return batch;
@@ -102,6 +102,14 @@ void complete(Context &context, const Job &job, size_t index, const ucm_result &
         context.metrics.add(kFailedShards, 1);
     }
     job.task().complete(index, result);
+}
+
+void tell_if_last(Context &context, const Job &job) {
+    if (job.batch->untold.fetch_sub(1) != 1) return;
+    try {
+        context.directories.tell();
+    } catch (const std::exception &) {  // no memory: they find out by themselves
+    }
 }
 
 void end_job(const Context &context, const Job &job) {

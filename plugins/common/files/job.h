@@ -61,7 +61,8 @@ struct Batch {
     std::vector<uint32_t> order;   // indexes of the task, block by block
     std::vector<uint32_t> starts;  // of each job in order, and its end
     std::atomic<size_t> jobs_left{0};
-    uint64_t epoch = 0;  // of the ledger; dump
+    std::atomic<size_t> untold{0};  // jobs that may publish still; of a dump
+    uint64_t epoch = 0;             // of the ledger; dump
     int64_t start_ns = 0;
     bool dump = false;
 };
@@ -83,6 +84,9 @@ void log_dispatch(const Context &context, const Batch &batch);
 
 // Counts the result and hands it on; to be called without locks.
 void complete(Context &context, const Job &job, size_t index, const ucm_result &result);
+// Before the shards of a dump are completed: the last job of a transfer tells other processes what
+// all of them have published.
+void tell_if_last(Context &context, const Job &job);
 // After the last shard of the job.
 void end_job(const Context &context, const Job &job);
 
