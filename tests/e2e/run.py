@@ -25,13 +25,17 @@ from place import Failed, Place, say
 
 SCENES = (
     "modes",
+    "options",
+    "refusals",
     "failures",
+    "workers",
     "concurrent",
     "ttft",
     "serve",
     "disaggregation",
     "offload",
     "reset",
+    "example",
 )
 SMALL = ("modes", "failures")
 WITH_SMOLLM2 = ("ttft", "serve")
