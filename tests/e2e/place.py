@@ -67,8 +67,9 @@ class Place:
         pip = [self.python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel]
         self._once("package", f"{wheel} {stat.st_mtime_ns}", lambda log: call(pip, log))
         script = HERE / "models.py"
-        make_tiny = [self.python, script, "tiny", self.models / "tiny"]
-        self._once("tiny", script.read_text(), lambda log: call(make_tiny, log))
+        for model in {"tiny", "mla"} & {"tiny", *models}:
+            make = [self.python, script, model, self.models / model]
+            self._once(model, script.read_text(), lambda log, make=make: call(make, log))
         if "smollm2" in models:
             self._once("smollm2", GGUF_PACKAGE + script.read_text(), self._make_smollm2)
 

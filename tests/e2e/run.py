@@ -25,6 +25,7 @@ from place import Failed, Place, say
 
 SCENES = (
     "modes",
+    "mla",
     "options",
     "refusals",
     "failures",
@@ -38,7 +39,7 @@ SCENES = (
     "example",
 )
 SMALL = ("modes", "failures")
-WITH_SMOLLM2 = ("ttft", "serve")
+MODELS = {"ttft": "smollm2", "serve": "smollm2", "mla": "mla"}  # besides the random one
 
 
 class Test:
@@ -121,7 +122,7 @@ def main():
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     start, before = time.monotonic(), machine()
     try:
-        place.prepare(args.wheel.absolute(), ["smollm2"] if set(scenes) & set(WITH_SMOLLM2) else [])
+        place.prepare(args.wheel.absolute(), {MODELS[name] for name in scenes if name in MODELS})
         report = play(place, scenes, args.small, args.long)
     except Failed as failure:
         say(f"FAILED: {failure}")

@@ -1,0 +1,38 @@
+"""Multi-head latent attention: all workers hold the same, it is stored once, by whatever number of them.
+
+vLLM's CPU build computes a prompt behind a hit only where one token of it is left, and has no prefix
+cache for such models: texts are compared with those computed without a hit.
+"""
+
+from engines import alike, audited, transfer
+from place import check, say
+
+BLOCK, BLOCKS = 16, 60  # the tokens of a block, all that its kernel takes
+LENGTH = BLOCK * BLOCKS + 1
+TWO = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+
+
+def run(test):
+    storage = test.folder / "blocks"
+    storage.mkdir()
+    prompts = test.place.prompts("mla", 2, LENGTH)
+    found, texts, witnesses = {}, [], []
+    for name, workers in (("two", TWO), ("one", {}), ("two-again", TWO)):
+        witnesses.append(test.folder / f"{name}.audit")
+        with test.engines.start(
+            f"mla-{name}", model="mla", block_size=BLOCK, **workers,
+            transfer=transfer(storage, audited=True), environment={"AUDIT": str(witnesses[-1])},
+        ) as engine:  # fmt: skip
+            texts.append(engine.run(prompts))
+            found[name] = [hit[2] for hit in engine.hits(BLOCKS)]
+        if name == "two":
+            files = sum(path.is_file() for path in storage.glob("mla-*/**/*"))
+            check(files == 2 * BLOCKS, f"mla: {2 * BLOCKS} blocks are stored in {files} files")
+    wanted = {"two": [0, 0], "one": [BLOCKS] * 2, "two-again": [BLOCKS] * 2}
+    check(found == wanted, f"mla: found {found}")
+    gaps = [
+        alike(f"mla: prompt {i}", text[i], texts[0][i]) for text in texts[1:] for i in range(2)
+    ]
+    counts = audited(witnesses)
+    say(f"mla: one copy, found by one worker and by two; texts within {max(gaps):.3f}; {counts}")
+    return {"shards": counts, "gap": max(gaps)}
