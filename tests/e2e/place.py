@@ -90,6 +90,15 @@ class Place:
         (gguf,) = downloads.rglob("*.gguf")
         call([self.python, HERE / "models.py", "smollm2", gguf, self.models / "smollm2"], log)
 
+    def run_script(self, command, log, **variables):
+        """Run a script in the environment and return what it prints; what it logs goes into a file."""
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE), **variables}
+        with log.open("w") as file:
+            command = list(map(str, [self.python, *command]))
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True, env=env)
+        check(done.returncode == 0, f"{command[1]} failed, see {log}:\n{tail(log)}")
+        return done.stdout
+
     def ask(self, code, *args):
         """Run a few lines of Python in the environment and return what they print."""
         command = [self.python, "-c", code, *args]

@@ -25,6 +25,7 @@ from place import Failed, Place, say
 
 SCENES = (
     "modes",
+    "names",
     "mla",
     "options",
     "refusals",
