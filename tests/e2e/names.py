@@ -4,6 +4,7 @@ Prints JSON: the names of a few requests' blocks, and what two stages of a pipel
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +45,8 @@ def picture(name):
 
 def names(folder):
     """Return the ids of requests that differ in one thing each."""
-    trained = folder / "adapter"
+    os.chdir(folder)  # the path is part of the name
+    trained = Path("adapter")
     trained.mkdir()
     adapter = LoRARequest("a", 1, str(trained))
 
