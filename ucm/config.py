@@ -77,7 +77,7 @@ def load(extra_config: Mapping[str, Any], source: str = "kv_connector_extra_conf
     try:
         data = read_file(path)
     except ConfigError as error:
-        raise ConfigError(f"{error}; {FILE_KEY} names this file") from None
+        raise ConfigError(f"{error}; correct it, or {FILE_KEY}, which names it") from None
     return _checked({**data, **given}, os.fspath(path))
 
 

@@ -99,9 +99,7 @@ class Worker:
         )
         shape = (BLOCKS, HEADS, BLOCK, 2 * SIZE)
         self.caches = {name: torch.randn(shape).to(torch.bfloat16) for name in self.names}
-        self.connector = UCMConnector(
-            vllm_config, KVConnectorRole.WORKER, cache_config(self.names)
-        )
+        self.connector = UCMConnector(vllm_config, KVConnectorRole.WORKER, cache_config(self.names))
         self.connector.register_kv_caches(self.caches)
         self.handshake = self.connector.get_handshake_metadata()
 

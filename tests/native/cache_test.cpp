@@ -434,8 +434,9 @@ TEST_CASE("an urgent load overtakes those that wait for room", "[cache]") {
 
 // Moves two blocks that lie here already; returns how many of the 8 shards the caller's own thread
 // copied: it says so before the call returns.
-size_t copied_by_the_caller(Stack &stack, ucm_status (*start)(ucm_store *, const ucm_transfer *,
-                                                              ucm_task *, ucm_error *),
+size_t copied_by_the_caller(Stack &stack,
+                            ucm_status (*start)(ucm_store *, const ucm_transfer *, ucm_task *,
+                                                ucm_error *),
                             const std::vector<BlockId> &ids, int32_t priority) {
     struct Seen {
         std::thread::id caller = std::this_thread::get_id();

@@ -28,13 +28,13 @@ def run(test):
             texts.append(engine.run(prompts))
             found[name] = [hit[2] for hit in engine.hits(BLOCKS)]
         if name == "two":
-            files = len([path for path in storage.rglob("*") if re.fullmatch("[0-9a-f]{32}", path.name)])
+            files = len(
+                [path for path in storage.rglob("*") if re.fullmatch("[0-9a-f]{32}", path.name)]
+            )
             check(files == 2 * BLOCKS, f"mla: {2 * BLOCKS} blocks are stored in {files} files")
     wanted = {"two": [0, 0], "one": [BLOCKS] * 2, "two-again": [BLOCKS] * 2}
     check(found == wanted, f"mla: found {found}")
-    gaps = [
-        alike(f"mla: prompt {i}", text[i], texts[0][i]) for text in texts[1:] for i in range(2)
-    ]
+    gaps = [alike(f"mla: prompt {i}", text[i], texts[0][i]) for text in texts[1:] for i in range(2)]
     counts = audited(witnesses)
     say(f"mla: one copy, found by one worker and by two; texts within {max(gaps):.3f}; {counts}")
     return {"shards": counts, "gap": max(gaps)}

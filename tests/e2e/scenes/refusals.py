@@ -45,7 +45,10 @@ def files(test, storage):
             ["ucm_connector_config.storage_backend: unknown option", "'storage_backends'"],
         ),
         "wrong type": (write("type", "hit_ratio: most"), ["hit_ratio: 'most' is not"]),
-        "wrong number": (write("number", "hit_ratio: 3"), ["hit_ratio: 3", "0..1"]),
+        "wrong number": (
+            write("number", "hit_ratio: 3"),
+            ["hit_ratio: 3 is not allowed; it must be from 0 to 1"],
+        ),
         "no folder": (write("folder", place=gone), ["storage_backends", str(gone)]),
     }
 
@@ -64,7 +67,9 @@ def refused(test, name, config, words):
 
 def said_last(name, text, words):
     lines = [line for line in text.splitlines() if all(word in line for word in words)]
-    check(lines, f"{name}: no line says {words}; the last ones:\n" + "\n".join(text.splitlines()[-5:]))
+    check(
+        lines, f"{name}: no line says {words}; the last ones:\n" + "\n".join(text.splitlines()[-5:])
+    )
     return lines[-1]
 
 
