@@ -1,4 +1,4 @@
-"""Names of blocks with vLLM's own requests and configurations, without an engine: names.py MODEL FOLDER
+"""Names of blocks with vLLM's own requests and configurations: names.py MODEL FOLDER
 
 Prints JSON: the names of a few requests' blocks, and what two stages of a pipeline share.
 """
@@ -127,7 +127,7 @@ def cache_config(names):
 
 
 def stages(model, folder):
-    """Store with two stages; return what a scheduler finds before and after, and what comes back."""
+    """Store with two stages; return what a scheduler finds meanwhile, and what comes back."""
     engine.tensor_rank = lambda: 0
     halves = (range(3), range(3, LAYERS))  # stages may differ in size
     vllm_config = config(model, folder, pipeline_parallel_size=2)

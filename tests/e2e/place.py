@@ -91,7 +91,7 @@ class Place:
         call([self.python, HERE / "models.py", "smollm2", gguf, self.models / "smollm2"], log)
 
     def run_script(self, command, log, **variables):
-        """Run a script in the environment and return what it prints; what it logs goes into a file."""
+        """Run a script in the environment and return what it prints; its log is a file."""
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE), **variables}
         with log.open("w") as file:
             command = list(map(str, [self.python, *command]))

@@ -1,4 +1,4 @@
-"""examples/vllm as its README has it: the folder, the YAML, serve.sh, bench.sh twice, and the log."""
+"""examples/vllm as its README has it: the YAML, serve.sh, bench.sh twice, and the log."""
 
 import re
 import shutil

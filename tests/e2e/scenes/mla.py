@@ -1,13 +1,12 @@
-"""Multi-head latent attention: all workers hold the same, it is stored once, by whatever number of them.
+"""Multi-head latent attention: all workers hold the same, and it is stored once.
 
-vLLM's CPU build computes a prompt behind a hit only where one token of it is left, and has no prefix
-cache for such models: texts are compared with those computed without a hit.
+vLLM's CPU build computes a prompt behind a hit only where one token of it is left, and has no
+prefix cache for such models: texts are compared with those computed without a hit.
 """
-
-import re
 
 from engines import alike, audited, transfer
 from place import check, say
+from scenes.failures import blocks
 
 BLOCK, BLOCKS = 16, 60  # the tokens of a block, all that its kernel takes
 LENGTH = BLOCK * BLOCKS + 1
@@ -28,9 +27,7 @@ def run(test):
             texts.append(engine.run(prompts))
             found[name] = [hit[2] for hit in engine.hits(BLOCKS)]
         if name == "two":
-            files = len(
-                [path for path in storage.rglob("*") if re.fullmatch("[0-9a-f]{32}", path.name)]
-            )
+            files = len(blocks(storage))
             check(files == 2 * BLOCKS, f"mla: {2 * BLOCKS} blocks are stored in {files} files")
     wanted = {"two": [0, 0], "one": [BLOCKS] * 2, "two-again": [BLOCKS] * 2}
     check(found == wanted, f"mla: found {found}")

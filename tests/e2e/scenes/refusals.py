@@ -1,4 +1,4 @@
-"""An engine that is configured wrongly does not start, and says which file, which key, and what to do."""
+"""An engine that is configured wrongly does not start, and says where and what to do."""
 
 from engines import transfer
 from place import Failed, check, say

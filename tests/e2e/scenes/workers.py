@@ -1,4 +1,4 @@
-"""One of two workers is killed while requests run: none hangs, and a restart finds what was stored."""
+"""One of two workers is killed under requests: none hangs, a restart finds what was stored."""
 
 import os
 import signal
