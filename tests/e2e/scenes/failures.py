@@ -167,7 +167,7 @@ def mounted(test, name, what, *options):
 
 
 def read_only(test, prepared):
-    """A file system that becomes read-only under a running engine, as after an error of its disk."""
+    """A file system that becomes read-only under an engine, as after an error of its disk."""
     image = test.folder / "image"
     with image.open("wb") as file:
         os.truncate(file.fileno(), 32 << 20)
