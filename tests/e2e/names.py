@@ -1,6 +1,7 @@
-"""Names of blocks with vLLM's own requests and configurations: names.py MODEL FOLDER
+"""Names of blocks with vLLM's own requests and configurations: names.py FOLDER [MODEL]
 
-Prints JSON: the names of a few requests' blocks, and what two stages of a pipeline share.
+Prints JSON: the names of a few requests' blocks; and with a model, what two stages of a pipeline
+share.
 """
 
 import json
@@ -173,8 +174,10 @@ def stages(model, folder):
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[2])
-    blocks = place / "blocks"
-    blocks.mkdir()
-    result = {"names": names(place), "stages": stages(sys.argv[1], blocks)}
+    place, *models = sys.argv[1:]
+    result = {"names": names(Path(place))}
+    for model in models:
+        stored = Path(place) / "blocks"
+        stored.mkdir()
+        result["stages"] = stages(model, stored)
     print(json.dumps(result))

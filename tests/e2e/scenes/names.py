@@ -11,7 +11,7 @@ from place import HERE, check, say
 def run(test):
     names = {seed: ask(test, seed)["names"] for seed in ("0", "1")}
     check(names["0"] == names["1"], "names: they differ with PYTHONHASHSEED")
-    found = ask(test, None)
+    found = ask(test, None, test.place.models / "tiny")
     check(found["names"] == names["0"], "names: they differ without PYTHONHASHSEED")
     isolated(found["names"])
     stages(found["stages"])
@@ -19,12 +19,12 @@ def run(test):
     return found["stages"]
 
 
-def ask(test, seed):
+def ask(test, seed, *models):
     folder = test.folder / f"seed-{seed}"
     folder.mkdir()
     log = test.engines.folder / "names.log"
     variables = {} if seed is None else {"PYTHONHASHSEED": seed}
-    command = [HERE / "names.py", test.place.models / "tiny", folder]
+    command = [HERE / "names.py", folder, *models]
     return json.loads(test.place.run_script(command, log, **variables).splitlines()[-1])
 
 
