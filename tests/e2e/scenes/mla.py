@@ -1,10 +1,10 @@
 """Multi-head latent attention: all workers hold the same, and it is stored once.
 
-vLLM's CPU build computes a prompt behind a hit only where one token of it is left, and has no
-prefix cache for such models: texts are compared with those computed without a hit.
+vLLM's CPU build computes a prompt behind a hit only where one token of it is left. What it says is
+not compared: without any hit it says other things of the same prompt from run to run.
 """
 
-from engines import alike, audited, transfer
+from engines import audited, transfer
 from place import check, say
 from scenes.failures import blocks
 
@@ -17,21 +17,20 @@ def run(test):
     storage = test.folder / "blocks"
     storage.mkdir()
     prompts = test.place.prompts("mla", 2, LENGTH)
-    found, texts, witnesses = {}, [], []
+    found, witnesses = {}, []
     for name, workers in (("two", TWO), ("one", {}), ("two-again", TWO)):
         witnesses.append(test.folder / f"{name}.audit")
         with test.engines.start(
             f"mla-{name}", model="mla", block_size=BLOCK, **workers,
             transfer=transfer(storage, audited=True), environment={"AUDIT": str(witnesses[-1])},
         ) as engine:  # fmt: skip
-            texts.append(engine.run(prompts))
+            engine.run(prompts)
             found[name] = [hit[2] for hit in engine.hits(BLOCKS)]
         if name == "two":
             files = len(blocks(storage))
             check(files == 2 * BLOCKS, f"mla: {2 * BLOCKS} blocks are stored in {files} files")
     wanted = {"two": [0, 0], "one": [BLOCKS] * 2, "two-again": [BLOCKS] * 2}
     check(found == wanted, f"mla: found {found}")
-    gaps = [alike(f"mla: prompt {i}", text[i], texts[0][i]) for text in texts[1:] for i in range(2)]
     counts = audited(witnesses)
-    say(f"mla: one copy, found by one worker and by two; texts within {max(gaps):.3f}; {counts}")
-    return {"shards": counts, "gap": max(gaps)}
+    say(f"mla: stored once, found by one worker and by two, all as saved: {counts}")
+    return {"shards": counts}
