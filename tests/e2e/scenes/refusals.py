@@ -4,8 +4,6 @@ from engines import transfer
 from place import Failed, check, say
 from server import serve, written
 
-POLICY = 'put "kv_load_failure_policy": "recompute" into --kv-transfer-config'
-
 
 def run(test):
     storage = test.folder / "blocks"
@@ -15,7 +13,7 @@ def run(test):
         config = transfer(None, kv_connector_extra_config={"UCM_CONFIG_FILE": str(file)})
         said[name] = refused(test, name, config, [str(file), *words])
     policy = transfer(storage, kv_load_failure_policy="retry")
-    words = ["kv_load_failure_policy", "'recompute' or 'fail'"]
+    words = ["Input should be 'recompute' or 'fail'", "input_value='retry'"]
     said["policy"] = refused(test, "policy", policy, words)
     said["vllm serve"] = served(test, *files(test, storage)["unknown key"])
     say(f"refusals: {len(said)} engines did not start, and said why")
