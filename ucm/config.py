@@ -74,7 +74,11 @@ def load(extra_config: Mapping[str, Any], source: str = "kv_connector_extra_conf
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise ConfigError(f"{source}: {FILE_KEY}: {path!r} is not the path of a file")
     _known_at_the_top(given, source)
-    return _checked({**read_file(path), **given}, os.fspath(path))
+    try:
+        data = read_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; correct it, or {FILE_KEY}, which names it") from None
+    return _checked({**data, **given}, os.fspath(path))
 
 
 def load_file(path: str | os.PathLike[str]) -> Config:

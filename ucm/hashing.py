@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ucm.errors import InvalidError
+from ucm.weights import adapter_identity
 
 # What stands before the first block, and the seed that vLLM makes it from.
 NONE_HASH_SEED = "vllm-none-hash"
@@ -68,6 +69,11 @@ def chain(
     return hashes
 
 
+def told_apart(by: bytes, block_hashes: Iterable[bytes]) -> list[bytes]:
+    """Return other hashes for what differs in more than the hashes say."""
+    return [hashlib.sha256(by + each).digest() for each in block_hashes]
+
+
 class Namer:
     """Makes block ids of block hashes, for one rank of one namespace."""
 
@@ -118,7 +124,7 @@ def block_ids(
     ``namespace`` is what the connector logs at its start; ``rank`` is the tensor-parallel rank, or
     ``part`` what the connector logs as such.
     ``algorithm`` is vLLM's ``prefix_caching_hash_algo``, ``sha256`` (its default) or
-    ``sha256_cbor``; ``lora`` is the adapter's (name, path).
+    ``sha256_cbor``; ``lora`` is the adapter's (name, path), which is looked into if it is there.
 
     >>> [i.hex() for i in block_ids(range(5), 2, "example")]
     ['2e4c6af31cacae5086fe3e8db9d43436', '21179291c37ab5faa2fed7ce4fae9ed0']
@@ -135,4 +141,8 @@ def block_ids(
     hash_function = ALGORITHMS.get(algorithm)
     if hash_function is None:
         raise InvalidError(f"algorithm: {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
-    return Namer(namespace, part or rank_name(rank))(chain(blocks, hash_function))
+    hashes = chain(blocks, hash_function)
+    adapter = adapter_identity(lora[1]) if lora else b""
+    return Namer(namespace, part or rank_name(rank))(
+        told_apart(adapter, hashes) if adapter else hashes
+    )

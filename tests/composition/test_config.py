@@ -215,7 +215,10 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(ucm.ConfigError, match=r"^/not/there\.yaml: cannot be read: No such file"):
+    with pytest.raises(
+        ucm.ConfigError,
+        match=r"^/not/there\.yaml: cannot be read: No such file.*UCM_CONFIG_FILE, which names it",
+    ):
         config.load({"UCM_CONFIG_FILE": "/not/there.yaml"})
 
 

@@ -28,13 +28,14 @@ METHODS = (
 )
 _spent: dict[str, float] = {}
 _sources: dict[str, int] = {}
+_told: list[str] = []
 
 
 def take_spent():
-    """Return the seconds of CPU by method, and the tokens found by source, and begin anew."""
-    now = {"seconds": dict(_spent), "tokens": dict(_sources)}
-    _spent.clear()
-    _sources.clear()
+    """Begin anew; return the seconds of CPU by method, the tokens found by source, and events."""
+    now = {"seconds": dict(_spent), "tokens": dict(_sources), "events": list(_told)}
+    for each in (_spent, _sources, _told):
+        each.clear()
     return now
 
 
@@ -112,6 +113,12 @@ class AuditedConnector(UCMConnector):
         for source, tokens in found.items():
             _sources[source.name] = _sources.get(source.name, 0) + tokens
         return found
+
+    def take_events(self):
+        events = list(super().take_events())
+        for event in events:
+            _told.extend(f"{event.medium} {len(event.token_ids)}" for _ in event.block_hashes)
+        return events
 
     def _open(self, name, sizes, lookup_only):
         store = super()._open(name, sizes, lookup_only)

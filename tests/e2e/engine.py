@@ -41,11 +41,11 @@ def result(done):
     }
 
 
-def run(llm, prompts, outputs):
+def run(llm, prompts, outputs, salt=None):
     """Answer prompts one after the other."""
     results = []
     for tokens in prompts:
-        given = {"prompt_token_ids": tokens}
+        given = {"prompt_token_ids": tokens, **({"cache_salt": salt} if salt else {})}
         (done,) = llm.generate(given, parameters(outputs), use_tqdm=False)
         results.append(result(done))
     return results
@@ -83,6 +83,14 @@ def metrics(llm):
     return values
 
 
+def endpoint(llm):
+    """Return what vLLM's own endpoint would show."""
+    from prometheus_client import generate_latest
+    from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+    return generate_latest(get_prometheus_registry()).decode()
+
+
 def spent(llm):
     """Return what the audited connector counted since the last call."""
     import audit
@@ -90,7 +98,7 @@ def spent(llm):
     return audit.take_spent()
 
 
-ORDERS = {f.__name__: f for f in (run, together, reset, metrics, spent)}
+ORDERS = {f.__name__: f for f in (run, together, reset, metrics, endpoint, spent)}
 
 
 def import_all():

@@ -15,9 +15,12 @@ from place import HERE, check, tail
 
 BLOCK = 128  # tokens
 PIPELINE = "Cache|Compress|Posix"
-START_S, ANSWER_S = 300, 600
+START_S, ANSWER_S = 1200, 600  # a busy machine takes minutes
 ROUNDING = 0.25  # between log-probabilities, of sums of bf16 in another order
-HIT = re.compile(r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)")
+HIT = re.compile(  # as the guide to UcmPipelineStore has it
+    r"ucm_connector\.py:\d+\] request_id: \S+, "
+    r"total_blocks_num: (\d+), hit hbm: (\d+), hit external: (\d+)\n"
+)
 NAMESPACE = re.compile(r"namespace (\S+), rank tp0")
 SEGMENT = re.compile(r"/dev/shm/ucm-cache-\S+")
 
@@ -153,8 +156,8 @@ class Engine:
     def namespace(self):
         return NAMESPACE.search(self.text())[1]
 
-    def run(self, prompts, outputs=8):
-        return self._exchange({"do": "run", "prompts": prompts, "outputs": outputs})
+    def run(self, prompts, outputs=8, salt=None):
+        return self._exchange({"do": "run", "prompts": prompts, "outputs": outputs, "salt": salt})
 
     def begin_run(self, prompts, outputs=8):
         """Begin to run prompts, without waiting for what becomes of them."""
@@ -169,6 +172,14 @@ class Engine:
 
     def metrics(self):
         return self._exchange({"do": "metrics"})
+
+    def endpoint(self):
+        return self._exchange({"do": "endpoint"})
+
+    def memory(self):
+        """Return the most memory that it has had, in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
 
     def spent(self):
         return self._exchange({"do": "spent"})

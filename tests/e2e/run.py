@@ -25,16 +25,22 @@ from place import Failed, Place, say
 
 SCENES = (
     "modes",
+    "names",
+    "mla",
+    "options",
+    "refusals",
     "failures",
+    "workers",
     "concurrent",
     "ttft",
     "serve",
     "disaggregation",
     "offload",
     "reset",
+    "example",
 )
 SMALL = ("modes", "failures")
-WITH_SMOLLM2 = ("ttft", "serve")
+MODELS = {"ttft": "smollm2", "serve": "smollm2", "mla": "mla"}  # besides the random one
 
 
 class Test:
@@ -117,7 +123,7 @@ def main():
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     start, before = time.monotonic(), machine()
     try:
-        place.prepare(args.wheel.absolute(), ["smollm2"] if set(scenes) & set(WITH_SMOLLM2) else [])
+        place.prepare(args.wheel.absolute(), {MODELS[name] for name in scenes if name in MODELS})
         report = play(place, scenes, args.small, args.long)
     except Failed as failure:
         say(f"FAILED: {failure}")

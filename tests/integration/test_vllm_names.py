@@ -10,7 +10,7 @@ import pytest
 import ucm
 from ucm import hashing
 from ucm.integration.vllm import namespace as names
-from ucm.integration.vllm.engine import Rehash, Since
+from ucm.integration.vllm.engine import Adapters, Apart, Rehash
 
 TOKENS = [[0, 1, 23, 24], [255, 256, 65536, 151643]]
 EXTRA = [None, (("lora", "a", "/p"), ("cache_salt", "x"))]
@@ -248,12 +248,51 @@ def test_tokens_that_a_session_takes_back_are_hashed_again():
     assert list(again(request)) == list(fresh()(request))
     assert again(request)[0] == before[0]
     assert again(request)[1] != before[1]
+
+
+def test_after_a_reset_hashes_are_others_and_follow_the_engine_s():
     plain = {"hashes": [b"a", b"b"]}
-    since = Since(lambda request: plain["hashes"])
-    assert since(request) == [b"a", b"b"]
-    since.reset()
-    first = list(since(request))
+    apart, request = Apart(lambda request: plain["hashes"]), session(())
+    assert apart(request) == [b"a", b"b"]
+    apart.reset()
+    first = list(apart(request))
+    assert not set(first) & {b"a", b"b"}
     plain["hashes"] = [b"a", b"c", b"d"]
-    second = list(since(request))
+    second = list(apart(request))
     assert (second[0], len(second)) == (first[0], 3)
     assert second[1] != first[1]
+
+
+def adapted(path, **more):
+    fields = {"lora_name": "a", "lora_int_id": 1, "lora_path": str(path), "load_inplace": False}
+    request = session(range(8))
+    request.lora_request = types.SimpleNamespace(**{**fields, **more})
+    return request
+
+
+def test_an_adapter_that_was_trained_further_in_its_place_is_another(tmp_path):
+    weights = tmp_path / "adapter_model.safetensors"
+
+    def hashes(in_process=None, **more):
+        apart = in_process or Apart(lambda request: [b"a", b"b"], Adapters())
+        return apart(adapted(tmp_path, **more))
+
+    def ids():
+        return ucm.block_ids(range(8), 4, "space", lora=("a", str(tmp_path)))
+
+    weights.write_bytes(bytes(10_000))
+    engine = Apart(lambda request: [b"a", b"b"], Adapters())
+    before, ids_before = hashes(engine), ids()
+    assert before == hashes()  # in another process
+    weights.write_bytes(bytes([1]) * 10_000)
+    assert hashes(engine) == before  # it computes with what it loaded
+    assert not set(hashes(engine, load_inplace=True)) & set(before)
+    assert not set(hashes()) & set(before)
+    assert not set(ids()) & set(ids_before)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 32}')
+    assert not set(hashes()) & {*before, *hashes(engine)}
+
+
+def test_an_adapter_that_is_no_folder_is_known_by_name_and_path():
+    apart = Apart(lambda request: [b"a", b"b"], Adapters())
+    assert apart(adapted("org/adapter")) == [b"a", b"b"]

@@ -1,5 +1,7 @@
 """What the vLLM connector opens for a configuration."""
 
+import json
+
 import pytest
 
 import ucm
@@ -37,6 +39,14 @@ def test_a_class_elsewhere_is_refused():
 def test_device_memory_is_refused(tmp_path):
     settings = opening.settings(extra("UcmPipelineStore", **posix(tmp_path), memory="cuda"))
     with pytest.raises(ucm.ConfigError, match="memory: 'cuda' is not supported by this connector"):
+        open_one(settings)
+
+
+def test_what_cannot_be_opened_names_the_configuration_too(tmp_path):
+    file = tmp_path / "ucm.yaml"
+    file.write_text(json.dumps(extra("UcmPipelineStore", **posix(tmp_path / "gone"))))
+    settings = opening.settings({"UCM_CONFIG_FILE": str(file)})
+    with pytest.raises(ucm.StoreError, match=r"ucm\.yaml: .*gone"):
         open_one(settings)
 
 

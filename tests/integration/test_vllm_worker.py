@@ -203,6 +203,23 @@ def test_a_layer_is_there_once_it_has_been_waited_for(layout, tmp_path, kv):
     worker.detach().close()
 
 
+def test_layers_are_loaded_before_a_forward_that_may_not_wait_for_them(
+    layout, tmp_path, kv, caplog
+):
+    before = kv.copy()
+    save_all(make(layout, tmp_path))
+    worker = make(layout, tmp_path, moving=Moving(layerwise=True))
+    for place in (3, 4):
+        kv[:, place] = 0
+        plan = load([0], [place])
+        worker.load(plan)  # and the forward stops at one layer only
+        assert (kv[:, place].view(np.uint16) == before[:, 0].view(np.uint16)).all()
+        worker.wait_layer(layout.names[0])
+        worker.save(plan)
+    assert caplog.text.count("use_layerwise: no effect on loads") == 1
+    worker.detach().close()
+
+
 def test_a_layer_is_saved_as_it_was_when_it_was_computed(layout, tmp_path, kv):
     """What the step does to a layer's cache before that, and to other blocks after, is not seen."""
     worker = make(layout, tmp_path, moving=Moving(layerwise=True, async_save=True))

@@ -432,6 +432,47 @@ TEST_CASE("an urgent load overtakes those that wait for room", "[cache]") {
     REQUIRE(stack.metrics()["miss_shards_total"] == 100);  // tried again is not missed again
 }
 
+// Moves two blocks that lie here already; returns how many of the 8 shards the caller's own thread
+// copied: it says so before the call returns.
+size_t copied_by_the_caller(Stack &stack,
+                            ucm_status (*start)(ucm_store *, const ucm_transfer *, ucm_task *,
+                                                ucm_error *),
+                            const std::vector<BlockId> &ids, int32_t priority) {
+    struct Seen {
+        std::thread::id caller = std::this_thread::get_id();
+        std::atomic<size_t> here{0}, ended{0};
+        std::atomic<bool> finished{false};
+    } seen;
+    Move memory(stack, shards_of(ids, 4));
+    ucm_transfer t = memory.transfer;
+    t.priority = priority;
+    t.ctx = &seen;
+    t.done = [](void *ctx, size_t, const ucm_result *result) {
+        auto *seen = static_cast<Seen *>(ctx);
+        if (result->status == UCM_OK) seen->ended++;
+        if (std::this_thread::get_id() == seen->caller) seen->here++;
+    };
+    t.finished = [](void *ctx) { static_cast<Seen *>(ctx)->finished = true; };
+    ucm_task task = 0;
+    if (start(stack.top(), &t, &task, nullptr) != UCM_OK) throw ucm::Error(UCM_INTERNAL, "start");
+    while (!seen.finished) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (seen.ended != 8) throw ucm::Error(UCM_INTERNAL, "a shard failed");
+    return seen.here;
+}
+
+TEST_CASE("a caller who says that it does not wait, by a priority below 0, copies nothing itself",
+          "[cache]") {
+    Stack stack({"Cache", "Memory"}, with_room(64));
+    const auto urgent = make_ids(2), background = make_ids(2, 100);
+    REQUIRE(copied_by_the_caller(stack, ucm_dump, urgent, 0) == 8);
+    REQUIRE(copied_by_the_caller(stack, ucm_dump, background, -1) == 0);
+    for (auto &ids : {urgent, background}) {
+        REQUIRE(copied_by_the_caller(stack, ucm_load, ids, 0) == 8);
+        REQUIRE(copied_by_the_caller(stack, ucm_load, ids, -1) == 0);
+    }
+    REQUIRE(stack.metrics()["miss_shards_total"] == 0);
+}
+
 TEST_CASE("a caller does not wait longer than its deadline, and what comes late is kept",
           "[cache]") {
     auto memory = std::make_shared<Memory>();

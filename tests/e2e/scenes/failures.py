@@ -1,6 +1,7 @@
 """Whatever fails under a running engine: requests finish, and say what vLLM computes."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -21,7 +22,9 @@ def run(test):
         found[f"damaged files, {mode}"] = damaged(test, prepared, mode)
     if not test.small:
         found["policy fail"] = policy_fail(test, prepared)
+        found["late"] = late(test, prepared)
         found["disk full"] = disk_full(test, prepared)
+        found["read-only"] = read_only(test, prepared)
         found["writer killed"] = writer_killed(test, prepared)
     return found
 
@@ -125,15 +128,79 @@ def policy_fail(test, prepared):
     return {"end": bad["end"]}
 
 
+def late(test, prepared):
+    """What does not come in time is computed, and found again once the disk answers."""
+    storage, _ = prepared.copy(test, "late")
+    rules = test.folder / "rules"
+    rules.write_text("load:hang\n")
+    store = {"fault_control": str(rules), "timeout_ms": 500}
+    config = transfer(storage, pipeline="Cache|Compress|Fault|Posix", store=store)
+    with test.engines.start("late", transfer=config) as engine:
+        (got,) = engine.run([prepared.other])
+        recomputed = engine.text().count(RECOMPUTED)
+        rules.write_text("")
+        same("late", got, prepared.cold[0])
+        check(recomputed, "late: the load did not fail")
+
+        def found():
+            (result,) = engine.run([prepared.last])
+            same("no longer late", result, prepared.hot[1])
+            return engine.hits(BLOCKS)[-1][2] == BLOCKS
+
+        wait_for(found, "late: a hit once the disk answers again")
+    say("failures: late: what does not come in time is computed; later it is found")
+    return {"recoveries": recomputed}
+
+
+def mounted(test, name, what, *options):
+    """Call ``what`` with a folder where something small is mounted with these options."""
+    if os.geteuid():
+        say(f"failures: {name}: SKIPPED, mounting a small file system needs root")
+        return "skipped: not root"
+    storage = test.folder / name
+    storage.mkdir()
+    subprocess.run(["mount", *options, storage], check=True)
+    try:
+        return what(storage)
+    finally:
+        subprocess.run(["umount", "-l", storage], check=True)
+
+
+def read_only(test, prepared):
+    """A file system that becomes read-only under an engine, as after an error of its disk."""
+    image = test.folder / "image"
+    with image.open("wb") as file:
+        os.truncate(file.fileno(), 32 << 20)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", image], check=True)
+
+    def body(storage):
+        config = transfer(storage, pipeline="Compress|Posix")
+        with test.engines.start("read-only", transfer=config) as engine:
+            before = engine.run([prepared.other])
+            wait_for(lambda: len(blocks(storage)) >= BLOCKS, "blocks in the store")
+            subprocess.run(["mount", "-o", "remount,abort", storage], check=True)
+            results = before + engine.run([prepared.last, prepared.other, prepared.last])
+            hits = [hit[2] for hit in engine.hits(BLOCKS)]
+        check(hits == [0, 0, BLOCKS, 0], f"read-only: found {hits}")
+        cold, hot = prepared.cold, prepared.hot
+        for got, right in zip(results, (cold[0], cold[1], hot[0], cold[1]), strict=True):
+            same("read-only", got, right)
+        say("failures: read-only: what is there is found, the rest is computed each time")
+        return {"hits": hits}
+
+    return mounted(test, "read-only", body, "-o", "loop", image)
+
+
+def blocks(storage):
+    """Return the files of blocks."""
+    return [path for path in storage.rglob("*") if re.fullmatch("[0-9a-f]{32}", path.name)
+            and path.is_file()]  # fmt: skip
+
+
 def disk_full(test, prepared):
     """Half of what is computed has room."""
-    if os.geteuid():
-        say("failures: disk full: SKIPPED, mounting a small file system needs root")
-        return "skipped: not root"
-    storage = test.folder / "full"
-    storage.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", storage], check=True)
-    try:
+
+    def body(storage):
         witnesses = [test.folder / f"{i}-full.audit" for i in range(2)]
         prompts, found = [prepared.other, prepared.last], []
         config = transfer(storage, audited=True)
@@ -147,10 +214,10 @@ def disk_full(test, prepared):
             compare_whole("disk full", got, hits, prepared)
         check(any(hit[2] < BLOCKS for hit in found[1]), f"the disk was not full: {found}")
         counts = audited(witnesses)
-    finally:
-        subprocess.run(["umount", "-l", storage], check=True)
-    say(f"failures: disk full: requests finish; a second engine found {found[1]}")
-    return {"hits": found, "shards": counts}
+        say(f"failures: disk full: requests finish; a second engine found {found[1]}")
+        return {"hits": found, "shards": counts}
+
+    return mounted(test, "full", body, "-t", "tmpfs", "-o", "size=2m", "tmpfs")
 
 
 def compare_whole(what, got, hits, prepared):

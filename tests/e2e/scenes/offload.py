@@ -6,6 +6,8 @@ from place import check, say
 LENGTH = 4000
 BLOCKS = LENGTH // BLOCK
 KV_BYTES = 40 << 17  # of the random model: room for 40 blocks, where a prompt needs 32
+CACHE_BYTES = 4 << 20  # less than a prompt and a half has
+BESIDE_BYTES = 136 << 20  # what docs/vllm.md says a worker takes beside that, with eight threads
 
 
 def run(test):
@@ -18,8 +20,11 @@ def run(test):
     ) as alone:
         alone.run(prompts)
         right = alone.run(prompts)
+        without = alone.memory()  # with more room for KV cache
+    memory = {}
     for name, options in (("default", {}), ("half by hit_ratio", {"hit_ratio": 0.5})):
-        config = transfer(storage, options=options)
+        store = {"cache_buffer_capacity_gb": CACHE_BYTES / (1 << 30)}
+        config = transfer(storage, options=options, store=store)
         with test.engines.start(
             f"offload-{name.split()[0]}", transfer=config,
             enable_prefix_caching=True, kv_cache_memory_bytes=KV_BYTES, max_model_len=4608,
@@ -27,6 +32,7 @@ def run(test):
             engine.run(prompts)
             got = engine.run(prompts)
             hits = engine.hits(BLOCKS)
+            memory[name] = engine.memory() - without
         again = found[name] = hits[len(prompts) :]
         wanted = BLOCKS if not options else BLOCKS // 2
         check(
@@ -35,5 +41,7 @@ def run(test):
         )
         for one, want in zip(got, right, strict=True) if not options else ():
             same("offload: served again", one, want)
-    say(f"offload: evicted prompts are found again: {found['default']}")
-    return found
+    most = max(memory.values())
+    check(most < CACHE_BYTES + BESIDE_BYTES, f"offload: the connector took {most:,} bytes")
+    say(f"offload: evicted prompts are found again: {found['default']}; bytes taken: {memory}")
+    return {"hits": found, "bytes taken": memory}

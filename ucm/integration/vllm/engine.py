@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,8 +10,10 @@ from typing import Any
 from ucm import hashing
 from ucm.errors import UnsupportedError
 from ucm.integration.vllm.division import Workers
+from ucm.weights import adapter_identity
 
 _ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
+_ADAPTERS_MAX = 4096
 
 
 def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
@@ -184,14 +185,38 @@ def block_hashes(vllm_config: Any, block_tokens: int) -> Callable[[Any], Sequenc
     return hashes
 
 
-class Since:
-    """Hashes of requests that are unlike all those before, once ``reset`` has been called."""
+class Adapters:
+    """Which weights the adapters have that requests name, as they were at their first request."""
 
-    def __init__(self, hashes: Callable[[Any], Sequence[bytes]]) -> None:
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, str], bytes] = {}
+
+    def __call__(self, request: Any) -> bytes:
+        """Return what tells the weights of the request's adapter apart; empty without one."""
+        lora = getattr(request, "lora_request", None)
+        if lora is None:
+            return b""
+        key = (lora.lora_name, lora.lora_int_id, lora.lora_path)
+        if key not in self._known or lora.load_inplace:
+            if len(self._known) >= _ADAPTERS_MAX:
+                del self._known[next(iter(self._known))]
+            self._known[key] = adapter_identity(lora.lora_path)
+        return self._known[key]
+
+
+class Apart:
+    """Hashes that tell apart what an engine's own do not: adapters' weights, and resets."""
+
+    def __init__(
+        self,
+        hashes: Callable[[Any], Sequence[bytes]],
+        adapter: Callable[[Any], bytes] = lambda request: b"",
+    ) -> None:
         self._hashes = hashes
+        self._adapter = adapter
         self._epoch = b""
-        # Of each request, and of what they were made.
-        self._known: weakref.WeakKeyDictionary[Any, tuple[list[bytes], list[bytes]]] = (
+        # Of each request, by what they are told apart, and of what they were made.
+        self._known: weakref.WeakKeyDictionary[Any, tuple[bytes, list[bytes], list[bytes]]] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -203,14 +228,16 @@ class Since:
     def __call__(self, request: Any) -> Sequence[bytes]:
         """Return the hashes of the request's full blocks."""
         plain = self._hashes(request)
-        if not self._epoch:
+        told = self._known.get(request)
+        by, known, made_of = told or (self._epoch + self._adapter(request), [], [])
+        if not by:
             return plain
-        known, made_of = self._known.setdefault(request, ([], []))
         if list(plain[: len(made_of)]) != made_of:  # a session has taken tokens back
-            known, made_of = self._known[request] = ([], [])
+            known, made_of = [], []
+        self._known[request] = (by, known, made_of)
         more = plain[len(made_of) :]
         made_of += more
-        known += (hashlib.sha256(self._epoch + each).digest() for each in more)
+        known += hashing.told_apart(by, more)
         return known
 
 

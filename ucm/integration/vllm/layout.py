@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,11 @@ class KvLayout:
     def shards_per_block(self) -> int:
         """How many layers have a cache of their own."""
         return len(self.names)
+
+    @property
+    def layers(self) -> Set[str]:
+        """The names of all layers, those that share another's cache too."""
+        return self._places.keys()
 
     def place(self, layer_name: str) -> int | None:
         """Return which shard a layer's cache is, or None if it has none."""

@@ -10,14 +10,13 @@ import hashlib
 import json
 import os
 import re
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from ucm.weights import weights_identity
 
 FORMULA = 1  # another number keeps blocks of another formula apart
 MAX_NAME = 64
 _DIGEST = 12
-_SAMPLES, _SAMPLE_BYTES = 16, 4096
-_HEADER_BYTES = 100_000_000  # what safetensors allows
 
 
 def digest(value: Any, length: int) -> str:
@@ -46,50 +45,6 @@ def unique_id(namespace: str, data_parallel_rank: int, role: str, options: dict[
     names = ("store_pipeline", "storage_backends", "block_size")
     where = {key: options.get(key) for key in names}
     return "ucm-" + digest([namespace, data_parallel_rank, role, os.getuid(), where], 16)
-
-
-def weights_identity(path: str) -> Any:
-    """Return what tells the weights in a local folder from others, or None if it is none.
-
-    Sizes alone would not see that a model was trained further, so samples are read of every file.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return None
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".gguf"))
-    small = [
-        f for f in (folder / "config.json", *sorted(folder.glob("*.index.json"))) if f.exists()
-    ]
-    return {
-        **{f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in small},
-        **{f.name: _sampled(f) for f in files},
-    }
-
-
-def _sampled(path: Path) -> list[Any]:
-    size = path.stat().st_size
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        for place in _places(file, size):
-            file.seek(place)
-            hashed.update(file.read(_SAMPLE_BYTES))
-    return [size, hashed.hexdigest()]
-
-
-def _places(file: BinaryIO, size: int) -> list[int]:
-    """Where to sample: in the middle of every tensor, as one layer alone may have been trained.
-
-    Format of safetensors: a length in 8 bytes, that much JSON, then the tensors.
-    """
-    even = [size * i // _SAMPLES for i in range(_SAMPLES)]
-    try:
-        length = int.from_bytes(file.read(8), "little")
-        tensors = json.loads(file.read(length)) if length < min(size, _HEADER_BYTES) else {}
-        ranges = [t["data_offsets"] for name, t in tensors.items() if name != "__metadata__"]
-        middles = [8 + length + (int(begin) + int(end)) // 2 for begin, end in ranges]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return even  # of another format
-    return [0, *middles] if middles else even
 
 
 def model_name(model: str) -> str:

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from ucm import config, pipeline
-from ucm.errors import ConfigError
+from ucm.errors import ConfigError, StoreError
 from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.namespace import unique_id
 from ucm.logs import logger
@@ -96,7 +96,11 @@ def open_store(
         )
     options.pop("tensor_size_list", None)
     options.update(sizes, device_id=-1 if lookup_only else 0)
-    return UcmPipelineStoreBuilder.open(options)
+    try:
+        return UcmPipelineStoreBuilder.open(options)
+    except StoreError as error:
+        text = f"{checked.source}: {error}"
+        raise type(error)(text, error.status, error.os_errno) from error
 
 
 def _option_names(checked: config.Config) -> set[str]:

@@ -125,7 +125,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         # An engine inside the caller's process is never told to shut down.
         atexit.register(_shut_down, weakref.ref(self))
         if role == KVConnectorRole.SCHEDULER:
-            self._hashes = engine.Since(engine.block_hashes(vllm_config, self._block_tokens))
+            hashes = engine.block_hashes(vllm_config, self._block_tokens)
+            self._hashes = engine.Apart(hashes, engine.Adapters())
             policy = Policy(
                 hit_ratio=now.hit_ratio,
                 persist_token_threshold=now.persist_token_threshold,

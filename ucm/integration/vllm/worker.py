@@ -153,6 +153,9 @@ class WorkerSide:
         self._load_groups = _growing(layout.shards_per_block)
         self._loading: Transfer | None = None  # this step's, layer by layer
         self._waited = 0  # so many groups of it are there
+        # Layers at which a forward has stopped: not every attention in vLLM does.
+        self._met: set[str] = set()
+        self._whole = 0  # steps that loaded all layers before the forward because of that
         self._dumping: Transfer | None = None  # this step's, layer by layer
         self._dumped: set[int] = set()  # its layers
         self._computed: list[int] = []  # the layers that are dumped next
@@ -181,10 +184,23 @@ class WorkerSide:
             self._receiving[load.request_id] = self._start_load([load])
         if not plan.loads:
             return
-        self._loading = self._start_load(plan.loads, self._moving.layerwise)
+        layerwise = self._moving.layerwise and self._stops()
+        self._loading = self._start_load(plan.loads, layerwise)
         self._waited = 0
-        if not self._moving.layerwise:
+        if not layerwise:
             self._end_loading()
+
+    def _stops(self) -> bool:
+        """Tell whether forwards wait at every layer: one that does not would compute too early."""
+        if self._layout.layers <= self._met:
+            return True
+        self._whole += 1
+        if self._whole == 2:  # before the first load there may have been no forward
+            logger.warning(
+                "use_layerwise: no effect on loads, because this model's attention does not wait "
+                "for its layers; they are loaded before the forward"
+            )
+        return False
 
     def _start_load(self, loads: Iterable[Load], layerwise: bool = False) -> Transfer:
         loads = list(loads)
@@ -204,6 +220,7 @@ class WorkerSide:
 
     def wait_layer(self, layer_name: str) -> None:
         """Return when a layer's part of this step's loads is there or has failed."""
+        self._met.add(layer_name)
         if self._loading is None or self._store is None:
             return
         place = self._layout.place(layer_name)
