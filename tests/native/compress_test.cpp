@@ -666,7 +666,7 @@ TEST_CASE("what a reader must refuse it refuses by its name", "[compress][frame]
     };
     REQUIRE(with(trailer + 4, uint16_t(2)) == UCM_OK);
     REQUIRE(with(trailer + 4, uint16_t(3)) == UCM_INCOMPATIBLE);       // version
-    REQUIRE(with(trailer + 6, uint16_t(1)) == UCM_INCOMPATIBLE);       // lossy
+    for (uint16_t flags : {1, 2, 3, 0x8000}) REQUIRE(with(trailer + 6, flags) == UCM_INCOMPATIBLE);
     REQUIRE(with(trailer + 8, uint64_t(200001)) == UCM_INCOMPATIBLE);  // longer than the room
     REQUIRE(with(trailer, 'X') == UCM_CORRUPT);
     REQUIRE(with(trailer + 8, uint64_t(199999)) == UCM_CORRUPT);
@@ -689,6 +689,38 @@ TEST_CASE("what a reader must refuse it refuses by its name", "[compress][frame]
     for (uint8_t widths : {0, 1, 128, 255}) REQUIRE(with(n + 1, widths) == UCM_CORRUPT);
     REQUIRE(with(trailer + 32, uint64_t(0)) == UCM_CORRUPT);  // checksum of the raw bytes
     REQUIRE(decode(Shape::of(199999, UCM_DTYPE_BF16), good) == UCM_INCOMPATIBLE);
+}
+
+TEST_CASE("a frame that says it is lossy is read where that is allowed, and no other flag is",
+          "[compress][frame]") {
+    const size_t n = 200000;
+    const Shape shape = Shape::of(n, UCM_DTYPE_BF16);
+    const Bytes bytes = numbers(n, UCM_DTYPE_BF16);
+    const auto geometry = shape.geometry();
+    FrameCoder strict(geometry, 0, ucm::compress::best_kernels());
+    FrameCoder allowed(geometry, 0, ucm::compress::best_kernels(), true);
+    for (Mode mode : {Mode::kFast, Mode::kSmall, Mode::kRaw}) {
+        const Bytes good = encode(shape, bytes, mode);
+        const auto with = [&](uint16_t flags, int codec = -1) {
+            Bytes frame = good;
+            put(frame, frame.size() - 58, flags);
+            if (codec >= 0) put(frame, frame.size() - 64 - 4 * 12 + 4, uint8_t(codec));
+            seal(frame);
+            return frame;
+        };
+        Bytes back;
+        REQUIRE(decode(shape, with(1), &back, allowed) == UCM_OK);
+        REQUIRE(bool(back == bytes));
+        REQUIRE(decode(shape, with(0), nullptr, allowed) == UCM_OK);
+        REQUIRE(decode(shape, with(1), nullptr, strict) == UCM_INCOMPATIBLE);
+        for (uint16_t flags : {2, 3, 0x101, 0xffff})
+            REQUIRE(decode(shape, with(flags), nullptr, allowed) == UCM_INCOMPATIBLE);
+        if (mode == Mode::kRaw) continue;
+        REQUIRE(decode(shape, with(1, 4), nullptr, allowed) == UCM_INCOMPATIBLE);  // codec
+        Bytes bad = with(1);
+        bad[100] ^= 1;
+        REQUIRE(decode(shape, bad, nullptr, allowed) == UCM_CORRUPT);
+    }
 }
 
 TEST_CASE("symbols have no more bits than their dtype, and unused bits are zero",
@@ -1132,6 +1164,37 @@ TEST_CASE("a frame of another version or too long is INCOMPATIBLE, and replaced"
     stack.memory().tamper(ids[0], 0, frame);
     stack.memory().tamper(ids[1], 0, encode(Shape::of(20001, UCM_DTYPE_BF16), Bytes(20001, 5)));
     REQUIRE(all_are(stack.load(ids), UCM_INCOMPATIBLE));
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("a lossy frame is INCOMPATIBLE and replaced, or with compress_allow_lossy loaded",
+          "[compress]") {
+    const auto ids = make_ids(1);
+    const Geometry geometry{1, {20000}, UCM_DTYPE_BF16};
+    const auto memory = std::make_shared<Memory>();
+    // What another writer has made of a block: its numbers, rounded.
+    Bytes rounded = numbers(20000, UCM_DTYPE_BF16);
+    for (size_t i = 0; i < rounded.size(); i += 2) rounded[i] &= 0xf0;
+    Bytes lossy = encode(Shape::of(20000, UCM_DTYPE_BF16), rounded);
+    put(lossy, lossy.size() - 58, uint16_t(1));
+    seal(lossy);
+    {
+        Stack stack(kOverMemory, {{"compress_allow_lossy", "true"}}, geometry, memory);
+        REQUIRE(all_ok(stack.dump(ids)));
+        REQUIRE(get(memory->stored(ids[0], 0), memory->stored(ids[0], 0).size() - 58, 2) == 0);
+        memory->tamper(ids[0], 0, lossy);
+        Move load(stack, shards_of(ids, 1));
+        REQUIRE(load.load() == UCM_OK);
+        REQUIRE(load.wait() == UCM_OK);
+        REQUIRE_FALSE(load.same(0));  // not what was dumped
+        REQUIRE(std::string(stack.layout(1).encoding) == "ucmz.2");
+    }
+    Stack stack(kOverMemory, {}, geometry, memory);
+    REQUIRE(std::string(stack.layout(1).encoding) == "ucmz.2");
+    REQUIRE(all_are(stack.load(ids), UCM_INCOMPATIBLE));
+    REQUIRE(stack.host().logged("compress_allow_lossy"));
+    REQUIRE(stack.metrics().at("bad_frames_total") == 1);
     REQUIRE(all_ok(stack.dump(ids)));
     REQUIRE(stack.loads_back(ids));
 }
