@@ -11,7 +11,7 @@ namespace ucm::compress {
 namespace {
 
 constexpr uint16_t kVersion = 2;
-constexpr uint16_t kLossy = 1;  // of the flags; no writer of ours sets it
+constexpr uint16_t kLossy = 1;              // of the flags; no writer of ours sets it
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
 constexpr uint32_t kMostAhead = 24576;      // bytes that the first cache takes at once
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};

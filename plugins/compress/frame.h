@@ -51,8 +51,8 @@ struct TileCounts {
 };
 
 struct Decoded {
-    ucm_status status;  // UCM_OK, UCM_CORRUPT or UCM_INCOMPATIBLE
-    uint64_t bytes;     // of the raw shard
+    ucm_status status;      // UCM_OK, UCM_CORRUPT or UCM_INCOMPATIBLE
+    uint64_t bytes;         // of the raw shard
     bool is_lossy = false;  // which is why it is refused
 };
 

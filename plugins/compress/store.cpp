@@ -629,8 +629,9 @@ void CompressStore::decode(Piece &piece, size_t i, FrameCoder &coder) {
         metrics_.add(kBadFrames, 1);
         log_.write(UCM_LOG_WARN, "block %s shard %u: the stored frame %s", id.hex().c_str(),
                    piece.task->shard(shard),
-                   decoded.is_lossy ? "is lossy, which compress_allow_lossy=false refuses; set it to "
-                                      "true, or the next dump of this block replaces it"
+                   decoded.is_lossy
+                       ? "is lossy, which compress_allow_lossy=false refuses; set it to "
+                         "true, or the next dump of this block replaces it"
                    : decoded.status == UCM_CORRUPT ? "is corrupt"
                                                    : "does not fit this layout");
         decoded.bytes = 0;

@@ -665,7 +665,7 @@ TEST_CASE("what a reader must refuse it refuses by its name", "[compress][frame]
         return decode(shape, frame);
     };
     REQUIRE(with(trailer + 4, uint16_t(2)) == UCM_OK);
-    REQUIRE(with(trailer + 4, uint16_t(3)) == UCM_INCOMPATIBLE);       // version
+    REQUIRE(with(trailer + 4, uint16_t(3)) == UCM_INCOMPATIBLE);  // version
     for (uint16_t flags : {1, 2, 3, 0x8000}) REQUIRE(with(trailer + 6, flags) == UCM_INCOMPATIBLE);
     REQUIRE(with(trailer + 8, uint64_t(200001)) == UCM_INCOMPATIBLE);  // longer than the room
     REQUIRE(with(trailer, 'X') == UCM_CORRUPT);
