@@ -12,6 +12,7 @@
 #include <xxhash.h>
 
 #include "../../plugins/compress/frame.h"
+#include "../../plugins/compress/guess.h"
 #include "../../plugins/compress/pace.h"
 #include "harness.h"
 
@@ -440,6 +441,42 @@ TEST_CASE("noise is not tried again and again, numbers behind it are found", "[c
     while (encode(shape, numbers(n, UCM_DTYPE_BF16), coder).size() > n) waited++;
     REQUIRE(waited > 0);
     REQUIRE(waited < 256);
+}
+
+TEST_CASE("a sample tells noise from numbers of every dtype", "[compress][frame]") {
+    for (size_t n : {512, 6144, 65536}) {
+        int noise = 0;
+        for (uint64_t seed = 0; seed < 100; seed++) {
+            const Bytes random = random_bytes(n, seed);
+            const auto guess =
+                ucm::compress::guess_dtype(random.data(), uint32_t(n), UCM_DTYPE_BF16, Mode::kFast);
+            noise += guess.is_noise;
+            if (guess.is_noise) REQUIRE(guess.dtype == UCM_DTYPE_BYTES);
+            for (int32_t dtype : kDtypes) {
+                if (dtype == UCM_DTYPE_BYTES || seed > 9) continue;
+                const Bytes bytes = numbers(n, dtype, seed);
+                for (Mode mode : {Mode::kFast, Mode::kSmall})
+                    REQUIRE_FALSE(
+                        ucm::compress::guess_dtype(bytes.data(), uint32_t(n), UCM_DTYPE_BYTES, mode)
+                            .is_noise);
+            }
+        }
+        REQUIRE(noise > 80);  // the others are looked at more closely
+    }
+}
+
+TEST_CASE("repetitions behind noise are found, though not each tile is searched",
+          "[compress][frame]") {
+    const size_t n = 1 << 16, tiles = 256;
+    const Shape shape{{n * tiles}, {}};
+    Bytes bytes = random_bytes(n * tiles, 1);
+    for (size_t i = n * 60 + 1024; i < n * tiles; i++) bytes[i] = bytes[i - 1024];
+    TileCounts counts;
+    const Bytes frame = encode(shape, bytes, Mode::kFast, &counts);
+    REQUIRE(counts.of[ucm::compress::kTileZstd] > 64);
+    Bytes back;
+    REQUIRE(decode(shape, frame, &back) == UCM_OK);
+    REQUIRE(bool(back == bytes));
 }
 
 TEST_CASE("bytes that repeat are coded, whatever they are", "[compress][frame]") {
