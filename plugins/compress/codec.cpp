@@ -152,8 +152,9 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
 // As the dtype that suits best.
 uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, bool is_number,
                             Place &place, Mode mode, uint8_t *out, Tile &tile) {
-    const int dtype = guess_dtype(raw, bytes, first, mode);
-    if (tile.codec != kTileRaw && tile.dtype == dtype) return tile.stored;
+    const auto [dtype, is_noise] = guess_dtype(raw, bytes, first, mode);
+    if (tile.codec != kTileRaw && (is_noise || tile.dtype == dtype)) return tile.stored;
+    if (is_noise) return code_noise(raw, bytes, place, mode, out, tile);
     uint32_t stored = code(raw, bytes, dtype, place, mode, out, tile);
     // Text looks like numbers of one byte, and repeats itself, which only zstd sees.
     if (is_number || dtype == first || element_bytes(dtype) > 1 || dtype == UCM_DTYPE_BYTES)
@@ -161,6 +162,20 @@ uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, bool 
     const uint32_t as_bytes = code(raw, bytes, UCM_DTYPE_BYTES, place, mode, out, tile);
     const uint32_t enough = mode == Mode::kSmall ? stored : stored - stored / 8;  // for its time
     return as_bytes < enough ? as_bytes : code(raw, bytes, dtype, place, mode, out, tile);
+}
+
+// Nothing but repetitions could make it shorter; where there were none, there are seldom some soon.
+uint32_t TileCoder::code_noise(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode,
+                               uint8_t *out, Tile &tile) {
+    if (mode == Mode::kFast && noise_wait_ > 0) {
+        noise_wait_--;
+        tile = {kTileRaw, 0, bytes};
+        return bytes;
+    }
+    const uint32_t stored = code(raw, bytes, UCM_DTYPE_BYTES, place, mode, out, tile);
+    noise_failures_ = tile.codec == kTileRaw ? uint8_t(std::min(noise_failures_ + 1, 5)) : 0;
+    noise_wait_ = noise_failures_ ? uint8_t((4 << noise_failures_) - 1) : uint8_t(0);
+    return stored;
 }
 
 // Returns the bytes it takes; as many as there are if nothing pays, and the tile is raw.

@@ -73,6 +73,8 @@ class TileCoder {
     Tile try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
     uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, bool is_number, Place &place,
                      Mode mode, uint8_t *out, Tile &tile);
+    uint32_t code_noise(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out,
+                        Tile &tile);
     bool promises(const uint8_t *raw, uint32_t bytes);
     size_t zstd(const uint8_t *raw, uint32_t bytes, int dtype, uint8_t *out, size_t most);
     bool unzstd(const uint8_t *stored, uint32_t stored_bytes, int dtype, uint8_t *raw,
@@ -80,6 +82,8 @@ class TileCoder {
 
     const Kernels &kernels_;
     Numbers seen_[kDtypes];  // by what the layout says: what a place begins with
+    // Tiles of noise in a row in which zstd found nothing, and how many it is not asked of.
+    uint8_t noise_failures_ = 0, noise_wait_ = 0;
     ClassCoder classes_;
     Mapping planes_;
     Mapping encoder_memory_, decoder_memory_;  // the two below live there

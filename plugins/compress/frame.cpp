@@ -11,6 +11,7 @@ namespace ucm::compress {
 namespace {
 
 constexpr uint16_t kVersion = 2;
+constexpr uint16_t kLossy = 1;              // of the flags; no writer of ours sets it
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
 constexpr uint32_t kMostAhead = 24576;      // bytes that the first cache takes at once
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
@@ -61,13 +62,14 @@ void seal(Trailer &trailer, uint8_t *frame, const Kernels &kernels) {
 }
 
 // What can be said before the index is touched, in the order of the format.
-Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity,
+Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity, bool allow_lossy,
                       const Kernels &kernels) {
     if (std::memcmp(trailer.magic, kMagic, sizeof kMagic) != 0 ||
         trailer.trailer_hash != hash_of(trailer, kernels))
         return {UCM_CORRUPT, 0};
-    if (trailer.version != kVersion || trailer.flags != 0 || trailer.raw_bytes > capacity)
+    if (trailer.version != kVersion || trailer.flags & ~kLossy || trailer.raw_bytes > capacity)
         return {UCM_INCOMPATIBLE, 0};
+    if (trailer.flags & kLossy && !allow_lossy) return {UCM_INCOMPATIBLE, 0, true};
     const uint64_t payload = length - kTrailerBytes;
     const uint64_t index = trailer.tile_count * uint64_t(sizeof(Entry));
     if (trailer.frame_bytes != length || trailer.zero || trailer.zero2 ||
@@ -177,9 +179,11 @@ void Geometry::scatter(const uint8_t *from, void *const *row, uint64_t offset,
     });
 }
 
-FrameCoder::FrameCoder(const Geometry &geometry, int dtype, const Kernels &kernels)
+FrameCoder::FrameCoder(const Geometry &geometry, int dtype, const Kernels &kernels,
+                       bool allow_lossy)
     : geometry_(geometry),
       kernels_(kernels),
+      allow_lossy_(allow_lossy),
       coder_(kernels),
       places_(geometry.tiles().size()),
       index_(geometry.tiles().size() * sizeof(Entry)),
@@ -305,7 +309,7 @@ Decoded FrameCoder::decode(const uint8_t *frame, uint64_t length, void *const *r
     if (length < kTrailerBytes) return {UCM_CORRUPT, 0};
     Trailer trailer;
     std::memcpy(&trailer, frame + length - kTrailerBytes, sizeof trailer);
-    Decoded decoded = check_trailer(trailer, length, geometry_.capacity(), kernels_);
+    Decoded decoded = check_trailer(trailer, length, geometry_.capacity(), allow_lossy_, kernels_);
     if (decoded.status != UCM_OK) return decoded;
     if (trailer.tile_count == 0) return decode_raw(frame, trailer.raw_bytes, trailer.raw_hash, row);
     const uint64_t index_bytes = trailer.tile_count * uint64_t(sizeof(Entry));

@@ -51,8 +51,9 @@ struct TileCounts {
 };
 
 struct Decoded {
-    ucm_status status;  // UCM_OK, UCM_CORRUPT or UCM_INCOMPATIBLE
-    uint64_t bytes;     // of the raw shard
+    ucm_status status;      // UCM_OK, UCM_CORRUPT or UCM_INCOMPATIBLE
+    uint64_t bytes;         // of the raw shard
+    bool is_lossy = false;  // which is why it is refused
 };
 
 class FrameCoder;
@@ -70,8 +71,9 @@ class Team {
 class FrameCoder {
   public:
     // dtype: UCM_DTYPE_* of all planes; UCM_DTYPE_BYTES: that of the layout is tried first, and the
-    // bytes decide.
-    FrameCoder(const Geometry &geometry, int dtype, const Kernels &kernels);
+    // bytes decide. Frames that say they are lossy are decoded only where it is allowed.
+    FrameCoder(const Geometry &geometry, int dtype, const Kernels &kernels,
+               bool allow_lossy = false);
 
     // `frame` has room for `length` + kTrailerBytes. Returns the bytes of the frame.
     // Of a team, others code parts of a long shard.
@@ -112,6 +114,7 @@ class FrameCoder {
 
     const Geometry &geometry_;
     const Kernels &kernels_;
+    const bool allow_lossy_;
     TileCoder coder_;
     std::vector<Place> places_;  // by tile of the geometry
     Mapping index_;              // of the frame that is made

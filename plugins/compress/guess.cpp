@@ -24,13 +24,20 @@ void count(const uint8_t *run, uint32_t bytes, Counts &counts) {
         uint16_t low, high;
         std::memcpy(&low, run + i, 2);
         std::memcpy(&high, run + i + 2, 2);
-        for (uint32_t k = 0; k < 4; k++) counts.any[run[i + k]]++;
         counts.odd[run[i + 1]]++;
         counts.odd[run[i + 3]]++;
         counts.half[low >> 7 & 255]++;
         counts.half[high >> 7 & 255]++;
         counts.word[high >> 7 & 255]++;
     }
+}
+
+// Are these n bytes spread as evenly as random ones, but for half again what these deviate by? Then
+// no numbers that they could be have exponents worth coding.
+bool is_noise(const uint32_t (&counts)[256], uint32_t n) {
+    uint32_t equal = 0;  // pairs, twice, and each with itself
+    for (uint32_t count : counts) equal += count * count;
+    return float(equal) < float(n) * (1 + float(n) / 256 + 1.5f * 0.0884f);
 }
 
 // Bits of a symbol, the bits of a byte from `shift` on, as the codec of this mode would code it.
@@ -55,13 +62,22 @@ float symbol(const uint32_t (&counts)[256], int shift, int bits, Mode mode) {
 
 }  // namespace
 
-int guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
-    Counts counts;
-    if (bytes <= kRun * kRuns) {
-        count(raw, bytes, counts);
+Guess guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
+    uint8_t sample[kRun * kRuns];
+    const uint32_t n = std::min(bytes, kRun * kRuns) / 4 * 4;
+    if (bytes <= n + 3) {
+        std::memcpy(sample, raw, n);
     } else {
-        each_run(bytes, kRun, kRuns, 4, [&](size_t at) { count(raw + at, kRun, counts); });
+        uint8_t *to = sample;
+        each_run(bytes, kRun, kRuns, 4, [&](size_t at) {
+            std::memcpy(to, raw + at, kRun);
+            to += kRun;
+        });
     }
+    Counts counts;
+    for (uint32_t i = 0; i < n; i++) counts.any[sample[i]]++;
+    if (is_noise(counts.any, n)) return {UCM_DTYPE_BYTES, true};
+    count(sample, n, counts);
     // What a byte takes.
     float cost[kDtypes];
     cost[UCM_DTYPE_BYTES] = 31.0f / 32;
@@ -76,7 +92,8 @@ int guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
         cost[UCM_DTYPE_FP8_E5M2] = (symbol(counts.any, 2, 5, mode) + 3) / 8;
     }
     const int best = int(std::min_element(cost, cost + kDtypes) - cost);
-    return cost[first] < cost[best] * 1.01f && cost[first] < cost[UCM_DTYPE_BYTES] ? first : best;
+    const bool stays = cost[first] < cost[best] * 1.01f && cost[first] < cost[UCM_DTYPE_BYTES];
+    return {stays ? first : best, false};
 }
 
 }  // namespace ucm::compress

@@ -16,6 +16,9 @@ inline void store(void *to, __m256i value) {
 inline __m128i load_half(const void *from) {
     return _mm_loadl_epi64(static_cast<const __m128i *>(from));
 }
+inline __m128i load_shuffle(const uint8_t (&eight)[8]) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i *>(eight));
+}
 inline void store_half(void *to, __m128i value) {
     _mm_storel_epi64(static_cast<__m128i *>(to), value);
 }
@@ -30,7 +33,7 @@ inline uint8_t *close_ranks(__m256i bytes, uint32_t set, uint8_t *to) {
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++, set >>= 8) {
         const __m128i eight = k % 2 ? _mm_srli_si128(halves[k / 2], 8) : halves[k / 2];
-        store_half(to, _mm_shuffle_epi8(eight, load_half(kShuffles.close[set & 255])));
+        store_half(to, _mm_shuffle_epi8(eight, load_shuffle(kShuffles.close[set & 255])));
         to += _mm_popcnt_u32(set & 255);
     }
     return to;
@@ -41,7 +44,7 @@ inline __m256i open_ranks(uint32_t set, const uint8_t *&from) {
     __m128i parts[4];
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++, set >>= 8) {
-        parts[k] = _mm_shuffle_epi8(load_half(from), load_half(kShuffles.open[set & 255]));
+        parts[k] = _mm_shuffle_epi8(load_half(from), load_shuffle(kShuffles.open[set & 255]));
         from += _mm_popcnt_u32(set & 255);
     }
     return _mm256_set_m128i(_mm_unpacklo_epi64(parts[2], parts[3]),

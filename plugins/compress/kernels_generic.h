@@ -253,6 +253,7 @@ inline const uint8_t *decode_end(const uint8_t *codes, size_t n, const uint8_t *
 // of the closed ones each lane gets. 0x80 is none.
 struct Shuffles {
     alignas(64) uint8_t close[256][8], open[256][8];
+    uint8_t behind[8];  // what is loaded with the last one
 };
 
 constexpr Shuffles make_shuffles() {

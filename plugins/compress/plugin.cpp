@@ -14,6 +14,9 @@ const ucm_option kOptions[] = {
      "and the bytes decide. fp8 is e5m2 where the layout says so, else e4m3."},
     {"compress_concurrency", UCM_TYPE_INT, 0, "2", "1..256", "threads",
      "Threads that compress, and as many that decompress."},
+    {"compress_allow_lossy", UCM_TYPE_BOOL, 0, "false", nullptr, nullptr,
+     "Load frames that say they are lossy: not the bytes that were dumped, but close to them. "
+     "Otherwise they are refused. Compress writes none, whatever this says."},
 };
 
 const ucm_metric kMetrics[] = {
@@ -28,7 +31,7 @@ const ucm_metric kMetrics[] = {
     {"raw_shards_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",
      "Shards kept as they are, because coding did not pay."},
     {"bad_frames_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",
-     "Loaded frames that failed a check or do not fit this layout."},
+     "Loaded frames that failed a check, do not fit this layout, or are lossy and not allowed."},
     {"memory_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",
      "What buffers and scratch may take at most; all of it is reserved at open."},
     {"codec", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "",

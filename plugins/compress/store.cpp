@@ -122,8 +122,10 @@ CompressStore::CompressStore(const ucm_open_args &args)
     loads_ = std::make_unique<Lane>(this, lower_, false, buffer_bytes, threads);
     dumps_ = std::make_unique<Lane>(this, lower_, true, buffer_bytes, threads);
     const int dtype = dtype_named(Values(args)[kOptionDtype].s, *args.layout);
+    const bool allow_lossy = Values(args)[kOptionAllowLossy].i != 0;
     for (size_t i = 0; i < threads * 2; i++)
-        coders_.push_back(std::make_unique<FrameCoder>(*geometry_, dtype, best_kernels()));
+        coders_.push_back(
+            std::make_unique<FrameCoder>(*geometry_, dtype, best_kernels(), allow_lossy));
     metrics_.set(kMemory, loads_->pool.mapping().bytes() + dumps_->pool.mapping().bytes() +
                               coders_.size() * coders_.front()->memory_bytes());
     if (pace_.automatic()) {
@@ -627,7 +629,11 @@ void CompressStore::decode(Piece &piece, size_t i, FrameCoder &coder) {
         metrics_.add(kBadFrames, 1);
         log_.write(UCM_LOG_WARN, "block %s shard %u: the stored frame %s", id.hex().c_str(),
                    piece.task->shard(shard),
-                   decoded.status == UCM_CORRUPT ? "is corrupt" : "does not fit this layout");
+                   decoded.is_lossy
+                       ? "is lossy, which compress_allow_lossy=false refuses; set it to "
+                         "true, or the next dump of this block replaces it"
+                   : decoded.status == UCM_CORRUPT ? "is corrupt"
+                                                   : "does not fit this layout");
         decoded.bytes = 0;
     }
     complete(piece, i, result(decoded.status, decoded.bytes));

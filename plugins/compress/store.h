@@ -20,7 +20,7 @@
 
 namespace ucm::compress {
 
-enum Option { kOptionCodec, kOptionDtype, kOptionConcurrency };
+enum Option { kOptionCodec, kOptionDtype, kOptionConcurrency, kOptionAllowLossy };
 enum OwnMetric {
     kTiles = kStandardMetrics,  // by TileCodec
     kRawShards = kTiles + kTileCodecs,

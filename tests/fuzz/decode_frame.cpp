@@ -95,7 +95,7 @@ struct Readers {
 
     explicit Readers(const Shape &shape) : geometry(shape.geometry()) {
         for (const Kernels *each : all_kernels())
-            coders.push_back(std::make_unique<FrameCoder>(geometry, 0, *each));
+            coders.push_back(std::make_unique<FrameCoder>(geometry, 0, *each, true));
     }
     // A reader goes by segments alone.
     static Readers &of(const Shape &shape) {

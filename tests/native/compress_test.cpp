@@ -12,6 +12,7 @@
 #include <xxhash.h>
 
 #include "../../plugins/compress/frame.h"
+#include "../../plugins/compress/guess.h"
 #include "../../plugins/compress/pace.h"
 #include "harness.h"
 
@@ -442,6 +443,42 @@ TEST_CASE("noise is not tried again and again, numbers behind it are found", "[c
     REQUIRE(waited < 256);
 }
 
+TEST_CASE("a sample tells noise from numbers of every dtype", "[compress][frame]") {
+    for (size_t n : {512, 6144, 65536}) {
+        int noise = 0;
+        for (uint64_t seed = 0; seed < 100; seed++) {
+            const Bytes random = random_bytes(n, seed);
+            const auto guess =
+                ucm::compress::guess_dtype(random.data(), uint32_t(n), UCM_DTYPE_BF16, Mode::kFast);
+            noise += guess.is_noise;
+            if (guess.is_noise) REQUIRE(guess.dtype == UCM_DTYPE_BYTES);
+            for (int32_t dtype : kDtypes) {
+                if (dtype == UCM_DTYPE_BYTES || seed > 9) continue;
+                const Bytes bytes = numbers(n, dtype, seed);
+                for (Mode mode : {Mode::kFast, Mode::kSmall})
+                    REQUIRE_FALSE(
+                        ucm::compress::guess_dtype(bytes.data(), uint32_t(n), UCM_DTYPE_BYTES, mode)
+                            .is_noise);
+            }
+        }
+        REQUIRE(noise > 80);  // the others are looked at more closely
+    }
+}
+
+TEST_CASE("repetitions behind noise are found, though not each tile is searched",
+          "[compress][frame]") {
+    const size_t n = 1 << 16, tiles = 256;
+    const Shape shape{{n * tiles}, {}};
+    Bytes bytes = random_bytes(n * tiles, 1);
+    for (size_t i = n * 60 + 1024; i < n * tiles; i++) bytes[i] = bytes[i - 1024];
+    TileCounts counts;
+    const Bytes frame = encode(shape, bytes, Mode::kFast, &counts);
+    REQUIRE(counts.of[ucm::compress::kTileZstd] > 64);
+    Bytes back;
+    REQUIRE(decode(shape, frame, &back) == UCM_OK);
+    REQUIRE(bool(back == bytes));
+}
+
 TEST_CASE("bytes that repeat are coded, whatever they are", "[compress][frame]") {
     Bytes text;
     for (int i = 0; text.size() < 200000; i++)
@@ -665,8 +702,8 @@ TEST_CASE("what a reader must refuse it refuses by its name", "[compress][frame]
         return decode(shape, frame);
     };
     REQUIRE(with(trailer + 4, uint16_t(2)) == UCM_OK);
-    REQUIRE(with(trailer + 4, uint16_t(3)) == UCM_INCOMPATIBLE);       // version
-    REQUIRE(with(trailer + 6, uint16_t(1)) == UCM_INCOMPATIBLE);       // lossy
+    REQUIRE(with(trailer + 4, uint16_t(3)) == UCM_INCOMPATIBLE);  // version
+    for (uint16_t flags : {1, 2, 3, 0x8000}) REQUIRE(with(trailer + 6, flags) == UCM_INCOMPATIBLE);
     REQUIRE(with(trailer + 8, uint64_t(200001)) == UCM_INCOMPATIBLE);  // longer than the room
     REQUIRE(with(trailer, 'X') == UCM_CORRUPT);
     REQUIRE(with(trailer + 8, uint64_t(199999)) == UCM_CORRUPT);
@@ -689,6 +726,38 @@ TEST_CASE("what a reader must refuse it refuses by its name", "[compress][frame]
     for (uint8_t widths : {0, 1, 128, 255}) REQUIRE(with(n + 1, widths) == UCM_CORRUPT);
     REQUIRE(with(trailer + 32, uint64_t(0)) == UCM_CORRUPT);  // checksum of the raw bytes
     REQUIRE(decode(Shape::of(199999, UCM_DTYPE_BF16), good) == UCM_INCOMPATIBLE);
+}
+
+TEST_CASE("a frame that says it is lossy is read where that is allowed, and no other flag is",
+          "[compress][frame]") {
+    const size_t n = 200000;
+    const Shape shape = Shape::of(n, UCM_DTYPE_BF16);
+    const Bytes bytes = numbers(n, UCM_DTYPE_BF16);
+    const auto geometry = shape.geometry();
+    FrameCoder strict(geometry, 0, ucm::compress::best_kernels());
+    FrameCoder allowed(geometry, 0, ucm::compress::best_kernels(), true);
+    for (Mode mode : {Mode::kFast, Mode::kSmall, Mode::kRaw}) {
+        const Bytes good = encode(shape, bytes, mode);
+        const auto with = [&](uint16_t flags, int codec = -1) {
+            Bytes frame = good;
+            put(frame, frame.size() - 58, flags);
+            if (codec >= 0) put(frame, frame.size() - 64 - 4 * 12 + 4, uint8_t(codec));
+            seal(frame);
+            return frame;
+        };
+        Bytes back;
+        REQUIRE(decode(shape, with(1), &back, allowed) == UCM_OK);
+        REQUIRE(bool(back == bytes));
+        REQUIRE(decode(shape, with(0), nullptr, allowed) == UCM_OK);
+        REQUIRE(decode(shape, with(1), nullptr, strict) == UCM_INCOMPATIBLE);
+        for (uint16_t flags : {2, 3, 0x101, 0xffff})
+            REQUIRE(decode(shape, with(flags), nullptr, allowed) == UCM_INCOMPATIBLE);
+        if (mode == Mode::kRaw) continue;
+        REQUIRE(decode(shape, with(1, 4), nullptr, allowed) == UCM_INCOMPATIBLE);  // codec
+        Bytes bad = with(1);
+        bad[100] ^= 1;
+        REQUIRE(decode(shape, bad, nullptr, allowed) == UCM_CORRUPT);
+    }
 }
 
 TEST_CASE("symbols have no more bits than their dtype, and unused bits are zero",
@@ -1132,6 +1201,37 @@ TEST_CASE("a frame of another version or too long is INCOMPATIBLE, and replaced"
     stack.memory().tamper(ids[0], 0, frame);
     stack.memory().tamper(ids[1], 0, encode(Shape::of(20001, UCM_DTYPE_BF16), Bytes(20001, 5)));
     REQUIRE(all_are(stack.load(ids), UCM_INCOMPATIBLE));
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("a lossy frame is INCOMPATIBLE and replaced, or with compress_allow_lossy loaded",
+          "[compress]") {
+    const auto ids = make_ids(1);
+    const Geometry geometry{1, {20000}, UCM_DTYPE_BF16};
+    const auto memory = std::make_shared<Memory>();
+    // What another writer has made of a block: its numbers, rounded.
+    Bytes rounded = numbers(20000, UCM_DTYPE_BF16);
+    for (size_t i = 0; i < rounded.size(); i += 2) rounded[i] &= 0xf0;
+    Bytes lossy = encode(Shape::of(20000, UCM_DTYPE_BF16), rounded);
+    put(lossy, lossy.size() - 58, uint16_t(1));
+    seal(lossy);
+    {
+        Stack stack(kOverMemory, {{"compress_allow_lossy", "true"}}, geometry, memory);
+        REQUIRE(all_ok(stack.dump(ids)));
+        REQUIRE(get(memory->stored(ids[0], 0), memory->stored(ids[0], 0).size() - 58, 2) == 0);
+        memory->tamper(ids[0], 0, lossy);
+        Move load(stack, shards_of(ids, 1));
+        REQUIRE(load.load() == UCM_OK);
+        REQUIRE(load.wait() == UCM_OK);
+        REQUIRE_FALSE(load.same(0));  // not what was dumped
+        REQUIRE(std::string(stack.layout(1).encoding) == "ucmz.2");
+    }
+    Stack stack(kOverMemory, {}, geometry, memory);
+    REQUIRE(std::string(stack.layout(1).encoding) == "ucmz.2");
+    REQUIRE(all_are(stack.load(ids), UCM_INCOMPATIBLE));
+    REQUIRE(stack.host().logged("compress_allow_lossy"));
+    REQUIRE(stack.metrics().at("bad_frames_total") == 1);
     REQUIRE(all_ok(stack.dump(ids)));
     REQUIRE(stack.loads_back(ids));
 }
