@@ -33,6 +33,7 @@
 extern "C" {
 #endif
 
+/* Functions are static, so that no two versions of this file meet in one process. */
 typedef struct ucm_waiter {
     pthread_mutex_t mutex; /* guards finished and refs */
     pthread_cond_t cond;

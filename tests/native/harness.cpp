@@ -245,7 +245,7 @@ const ucm_plugin *plugin(const std::string &name) {
     if (!UCM_HAS(ucm_plugin, found, open)) refuse(path + ": the descriptor is too small");
     if (found->abi_major != UCM_ABI_MAJOR || found->abi_draft != UCM_ABI_DRAFT)
         refuse(path + ": another ABI");
-    if (found->flags & ~uint64_t(UCM_PLUGIN_NEEDS_LOWER | UCM_PLUGIN_CUDA))
+    if (found->flags & ~uint64_t(UCM_PLUGIN_NEEDS_LOWER))
         refuse(path + ": unknown plugin flags");
     if (name != found->name) refuse(path + " is named " + found->name);
     return found;

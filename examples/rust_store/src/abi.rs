@@ -6,7 +6,7 @@
 use std::mem::{size_of, MaybeUninit};
 use std::os::raw::{c_char, c_void};
 
-pub const ABI: (u32, u32, u32) = (1, 0, 1); // major, minor, draft
+pub const ABI: (u32, u32, u32) = (1, 0, 2); // major, minor, draft
 pub const BLOCK_ID_BYTES: usize = 16;
 
 pub type ucm_status = i32;
@@ -226,6 +226,7 @@ pub struct ucm_open_args {
     pub values: *const ucm_value,
     pub lower: *mut ucm_store,
     pub unique_id: *const c_char,
+    pub layer: *const c_char,
 }
 
 #[repr(C)]
@@ -236,6 +237,7 @@ pub struct ucm_plugin {
     pub abi_draft: u32,
     pub reserved: u32,
     pub flags: u64,
+    pub memories: u64,
     pub name: *const c_char,
     pub version: *const c_char,
     pub summary: *const c_char,
@@ -266,8 +268,8 @@ const _: () = assert!(
         && size_of::<ucm_metrics_args>() == 32
         && size_of::<ucm_store_ops>() == 96
         && size_of::<ucm_store>() == 48
-        && size_of::<ucm_open_args>() == 80
-        && size_of::<ucm_plugin>() == 120
+        && size_of::<ucm_open_args>() == 88
+        && size_of::<ucm_plugin>() == 128
 );
 
 /// Fills `err`, which may be NULL, and returns `code`.

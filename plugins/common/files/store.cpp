@@ -387,12 +387,10 @@ ucm_status FileStore::register_memory(const ucm_memory_args &args, ucm_error *er
 ucm_status FileStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
     closing_ = true;
     const bool idle = tasks_.close(deadline_after_ms(args.timeout_ms));
-    if (idle) {
-        stop();
-        dumper_.abandon_all();
-    }
+    if (idle) stop();
     ledger_.drain(0, report);
     report.unfinished = dumper_.unfinished_shards();
+    if (idle) dumper_.abandon_all();
     return idle ? UCM_OK : UCM_PENDING;
 }
 
