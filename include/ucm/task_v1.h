@@ -33,7 +33,6 @@
 extern "C" {
 #endif
 
-/* Functions are static, so that no two versions of this file meet in one process. */
 typedef struct ucm_waiter {
     pthread_mutex_t mutex; /* guards finished and refs */
     pthread_cond_t cond;
@@ -93,6 +92,7 @@ static inline void ucm_waiter_done(void *ctx, size_t i, const ucm_result *result
     } else {
         ucm_copy(mine, sizeof *mine, result);
     }
+    if (mine->status == UCM_PENDING) mine->status = UCM_INTERNAL; /* no result may say so */
 }
 
 static inline void ucm_waiter_finished(void *ctx) {
