@@ -507,7 +507,7 @@ class Stack:
                     self._closed[name] += counts[name]
                 return status, {**_counts(_new_report()), "pending": counts["pending"]}
             if status in (Status.INVALID, Status.UNSUPPORTED):
-                # It says that it goes on, so what is below it stays too. Asking again would not help.
+                # It says that it goes on, so what is below stays too. To ask again would not help.
                 message = ffi.string(error.message).decode(errors="replace")
                 logs.logger.error("close: refused, the store stays open: %s", message)
                 self._stores.clear()

@@ -18,25 +18,25 @@
  *            memory. The other side never writes it, never assigns such a struct whole (ucm_copy
  *            does it right), and touches no byte at or past it. Members of 1.0 are always there.
  *            Members are only ever appended, and zero means the old behaviour; an appended member
- *            is read or written only after UCM_HAS(). Arrays of structs travel with their stride
- *            and are read with UCM_AT(). Reserved members: the writer sets zero, the reader never
- *            looks. A member that changes which bytes move, or when, comes with a bit in `flags`;
- *            every function answers UCM_UNSUPPORTED to a bit that it does not know, and has done
- *            nothing then. Members that are only hints (depths, tag, priority, deadline_ns) have
- *            no bit. What is to be filled in (report, error) comes zeroed but for struct_size, and
- *            zero in an appended member means: not told.
+ *            is read or written only after UCM_HAS(). Arrays of structs travel with their stride, a
+ *            multiple of 8, and are read with UCM_AT(). Reserved members: the writer sets zero, the
+ *            reader never looks. A member that changes which bytes move, or when, comes with a bit
+ *            in `flags`; every function answers UCM_UNSUPPORTED to a bit that it does not know, and
+ *            has done nothing then. Members that are only hints (depths, tag, priority,
+ *            deadline_ns) have no bit. What is to be filled in (report, error) comes zeroed but for
+ *            struct_size, and zero in an appended member means: not told.
  * Handing on ucm_copy() of arguments is for a layer that hands the same rows on within the call.
  *            Whoever changes n, or keeps the transfer for later, builds its own from zero, member
- *            by member: an appended array per row would not fit.
+ *            by member: an appended array with an entry per row would not fit.
  * Memory     Nobody frees what the other side allocated. Arguments, and the arrays that they point
  *            to, are borrowed for the call; whoever needs one later copies it. The memory at
  *            transfer addresses is borrowed until `done` for that shard. Strings are UTF-8 and
  *            NUL-terminated. What a call was to fill in is undefined when it fails, unless said
  *            otherwise.
  * Errors     Functions return a ucm_status; UCM_OK is 0. `err` may be NULL; otherwise the callee
- *            fills it in on failure and leaves it alone on success. os_errno is a positive errno
- *            of Linux, or 0. Out of memory is UCM_UNAVAILABLE with os_errno ENOMEM. Nothing is
- *            thrown across the line.
+ *            fills it in on failure and leaves it alone on success. os_errno is a positive errno of
+ *            Linux, or 0. Out of memory is UCM_UNAVAILABLE with os_errno ENOMEM. Nothing is thrown
+ *            across the line.
  * Threads    [any-thread] may be called from many threads at once. [callback] runs on any thread
  *            of the callee, or of a store below it. Whoever calls into a store holds no lock that
  *            its own done or finished takes; whoever calls done or finished holds no lock at all.
@@ -83,7 +83,7 @@ extern "C" {
 enum {
     UCM_ABI_MAJOR = 1,
     UCM_ABI_MINOR = 0,
-    UCM_ABI_DRAFT = 2, /* 0: frozen */
+    UCM_ABI_DRAFT = 0, /* 0: frozen */
     /* These never change in 1.x. Flags from bit 31 on, if they come, are macros of UINT64_C. */
     UCM_BLOCK_ID_BYTES = 16,
     /* The one alignment. A layer that owns buffers aligns their base and size to it. */

@@ -206,6 +206,8 @@ inline ucm_status metrics(ucm_store *s, const ucm_metrics_args *a, ucm_error *er
 }
 inline ucm_status register_memory(ucm_store *s, const ucm_memory_args *a, ucm_error *err) {
     if (!knows(a->flags, 0)) return unknown_flags(err);
+    if (a->release != 0 && a->release != 1)
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "register_memory: release is neither 0 nor 1");
     return call(s, err, [&](Store &store) { return store.register_memory(*a, err); });
 }
 inline ucm_status close(ucm_store *s, const ucm_wait_args *a, ucm_report *r, ucm_error *err) {

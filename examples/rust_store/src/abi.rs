@@ -6,7 +6,7 @@
 use std::mem::{size_of, MaybeUninit};
 use std::os::raw::{c_char, c_void};
 
-pub const ABI: (u32, u32, u32) = (1, 0, 2); // major, minor, draft
+pub const ABI: (u32, u32, u32) = (1, 0, 0); // major, minor, draft; 0: frozen
 pub const BLOCK_ID_BYTES: usize = 16;
 
 pub type ucm_status = i32;
