@@ -81,6 +81,11 @@ def abi_of(major: int, minor: int, draft: int) -> str:
     return f"{major}.{minor}" + (f" draft {draft}" if draft else "")
 
 
+def own_abi() -> str:
+    """Write the version of the ABI that this package has."""
+    return abi_of(lib.UCM_ABI_MAJOR, lib.UCM_ABI_MINOR, lib.UCM_ABI_DRAFT)
+
+
 def has(pointer: Any, struct: str, member: str) -> bool:
     """Tell whether the member is inside what the other side provided, as UCM_HAS does."""
     return bool(pointer.struct_size >= _end(struct, member))

@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ucm._abi import ffi
 
 import ucm
 from ucm import loader, registry
-from ucm._abi import ffi
 
 HERE = Path(__file__).parent
 FROZEN = HERE / "1.0"

@@ -23,6 +23,9 @@
 #ifndef OPTION_STRIDE
 #define OPTION_STRIDE sizeof(ucm_option)
 #endif
+#ifndef OPTIONS
+#define OPTIONS options
+#endif
 #ifndef METRIC_STRIDE
 #define METRIC_STRIDE sizeof(ucm_metric)
 #endif
@@ -60,7 +63,7 @@ static const ucm_plugin plugin = {
     .summary = "Refuses to open.",
     .n_options = 1,
     .option_stride = OPTION_STRIDE,
-    .options = options,
+    .options = OPTIONS,
     .n_metrics = 1,
     .metric_stride = METRIC_STRIDE,
     .metrics = metrics,
@@ -69,6 +72,6 @@ static const ucm_plugin plugin = {
 
 UCM_EXPORT const ucm_plugin *SYMBOL(void);
 const ucm_plugin *SYMBOL(void) {
-    (void)plugin;
+    (void)plugin, (void)options;
     return ANSWER;
 }
