@@ -47,11 +47,13 @@ def later(header):
 def built(tmp_path_factory):
     """Compile host and stores, of 1.0 and of the later version, each once."""
     folder = tmp_path_factory.mktemp("abi")
-    include = folder / "later" / "ucm"
-    include.mkdir(parents=True)
-    (include / "store_v1.h").write_text(later((NOW / "ucm" / "store_v1.h").read_text()))
-    (include / "task_v1.h").write_text((NOW / "ucm" / "task_v1.h").read_text())
-    for age, headers in ("Old", FROZEN), ("New", folder / "later"):
+    now = {name: (NOW / "ucm" / name).read_text() for name in ("store_v1.h", "task_v1.h")}
+    old = {name: (FROZEN / name).read_text() for name in now}
+    for age, texts in ("Old", old), ("New", {**now, "store_v1.h": later(now["store_v1.h"])}):
+        headers = folder / age
+        (headers / "ucm").mkdir(parents=True)
+        for name, text in texts.items():
+            (headers / "ucm" / name).write_text(text)
         for name in "Layer", "Bottom":
             source = FROZEN / f"{name.lower()}.c"
             flags = ["-shared", "-fPIC", f'-DNAME="{age}{name}"', f"-I{headers}"]
@@ -148,9 +150,9 @@ def rows(first=0):
 
 def moved(store):
     """Dump four blocks and load them again."""
-    store.dump(IDS, SHARDS, rows(1)).wait()
+    store.wait(store.dump(IDS, SHARDS, rows(1)))
     back = rows()
-    store.load(IDS, SHARDS, back).wait()
+    store.wait(store.load(IDS, SHARDS, back))
     return back == rows(1)
 
 
@@ -180,17 +182,17 @@ def test_an_unknown_status_is_an_error(open_mixed, layers, where):
         open_mixed(layers.format("OldBottom"), **{where: 99}) as store,
         pytest.raises(ucm.StoreError) as raised,
     ):
-        store.dump(IDS, SHARDS, rows()).wait()
+        store.wait(store.dump(IDS, SHARDS, rows()))
     assert raised.value.status == ucm.Status.INTERNAL
 
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_pending_is_no_result(open_mixed, layers):
     with open_mixed(layers.format("OldBottom"), bottom_dump=1) as store:
-        results = store.dump(IDS, SHARDS, rows())
+        task = store.dump(IDS, SHARDS, rows())
         with pytest.raises(ucm.StoreError):
-            results.wait()
-        assert {r.status for r in results.results} == {ucm.Status.INTERNAL}
+            store.wait(task)
+        assert {result.status for result in task.results} == {ucm.Status.INTERNAL}
 
 
 @pytest.mark.parametrize("pipeline", ["OldBottom", "OldLayer|OldBottom", "Compress|OldBottom"])
@@ -233,14 +235,13 @@ def test_an_option_of_an_unknown_type_is_text_and_not_shown(open_mixed):
 def test_frozen_files_stay(built):
     """Of the header of 1.0, today's has all that it has, at the same places."""
     code = re.compile(r"/\*.*?\*/|\s+", re.DOTALL)
-    now, frozen = (
-        code.sub(" ", (folder / "ucm" / "store_v1.h").read_text()) for folder in (NOW, FROZEN)
-    )
+    now = code.sub(" ", (NOW / "ucm" / "store_v1.h").read_text())
+    frozen = code.sub(" ", (FROZEN / "store_v1.h").read_text())
     minor = int(re.search(r"UCM_ABI_MINOR = (\d+)", now)[1])
     if minor == 0:
         assert now == frozen
     strict = [*CC, "-Wpedantic", "-fsyntax-only"]
-    for headers in NOW, FROZEN, built / "later":
+    for headers in NOW, built / "Old", built / "New":
         subprocess.run([*strict, f"-I{headers}", HERE / "layout_1_0.c"], check=True)
 
 
