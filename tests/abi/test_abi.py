@@ -13,9 +13,10 @@ import pytest
 from ucm._abi import ffi
 
 import ucm
-from ucm import loader, registry
+from ucm import loader, pipeline, registry
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 FROZEN = HERE / "1.0"
 NOW = Path(ucm.get_include())
 OURS = {path.stem: str(path) for path in registry.shipped_libraries()}
@@ -61,6 +62,15 @@ def built(tmp_path_factory):
         host = [FROZEN / "host.c", "-o", folder / f"{age}Host", "-ldl"]
         subprocess.run([*CC, f"-I{headers}", *host], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def attic(built):
+    """Compile a store in C++, of today, against the later header, as its author might."""
+    library = built / "Attic.so"
+    command = ["c++", "-std=c++17", "-shared", "-fPIC", f"-I{built}/New", f"-I{NOW}"]
+    subprocess.run([*command, ROOT / "examples/cpp_store/attic.cpp", "-o", library], check=True)
+    return library
 
 
 def path_of(folder, name):
@@ -114,6 +124,17 @@ def test_any_host_runs_any_mixture(built, host, pipeline):
     own = [name for name in pipeline.split("|") if name[:3] in ("Old", "New")]
     assert facts.get("faults", []) == [0] * len(own)
     assert facts["close"] == [0] * (pipeline.count("|") + 1)
+
+
+@pytest.mark.parametrize("host", ["OldHost", "NewHost"])
+def test_a_store_in_cpp_is_compiled_with_a_later_header(built, attic, host):
+    facts = run_host(built, host, "OldLayer|Attic")
+    assert {name: facts[name] for name in GOOD} == GOOD
+
+
+def test_two_versions_of_the_cpp_helper_share_no_state(attic):
+    symbols = subprocess.run(["nm", "-C", attic], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in symbols.splitlines() if " u " in line and "ucm::" in line]
 
 
 def test_what_is_reserved_is_zero_among_peers_of_1_0(built):
@@ -253,3 +274,37 @@ def test_the_loader_looks_no_further_than_1_0_ends():
     plugin.struct_size = 120
     assert not loader.has(plugin, "ucm_plugin", "open")
     assert loader.has(plugin, "ucm_plugin", "lower_layout")
+
+
+def wrong_layouts():
+    """List what a layer may get wrong in the layout for below."""
+    planes = ffi.new("ucm_plane[]", [{"bytes": 60}, {"bytes": 60}])
+    return {
+        "0 segments": {"n_segments": 0},
+        "1 segments": {"segment_bytes": ffi.NULL},
+        "0 shards": {"shards_per_block": 0},
+        "capacity 101": {"capacity": 101},
+        "raw_capacity 7": {"raw_capacity": 7},
+        "its flags 0x2": {"flags": 2},
+        "memory of kind 2": {"memory": 2},
+        "encoding '\\+a'": {"encoding": b"+a"},
+        "encoding 'A'": {"encoding": b"A"},
+        "encoding 'aaa": {"encoding": b"a" * 64},
+        "2 planes": {"n_planes": 2, "plane_stride": 16},
+        "stride of its planes is 20": {"n_planes": 2, "planes": planes, "plane_stride": 20},
+        "planes are longer": {"n_planes": 2, "planes": planes, "plane_stride": 16},
+    }
+
+
+@pytest.mark.parametrize("words", wrong_layouts())
+def test_a_wrong_layout_for_below_is_refused(words):
+    segments = ffi.new("uint64_t[]", [100])
+    good = {
+        "segment_bytes": segments, "n_segments": 1, "shards_per_block": 2, "capacity": 100,
+        "raw_capacity": 50, "encoding": b"acme.1+ucmz.2",
+    }  # fmt: skip
+    above = ffi.new("ucm_layout *", good)
+    pipeline._check_lower_layout("Acme", above, above)
+    wrong = ffi.new("ucm_layout *", {**good, **wrong_layouts()[words]})
+    with pytest.raises(ucm.PluginError, match=f"Acme: its lower_layout is wrong: .*{words}"):
+        pipeline._check_lower_layout("Acme", above, wrong)

@@ -79,6 +79,23 @@ def test_any_minor_version_loads(registered, tiny):
     assert (info.abi, info.error) == ("1.7", None)
 
 
+UNSOUND = {
+    "no store": ({"STORE": "0"}, "it is NULL"),
+    "a short store": ({"STORE_SIZE": 40}, "struct_size is too small"),
+    "short operations": ({"OPS_SIZE": 88}, "struct_size is too small"),
+    "no lookup": ({"LOOKUP": "0"}, "its lookup is NULL"),
+    "no remove": ({"CAPABILITIES": "UCM_CAP_REMOVE"}, "it can remove, but has no such slot"),
+    "another capacity": ({"CAPACITY": 63}, "its capacity is 63, and that of its layout 64"),
+}
+
+
+@pytest.mark.parametrize(("macros", "words"), UNSOUND.values(), ids=UNSOUND.keys())
+def test_a_store_that_is_not_sound_is_never_called(registered, tiny, macros, words):
+    registered(Tiny=tiny(OPEN="unsound", **macros))
+    with pytest.raises(ucm.PluginError, match=f"Tiny: its open returned no sound store: .*{words}"):
+        ucm.open_pipeline("Tiny", block_size=64)
+
+
 def text(path):
     path.write_text("This is no library.\n")
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ucm import InvalidError, NotFoundError, Status, Store, StoreError
+from ucm._abi import ffi
 from ucm.conformance import kit
 from ucm.conformance.fixtures import OpenStore
 from ucm.conformance.promises import Promise, stands_for
@@ -137,3 +138,40 @@ def test_a_wrong_call_is_refused_and_does_nothing(
     block = kit.new_block(store, rng)
     kit.dump(store, block)
     kit.expect_published(store, block)
+
+
+# Calls for no block at all, which do nothing where the flag is overlooked.
+FLAGGED = {
+    "lookup": "ucm_lookup_args",
+    "prefetch": "ucm_ids_args",
+    "touch": "ucm_ids_args",
+    "remove": "ucm_ids_args",
+    "register_memory": "ucm_memory_args",
+    "metrics": "ucm_metrics_args",
+    "drain": "ucm_wait_args",
+    "close": "ucm_wait_args",
+}
+
+
+@stands_for(Promise.REFUSED)
+@pytest.mark.parametrize("slot", FLAGGED)
+def test_a_flag_of_a_later_version_is_refused(store: Store, rng: random.Random, slot: str) -> None:
+    handle = ffi.cast("ucm_store *", store.native_handle())
+    call: Any = getattr(handle.ops, slot)
+    if call == ffi.NULL:
+        pytest.skip(f"{slot} is optional, and not there")
+    args = ffi.new(f"{FLAGGED[slot]} *")
+    args.struct_size, args.flags = ffi.sizeof(args[0]), 1 << 63
+    report = [ffi.NULL] if slot in ("drain", "close") else []
+    assert call(handle, args, *report, ffi.NULL) == Status.UNSUPPORTED
+    block = kit.new_block(store, rng)  # it goes on, after close too
+    kit.dump(store, block)
+    kit.expect_published(store, block)
+
+
+@stands_for(Promise.REFUSED)
+def test_a_mode_of_lookup_of_a_later_version_is_refused(store: Store) -> None:
+    handle = ffi.cast("ucm_store *", store.native_handle())
+    args = ffi.new("ucm_lookup_args *")
+    args.struct_size, args.mode = ffi.sizeof(args[0]), 3
+    assert handle.ops.lookup(handle, args, ffi.NULL) == Status.UNSUPPORTED

@@ -262,7 +262,8 @@ static void close_all(void) {
         metrics.values = values;
         must(ucm_metrics(layers[k].store, &metrics, &error) == UCM_OK, "metrics");
         must(values[3] == 0, "more metrics than there was room for");
-        if (strcmp(layers[k].plugin->metrics[0].name, "faults_total") == 0)
+        if (layers[k].plugin->n_metrics &&
+            strcmp(layers[k].plugin->metrics[0].name, "faults_total") == 0)
             fact("faults", (long long)values[0]);
         status = ucm_close(layers[k].store, &wait, &report, &error);
         fact("close", status);
