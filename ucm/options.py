@@ -275,7 +275,7 @@ def check_value(option: Option, value: Any, key: str | None = None) -> Any:
         parse, expected = _parse_gib, "a number of GiB, or text like '64GiB'"
     try:
         parsed = parse(value)
-        if option.type == "secret":
+        if option.hidden:
             _secrets.keep(str(parsed))
     except (ValueError, OverflowError):
         if option.type == "string" and isinstance(value, (int, float)):
