@@ -172,6 +172,10 @@ static ucm_status refuse(ucmb_bridge *b, ucm_error *err) {
     return UCM_OK;
 }
 
+static ucm_status unknown_flags(ucm_error *err) {
+    return ucm_fail(err, UCM_UNSUPPORTED, 0, "a flag of this call is not known to this store");
+}
+
 static ucm_status no_memory(ucm_error *err) {
     return ucm_fail(err, UCM_UNAVAILABLE, ENOMEM, "out of memory");
 }
@@ -284,8 +288,7 @@ static ucm_status submit(ucmb_bridge *b, int kind, const ucm_transfer *t, ucm_ta
                          ucm_error *err) {
     ucm_status status = refuse(b, err);
     if (status != UCM_OK) return status;
-    if (t->flags & ~(uint64_t)UCM_TRANSFER_REPLACE)
-        return ucm_fail(err, UCM_UNSUPPORTED, 0, "a transfer has flags that this store lacks");
+    if (t->flags & ~(uint64_t)UCM_TRANSFER_REPLACE) return unknown_flags(err);
     if (!(b->methods & (1 << UCMB_LOAD | 1 << UCMB_DUMP)))
         return (kind == UCMB_DUMP ? ucm_dump : ucm_load)(b->lower, t, task, err);
     if (t->n == 0) {
@@ -333,6 +336,7 @@ void ucmb_end(ucmb_bridge *b, ucmb_job *open, const int32_t *statuses, const int
     for (size_t i = 0; i < open->n; i++) {
         ucm_result result = {.struct_size = sizeof result};
         result.status = statuses ? statuses[i] : UCM_OK;
+        if (result.status == UCM_PENDING || result.status == UCM_BUSY) result.status = UCM_INTERNAL;
         result.os_errno = errnos ? errnos[i] : 0;
         result.flags = flags && result.status == UCM_OK ? flags[i] : 0;
         result.length = lengths && !dump && result.status == UCM_OK ? lengths[i] : 0;
@@ -572,7 +576,9 @@ static ucm_status bridge_lookup(ucm_store *s, const ucm_lookup_args *args, ucm_e
     ucmb_bridge *b = (ucmb_bridge *)s;
     ucm_status status = refuse(b, err);
     if (status != UCM_OK) return status;
-    if (args->flags) return ucm_fail(err, UCM_UNSUPPORTED, 0, "a lookup has unknown flags");
+    if (args->flags) return unknown_flags(err);
+    if (args->mode < UCM_LOOKUP_ALL || args->mode > UCM_LOOKUP_LAST)
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "this mode of lookup is not known to this store");
     if (!(b->methods & 1 << UCMB_LOOKUP)) return lookup_below(b, args, err);
     if (args->n == 0) {
         if (args->hits) *args->hits = 0;
@@ -606,6 +612,7 @@ static ucm_status bridge_remove(ucm_store *s, const ucm_ids_args *args, ucm_erro
     ucmb_bridge *b = (ucmb_bridge *)s;
     ucm_status status = refuse(b, err);
     if (status != UCM_OK) return status;
+    if (args->flags) return unknown_flags(err);
     if (!(b->base.capabilities & UCM_CAP_REMOVE))
         return ucm_fail(err, UCM_UNSUPPORTED, 0, "this store cannot remove");
     if (args->n == 0) return UCM_OK;
@@ -628,6 +635,7 @@ static ucm_status bridge_remove(ucm_store *s, const ucm_ids_args *args, ucm_erro
 static ucm_status hint(ucmb_bridge *b, int kind, const ucm_ids_args *args, ucm_error *err) {
     const ucm_status status = refuse(b, err);
     if (status != UCM_OK) return status;
+    if (args->flags) return unknown_flags(err);
     if (!(b->methods & 1 << kind)) {
         if (!b->lower) return UCM_OK;
         return (kind == UCMB_TOUCH ? ucm_touch : ucm_prefetch)(b->lower, args, err);
@@ -657,7 +665,7 @@ static ucm_status bridge_touch(ucm_store *s, const ucm_ids_args *args, ucm_error
 
 static ucm_status bridge_metrics(ucm_store *s, const ucm_metrics_args *args, ucm_error *err) {
     ucmb_bridge *b = (ucmb_bridge *)s;
-    (void)err;
+    if (args->flags) return unknown_flags(err);
     for (size_t i = 0; i < args->n && i < UCMB_METRICS; i++)
         args->values[i] = __atomic_load_n(&b->values[i], __ATOMIC_RELAXED);
     return UCM_OK;
@@ -719,6 +727,7 @@ static ucm_status bridge_drain(ucm_store *s, const ucm_wait_args *args, ucm_repo
     const int64_t until_ns = until_of(args->timeout_ms);
     ucm_status status = refuse(b, err);
     if (status != UCM_OK) return status;
+    if (args->flags) return unknown_flags(err);
     status = drain_own(b, until_ns, &own, err);
     if (b->lower && (status == UCM_OK || status == UCM_PENDING)) {
         const ucm_wait_args rest = {sizeof rest, 0, left_of(until_ns)};
@@ -745,9 +754,12 @@ static ucm_status close_python(ucmb_bridge *b, int64_t until_ns, ucm_error *err)
         begin_call(b, b->close);
     }
     if (!await_call(b, b->close, until_ns)) return UCM_PENDING;
-    if (b->close->status != UCM_OK)
-        return ucm_fail(err, b->close->status, b->close->os_errno, b->close->message);
-    return UCM_OK;
+    ucm_status status = b->close->status;
+    if (status == UCM_OK) return UCM_OK;
+    /* These would say that nothing happened. */
+    if (status == UCM_PENDING || status == UCM_INVALID || status == UCM_UNSUPPORTED)
+        status = UCM_INTERNAL;
+    return ucm_fail(err, status, b->close->os_errno, b->close->message);
 }
 
 static ucm_status bridge_close(ucm_store *s, const ucm_wait_args *args, ucm_report *report,
@@ -755,6 +767,7 @@ static ucm_status bridge_close(ucm_store *s, const ucm_wait_args *args, ucm_repo
     ucmb_bridge *b = (ucmb_bridge *)s;
     if (of_another_process(b))
         return ucm_fail(err, UCM_INVALID, 0, "this store was opened by the parent process");
+    if (args->flags) return unknown_flags(err);
     pthread_mutex_lock(&b->mutex);
     __atomic_store_n(&b->closing, 1, __ATOMIC_RELAXED);
     const ucm_status status = close_python(b, until_of(args->timeout_ms), err);

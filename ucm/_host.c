@@ -12,6 +12,10 @@
 
 #include "ucm/task_v1.h"
 
+#ifndef UCM_STORE_VERSION
+#define UCM_STORE_VERSION "of a test"
+#endif
+
 const ucm_plugin *ucmh_open_library(const char *path, char *reason, size_t reason_bytes) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     const ucm_plugin *(*entry)(void);
@@ -22,8 +26,10 @@ const ucm_plugin *ucmh_open_library(const char *path, char *reason, size_t reaso
     }
     *(void **)&entry = dlsym(library, UCM_PLUGIN_SYMBOL);
     if (!entry) {
-        snprintf(reason, reason_bytes,
-                 "it has no symbol " UCM_PLUGIN_SYMBOL ", so it is not a StoreV1 plugin");
+        snprintf(reason, reason_bytes, "it has no symbol " UCM_PLUGIN_SYMBOL ", %s",
+                 dlsym(library, "ucm_store_plugin_v2")
+                     ? "only one of StoreV2: it needs a newer ucm-store"
+                     : "so it is not a StoreV1 plugin");
         return NULL;
     }
     plugin = entry();
@@ -228,7 +234,13 @@ static void host_log(void *ctx, int32_t level, const char *plugin, const char *m
 }
 
 const ucm_host *ucmh_host(void) {
-    static const ucm_host host = {sizeof(ucm_host), NULL, host_log_level, host_log};
+    static const ucm_host host = {
+        .struct_size = sizeof(ucm_host),
+        .log_level = host_log_level,
+        .log = host_log,
+        .abi_minor = UCM_ABI_MINOR,
+        .version = "ucm-store " UCM_STORE_VERSION,
+    };
     return &host;
 }
 
@@ -333,8 +345,8 @@ ucm_status ucmh_metrics(ucm_store *store, size_t n, uint64_t *values, ucm_error 
     return ucm_metrics(store, &args, err);
 }
 
-ucm_status ucmh_lower_layout(const ucm_plugin *plugin, const ucm_layout_args *args, ucm_layout *out,
-                             ucm_error *err) {
+ucm_status ucmh_ask_lower_layout(const ucm_plugin *plugin, const ucm_layout_args *args,
+                                 ucm_layout *out, ucm_error *err) {
     return plugin->lower_layout(args, out, err);
 }
 

@@ -12,6 +12,12 @@
 /* The library's descriptor, or NULL and the reason. The library is never closed. */
 const ucm_plugin *ucmh_open_library(const char *path, char *reason, size_t reason_bytes);
 
+/* Room for a lower layout, and behind it what nobody may write. */
+typedef struct ucmh_lower_layout {
+    ucm_layout layout;
+    unsigned char canary[64];
+} ucmh_lower_layout;
+
 typedef struct ucmh_task ucmh_task;
 
 /* Where a submit leaves what it made, or why not. */
@@ -88,8 +94,8 @@ ucm_status ucmh_cancel(ucm_store *store, ucm_task task, ucm_error *err);
 ucm_status ucmh_drain(ucm_store *store, int64_t timeout_ms, ucm_report *report, ucm_error *err);
 ucm_status ucmh_close(ucm_store *store, int64_t timeout_ms, ucm_report *report, ucm_error *err);
 ucm_status ucmh_metrics(ucm_store *store, size_t n, uint64_t *values, ucm_error *err);
-ucm_status ucmh_lower_layout(const ucm_plugin *plugin, const ucm_layout_args *args, ucm_layout *out,
-                             ucm_error *err);
+ucm_status ucmh_ask_lower_layout(const ucm_plugin *plugin, const ucm_layout_args *args,
+                                 ucm_layout *out, ucm_error *err);
 ucm_status ucmh_open(const ucm_plugin *plugin, const ucm_open_args *args, ucm_store **out,
                      ucm_error *err);
 #endif

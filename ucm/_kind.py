@@ -66,6 +66,8 @@ class PythonKind:
 
     def lower_layout(self, layout: Any, values: Sequence[Value], keep: list[Any]) -> Any:
         """Return the native layout for the store below; ``keep`` has what it points to."""
+        if layout.flags & ~lib.UCM_LAYOUT_PAGES:
+            raise errors.UnsupportedError(f"{self.name}: a flag of its layout is not known here")
         answer: Any = getattr(self._make, "lower_layout", None)
         encoding = getattr(self._make, "encoding", "")
         own = answer is not None and getattr(answer, "__func__", answer) is not _DEFAULT
@@ -147,6 +149,8 @@ def _options(values: Sequence[Value]) -> dict[str, Any]:
 
 def layout_from(native: Any) -> Layout:
     """Read a native layout."""
+    if native.memory not in (lib.UCM_MEMORY_HOST, lib.UCM_MEMORY_CUDA):
+        raise errors.UnsupportedError(f"layout: memory of kind {native.memory} is not known here")
     planes = {
         ffi.cast("ucm_plane *", ffi.cast("char *", native.planes) + i * native.plane_stride).dtype
         for i in range(native.n_planes)
@@ -156,7 +160,7 @@ def layout_from(native: Any) -> Layout:
         block_size=native.capacity * native.shards_per_block,
         shard_size=native.capacity,
         segment_sizes=tuple(native.segment_bytes[0 : native.n_segments]),
-        dtype=options.DTYPES[dtype] if dtype < len(options.DTYPES) else "bytes",
+        dtype=options.DTYPES[dtype] if 0 <= dtype < len(options.DTYPES) else "bytes",
         memory="host" if native.memory == lib.UCM_MEMORY_HOST else "cuda",
         device=native.device,
         encoding=ffi.string(native.encoding).decode(errors="replace"),

@@ -14,18 +14,22 @@ from ucm._abi import ffi, lib
 TYPES = dict(
     enumerate(("bool", "int", "size", "float", "string", "strings", "ints", "secret"), start=1)
 )
+UNKNOWN = "unknown"  # an option's type that came after this version: its value is text
 _KINDS = {1: "counter", 2: "gauge", 3: "histogram"}
 _SCOPES = {0: "store", 1: "shared"}
 NEEDS_LOWER = 1
-_KNOWN_FLAGS = 3
+_KNOWN_FLAGS = NEEDS_LOWER
+# Where the structs of 1.0 end, for ever: newer hosts read appended members only where they are.
+_LAST_OF_1_0 = {"ucm_plugin": "open", "ucm_option": "help", "ucm_metric": "help"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
     """One option of a layer.
 
-    ``type`` is one of bool, int, size, float, string, strings, ints, secret. ``initial`` is its
-    default as text, None: required. ``allowed`` is "a|b|c" or a closed range, "1..9" or "1..".
+    ``type`` is one of bool, int, size, float, string, strings, ints, secret; unknown, where it is
+    newer than this version. ``initial`` is its default as text, None: required. ``allowed`` is
+    "a|b|c" or a closed range, "1..9" or "1..".
     """
 
     name: str
@@ -34,6 +38,11 @@ class Option:
     allowed: str | None = None
     unit: str | None = None
     help: str = ""
+
+    @property
+    def hidden(self) -> bool:
+        """Tell whether values must not be shown: what is not known may be a secret."""
+        return self.type in ("secret", UNKNOWN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +81,25 @@ def abi_of(major: int, minor: int, draft: int) -> str:
     return f"{major}.{minor}" + (f" draft {draft}" if draft else "")
 
 
+def own_abi() -> str:
+    """Write the version of the ABI that this package has."""
+    return abi_of(lib.UCM_ABI_MAJOR, lib.UCM_ABI_MINOR, lib.UCM_ABI_DRAFT)
+
+
+def has(pointer: Any, struct: str, member: str) -> bool:
+    """Tell whether the member is inside what the other side provided, as UCM_HAS does."""
+    return bool(pointer.struct_size >= _end(struct, member))
+
+
+def _end(struct: str, member: str) -> int:
+    kind = dict(ffi.typeof(struct).fields)[member].type
+    return int(ffi.offsetof(struct, member)) + int(ffi.sizeof(kind))
+
+
+def _minimum(struct: str) -> int:
+    return _end(struct, _LAST_OF_1_0[struct])
+
+
 def _array(ctype: str, first: Any, n: int, stride: int) -> list[Any]:
     base = ffi.cast("char *", first)
     return [ffi.cast(f"{ctype} *", base + i * stride) for i in range(n)]
@@ -86,24 +114,21 @@ def _check(path: str, plugin: Any) -> None:
         )
 
     rebuild = "rebuild it against this version's headers (ucm config --includedir)"
-    for field, ours in (
-        ("abi_major", lib.UCM_ABI_MAJOR),
-        ("abi_minor", lib.UCM_ABI_MINOR),
-        ("abi_draft", lib.UCM_ABI_DRAFT),
-    ):
-        theirs = getattr(plugin, field)
-        if theirs != ours:
-            raise refuse(field, theirs, ours, rebuild)
-    if plugin.struct_size < ffi.sizeof("ucm_plugin"):
-        raise refuse("struct_size", plugin.struct_size, ffi.sizeof("ucm_plugin"), rebuild)
+    if plugin.abi_major != lib.UCM_ABI_MAJOR:
+        raise refuse("abi_major", plugin.abi_major, lib.UCM_ABI_MAJOR, rebuild)
+    _check_draft(path, plugin)
+    if not has(plugin, "ucm_plugin", "open"):
+        raise refuse("struct_size", plugin.struct_size, _minimum("ucm_plugin"), rebuild)
     if plugin.flags & ~_KNOWN_FLAGS:
         raise refuse("flags", hex(plugin.flags), hex(_KNOWN_FLAGS), "upgrade ucm-store")
-    for field, ctype, n in (
-        ("option_stride", "ucm_option", plugin.n_options),
-        ("metric_stride", "ucm_metric", plugin.n_metrics),
-    ):
-        if n and getattr(plugin, field) < ffi.sizeof(ctype):
-            raise refuse(field, getattr(plugin, field), ffi.sizeof(ctype), rebuild)
+    for table, ctype in (("option", "ucm_option"), ("metric", "ucm_metric")):
+        if not getattr(plugin, f"n_{table}s"):
+            continue
+        field, stride = f"{table}_stride", getattr(plugin, f"{table}_stride")
+        if stride < _minimum(ctype) or stride % 8:
+            raise refuse(field, stride, _minimum(ctype), rebuild)
+        if getattr(plugin, f"{table}s") == ffi.NULL:
+            raise errors.PluginError(f"{path}: refused: its {table}s are NULL")
     name = _text(plugin.name) or ""
     if not name.isascii() or not name.isalnum() or not name[0].isalpha():
         raise errors.PluginError(
@@ -113,31 +138,53 @@ def _check(path: str, plugin: Any) -> None:
         raise errors.PluginError(f"{path}: refused: its open is NULL")
 
 
+def _check_draft(path: str, plugin: Any) -> None:
+    """Refuse what was built with a header that was not frozen, unless it is ours."""
+    minor, draft = lib.UCM_ABI_MINOR, lib.UCM_ABI_DRAFT
+    if (plugin.abi_minor, plugin.abi_draft) == (minor, draft):
+        return
+    if plugin.abi_draft == 0 and (draft == 0 or plugin.abi_minor < minor):
+        return
+    if plugin.abi_draft:
+        theirs = abi_of(plugin.abi_major, plugin.abi_minor, plugin.abi_draft)
+        raise errors.PluginError(
+            f"{path}: refused: its abi_draft is {plugin.abi_draft}, this ucm has {draft}: a build "
+            f"for a draft, {theirs}; get the vendor's build for "
+            f"ABI {plugin.abi_major}.{plugin.abi_minor}, or rebuild it (ucm config --includedir)"
+        )
+    raise errors.PluginError(
+        f"{path}: refused: its abi_minor is {plugin.abi_minor}, and this ucm is a draft of "
+        f"{abi_of(lib.UCM_ABI_MAJOR, minor, 0)}; upgrade ucm-store"
+    )
+
+
 def _describe(path: str, plugin: Any) -> Library:
     options = []
     for o in _array("ucm_option", plugin.options, plugin.n_options, plugin.option_stride):
-        if o.type not in TYPES:
-            raise errors.PluginError(f"{path}: refused: option {_text(o.name)} has type {o.type}")
+        known = o.type in TYPES
         options.append(
             Option(
                 _text(o.name) or "",
-                TYPES[o.type],
+                TYPES.get(o.type, UNKNOWN),
                 _text(o.initial),
-                _text(o.allowed),
+                _text(o.allowed) if known else None,
                 _text(o.unit),
                 _text(o.help) or "",
             )
         )
-    metrics = [
-        Metric(
-            _text(m.name) or "",
-            _KINDS.get(m.kind, "counter"),
-            _SCOPES.get(m.scope, "store"),
-            _text(m.unit) or "",
-            _text(m.help) or "",
+    metrics = []
+    for m in _array("ucm_metric", plugin.metrics, plugin.n_metrics, plugin.metric_stride):
+        if m.kind not in _KINDS:
+            break  # how many values it takes is not known, so what follows cannot be found
+        metrics.append(
+            Metric(
+                _text(m.name) or "",
+                _KINDS[m.kind],
+                _SCOPES.get(m.scope, "store"),
+                _text(m.unit) or "",
+                _text(m.help) or "",
+            )
         )
-        for m in _array("ucm_metric", plugin.metrics, plugin.n_metrics, plugin.metric_stride)
-    ]
     return Library(
         path=path,
         name=_text(plugin.name) or "",
@@ -145,7 +192,7 @@ def _describe(path: str, plugin: Any) -> Library:
         abi=abi_of(plugin.abi_major, plugin.abi_minor, plugin.abi_draft),
         summary=_text(plugin.summary) or "",
         needs_lower=bool(plugin.flags & NEEDS_LOWER),
-        takes_cuda=bool(plugin.flags & 2),
+        takes_cuda=bool(plugin.memories >> lib.UCM_MEMORY_CUDA & 1),
         options=tuple(options),
         metrics=tuple(metrics),
         plugin=plugin,

@@ -14,7 +14,7 @@ from typing import Any
 
 from ucm import _secrets
 from ucm.errors import ConfigError
-from ucm.loader import TYPES, Option
+from ucm.loader import TYPES, UNKNOWN, Option
 
 DTYPES = ("bytes", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2")
 
@@ -162,7 +162,7 @@ class Value:
     given: bool
 
     def __repr__(self) -> str:
-        shown = "(secret)" if self.option.type == "secret" else repr(self.value)
+        shown = "(secret)" if self.option.hidden else repr(self.value)
         return f"<Value {self.option.name}={shown}>"
 
 
@@ -223,6 +223,12 @@ def _parse_string(value: Any) -> str:
     return value
 
 
+def _parse_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _parse_string(str(value) if isinstance(value, (int, float)) else value)
+
+
 def _parse_mapping(value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(value)
@@ -247,6 +253,7 @@ _PARSERS = {
     "float": (_parse_float, "a number"),
     "string": (_parse_string, "text"),
     "secret": (_parse_string, "text"),
+    UNKNOWN: (_parse_text, "text"),
     "strings": (
         lambda v: [_parse_string(part) for part in _parse_list(v, ":")],
         "a list, or text separated by ':'",
@@ -262,13 +269,13 @@ _PARSERS = {
 def check_value(option: Option, value: Any, key: str | None = None) -> Any:
     """Return the value in the option's type, or raise ConfigError that names key and remedy."""
     key = key or option.name
-    shown = "(secret)" if option.type == "secret" else repr(value)
+    shown = "(secret)" if option.hidden else repr(value)
     parse, expected = _PARSERS[option.type]
     if option.type == "float" and option.unit == "GiB":
         parse, expected = _parse_gib, "a number of GiB, or text like '64GiB'"
     try:
         parsed = parse(value)
-        if option.type == "secret":
+        if option.hidden:
             _secrets.keep(str(parsed))
     except (ValueError, OverflowError):
         if option.type == "string" and isinstance(value, (int, float)):

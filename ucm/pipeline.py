@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,7 @@ from ucm._kind import Place, PythonKind
 from ucm._native import SUBMITTED, new_error, raise_for
 from ucm.errors import ConfigError, Status
 from ucm.layout import MAX_SEGMENTS, Layout, layout_of
-from ucm.loader import TYPES, Library
+from ucm.loader import TYPES, UNKNOWN, Library, has
 from ucm.registry import Entry, Kind, kind_of, registry
 from ucm.task import Result, new_token
 
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from ucm._ends import Ends
 
 TYPE_NUMBERS = {name: number for number, name in TYPES.items()}
+TYPE_NUMBERS[UNKNOWN] = TYPE_NUMBERS["string"]
 _MAX_LAYERS = 16
 _PUBLISHED, _DECLINED = 1, 2
+_PLANE_ROOM = 64  # bytes, for planes that have grown since
+_CANARY = bytes(range(1, 65))
+_ENCODING = re.compile(r"([a-z0-9.-]+(\+[a-z0-9.-]+)*)?")
 
 
 def parse(pipeline: str) -> list[str]:
@@ -60,7 +65,7 @@ def check(config: Mapping[str, Any]) -> Checked:
 def shown(pipeline: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return options as they may be shown: what some layer takes as a secret is not."""
     kinds = [kind_of(registry().find(word)) for word in parse(pipeline)]
-    secrets = {o.name for kind in kinds for o in kind.options or () if o.type == "secret"}
+    secrets = {o.name for kind in kinds for o in kind.options or () if o.hidden}
     return {k: "(secret)" if k.rpartition(".")[2] in secrets else v for k, v in given.items()}
 
 
@@ -160,7 +165,7 @@ class _Values:
             slot.i = int(data)
         elif kind == "float":
             slot.f = data
-        elif kind in ("string", "secret"):
+        elif kind in ("string", "secret", UNKNOWN):
             slot.s = self._text(data)
         elif kind == "strings":
             slot.count = len(data)
@@ -202,11 +207,14 @@ def _top_layout(layout: Layout, keep: list[Any]) -> Any:
 def _lower_layout(word: str, kind: Kind, layout: Any, values: _Values, keep: list[Any]) -> Any:
     if isinstance(kind, PythonKind):
         made = kind.lower_layout(layout, values.own, keep)
-        _check_lower_layout(word, made)
+        _check_lower_layout(word, layout, made)
         return made
     if kind.plugin.lower_layout == ffi.NULL:
         return layout
-    out = ffi.new("ucm_layout *", layout[0])
+    room = ffi.new("ucmh_lower_layout *")
+    room.layout = layout[0]
+    ffi.memmove(room.canary, _CANARY, len(_CANARY))
+    out = ffi.addressof(room, "layout")
     out.flags = 0
     out.n_planes = 0
     out.planes = ffi.NULL
@@ -217,30 +225,83 @@ def _lower_layout(word: str, kind: Kind, layout: Any, values: _Values, keep: lis
     args.n_values, args.value_stride = values.count, ffi.sizeof("ucm_value")
     args.values = values.array
     segments = ffi.new("uint64_t[]", MAX_SEGMENTS)
-    planes = ffi.new("ucm_plane[]", MAX_SEGMENTS)
+    planes = ffi.new("uint64_t[]", MAX_SEGMENTS * _PLANE_ROOM // 8)
     args.segments_room, args.segment_bytes = MAX_SEGMENTS, segments
     args.planes_room, args.planes = ffi.sizeof(planes), planes
-    keep += [out, segments, planes]
+    keep += [room, segments, planes]
     error = new_error()
-    status = lib.ucmh_lower_layout(kind.plugin, args, out, error)
+    status = lib.ucmh_ask_lower_layout(kind.plugin, args, out, error)
     if status != Status.OK:
         raise_for(status, error, f"{word}: ")
-    _check_lower_layout(word, out)
+    if bytes(ffi.buffer(room.canary)) != _CANARY or out.struct_size != layout.struct_size:
+        raise errors.PluginError(f"{word}: its lower_layout writes past the layout, or its size")
+    _check_lower_layout(word, layout, out)
     return out
 
 
-def _check_lower_layout(word: str, out: Any) -> None:
-    if not (1 <= out.n_segments <= MAX_SEGMENTS and out.shards_per_block >= 1):
-        problem = f"{out.n_segments} segments, {out.shards_per_block} shards"
-    elif sum(out.segment_bytes[0 : out.n_segments]) != out.capacity:
-        problem = f"capacity {out.capacity} is not the sum of its segments"
-    elif out.flags & lib.UCM_LAYOUT_PAGES and out.n_segments != 1:
-        problem = "whole pages but more than one segment"
-    elif out.n_planes and out.plane_stride < ffi.sizeof("ucm_plane"):
-        problem = "the stride of its planes is too small"
-    else:
-        return
-    raise errors.PluginError(f"{word}: its lower_layout is wrong: {problem}")
+def _check_lower_layout(word: str, layout: Any, out: Any) -> None:
+    problem = _problem_of_sizes(layout, out) or _problem_of_bytes(out)
+    if problem:
+        raise errors.PluginError(f"{word}: its lower_layout is wrong: {problem}")
+
+
+def _problem_of_sizes(layout: Any, out: Any) -> str | None:
+    if not 1 <= out.n_segments <= MAX_SEGMENTS or out.segment_bytes == ffi.NULL:
+        return f"{out.n_segments} segments"
+    if not 1 <= out.shards_per_block <= lib.UCM_MAX_SHARDS:
+        return f"{out.shards_per_block} shards"
+    if 0 in out.segment_bytes[0 : out.n_segments]:
+        return "a segment of 0 bytes"
+    if sum(out.segment_bytes[0 : out.n_segments]) != out.capacity:
+        return f"capacity {out.capacity} is not the sum of its segments"
+    if out.shards_per_block == layout.shards_per_block and out.raw_capacity != layout.raw_capacity:
+        return (
+            f"raw_capacity {out.raw_capacity} is not the {layout.raw_capacity} of the layer above"
+        )
+    if out.flags & ~lib.UCM_LAYOUT_PAGES:
+        return f"its flags {out.flags:#x} are not known here; upgrade ucm-store"
+    if out.flags & lib.UCM_LAYOUT_PAGES and out.n_segments != 1:
+        return "whole pages but more than one segment"
+    return None
+
+
+def _problem_of_bytes(out: Any) -> str | None:
+    encoding = bytes(ffi.buffer(out.encoding))
+    text = encoding.rstrip(b"\0").decode(errors="replace")
+    if encoding[-1] or not _ENCODING.fullmatch(text):
+        return f"encoding {text!r}: names of [a-z0-9.-] joined by '+', at most 63 characters"
+    if out.memory not in (lib.UCM_MEMORY_HOST, lib.UCM_MEMORY_CUDA):
+        return f"memory of kind {out.memory} is not known here; upgrade ucm-store"
+    if not out.n_planes:
+        return None
+    if out.n_planes > MAX_SEGMENTS or out.planes == ffi.NULL:
+        return f"{out.n_planes} planes"
+    if out.plane_stride < ffi.sizeof("ucm_plane") or out.plane_stride % 8:
+        return f"the stride of its planes is {out.plane_stride}"
+    base = ffi.cast("char *", out.planes)
+    planes = [ffi.cast("ucm_plane *", base + i * out.plane_stride) for i in range(out.n_planes)]
+    if sum(plane.bytes for plane in planes) > out.capacity:
+        return "its planes are longer than its capacity"
+    return None
+
+
+def _problem_of_store(store: Any, place: Place) -> str | None:
+    """Say what is wrong with what open returned; members of 1.0 alone are looked at."""
+    if store == ffi.NULL or store.ops == ffi.NULL:
+        return "it is NULL"
+    if not has(store, "ucm_store", "reserved") or not has(store.ops, "ucm_store_ops", "close"):
+        return "its struct_size is too small"
+    for slot in ("lookup", "load", "dump", "drain", "close"):
+        if getattr(store.ops, slot) == ffi.NULL:
+            return f"its {slot} is NULL"
+    for bit, slot in ((lib.UCM_CAP_REMOVE, "remove"), (lib.UCM_CAP_CANCEL, "cancel")):
+        if store.capabilities & bit and getattr(store.ops, slot) == ffi.NULL:
+            return f"it says that it can {slot}, but has no such slot"
+    for name in ("capacity", "raw_capacity", "shards_per_block"):
+        wanted = 0 if place.lookup_only else getattr(place.layout, name)
+        if getattr(store, name) != wanted:
+            return f"its {name} is {getattr(store, name)}, and that of its layout {wanted}"
+    return None
 
 
 def _check_device_memory(word: str, lower_word: str, lower: Kind) -> None:
@@ -339,6 +400,7 @@ class Stack:
         if name and which:  # two layers of a kind share nothing with each other
             name += f"#{which}"
         unique_id = ffi.new("char[]", name.encode())
+        layer = ffi.new("char[]", place.name.encode())
         args = ffi.new("ucm_open_args *")
         args.struct_size = ffi.sizeof("ucm_open_args")
         args.flags = lib.UCM_OPEN_LOOKUP_ONLY if place.lookup_only else 0
@@ -348,12 +410,21 @@ class Stack:
         args.values = values.array
         args.lower = place.lower
         args.unique_id = unique_id
+        args.layer = layer
         out = ffi.new("ucm_store **")
         error = new_error()
         status = lib.ucmh_open(library.plugin, args, out, error)
         if status != Status.OK:
             raise_for(status, error, f"{word}: ")
+        problem = _problem_of_store(out[0], place)
+        if problem:
+            self._stores.clear()  # it may use what is below it: that stays, for ever
+            raise errors.PluginError(f"{word}: its open returned no sound store: {problem}")
         self._stores.insert(0, out[0])
+        logs.logger.info(
+            "%s: %s %s, ABI %s, %s",
+            place.name, library.name, library.version, library.abi, library.path,
+        )  # fmt: skip
 
     def submit(
         self,
@@ -435,6 +506,12 @@ class Stack:
                 for name in ("stored", "lost"):
                     self._closed[name] += counts[name]
                 return status, {**_counts(_new_report()), "pending": counts["pending"]}
+            if status in (Status.INVALID, Status.UNSUPPORTED):
+                # It says that it goes on, so what is below stays too. To ask again would not help.
+                message = ffi.string(error.message).decode(errors="replace")
+                logs.logger.error("close: refused, the store stays open: %s", message)
+                self._stores.clear()
+                break
             self._stores.pop(0)
             for name, count in counts.items():
                 self._closed[name] += count

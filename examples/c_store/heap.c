@@ -512,6 +512,7 @@ static const ucm_plugin plugin = {
     .abi_major = UCM_ABI_MAJOR,
     .abi_minor = UCM_ABI_MINOR,
     .abi_draft = UCM_ABI_DRAFT,
+    .memories = (uint64_t)1 << UCM_MEMORY_HOST,
     .name = "Heap",
     .version = "0.1.0",
     .summary = "Blocks in the memory of this process; the least recently used go first.",

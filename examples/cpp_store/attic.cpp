@@ -90,10 +90,7 @@ class Attic final : public ucm::Store {
     }
 
     ucm_status close(const ucm_wait_args &args, ucm_report &report, ucm_error *err) override {
-        drain(args, report, err);
-        report.lost += report.unfinished;
-        report.unfinished = 0;
-        return UCM_OK;
+        return drain(args, report, err);
     }
 
   private:

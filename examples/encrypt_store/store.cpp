@@ -39,6 +39,22 @@ std::string text_of(const uint8_t *ids, size_t i) {
     return {reinterpret_cast<const char *>(ids) + i * UCM_BLOCK_ID_BYTES, UCM_BLOCK_ID_BYTES};
 }
 
+// What is kept of a transfer beyond its call, arrays apart, which are copied one by one.
+ucm_transfer kept(const ucm_transfer &given) {
+    ucm_transfer t{};
+    t.struct_size = sizeof t;
+    t.flags = given.flags;
+    t.n = given.n;
+    t.done = given.done;
+    t.finished = given.finished;
+    t.ctx = given.ctx;
+    t.event = given.event;
+    t.tag = given.tag;
+    t.priority = given.priority;
+    t.deadline_ns = given.deadline_ns;
+    return t;
+}
+
 Sealer sealer_of(const ucm::Values &values) {
     return Sealer::from(values[kKeyFile].s, values[kKeyEnv].s, values[kTenant].s);
 }
@@ -81,9 +97,10 @@ void EncryptStore::lower_layout(const ucm_layout_args &args, ucm_layout &out) {
     out.n_segments = 1;
     out.segment_bytes = args.segment_bytes;
     out.capacity = args.segment_bytes[0] = layout.capacity + kSealBytes;
-    const std::string mine = "+aesgcm.1-" + sealer_of(ucm::Values(args)).fingerprint();
     const size_t used = strnlen(layout.encoding, sizeof layout.encoding);
-    if (used + mine.size() > sizeof layout.encoding)
+    const std::string mine =
+        (used ? "+aesgcm.1-" : "aesgcm.1-") + sealer_of(ucm::Values(args)).fingerprint();
+    if (used + mine.size() >= sizeof layout.encoding)
         throw ucm::Error(UCM_UNSUPPORTED, "too many layers that encode: no room for " + mine);
     std::memcpy(out.encoding + used, mine.data(), mine.size());
 }
@@ -186,8 +203,8 @@ ucm_status EncryptStore::dump(const ucm_transfer &t, ucm_task *task, ucm_error *
 ucm_status EncryptStore::accept(bool dump, const ucm_transfer &given, ucm_task *task,
                                 ucm_error *err) {
     auto transfer = std::make_shared<Transfer>();
-    ucm_transfer &t = transfer->given;
-    ucm_copy(&t, sizeof t, &given);
+    transfer->given = kept(given);
+    const ucm_transfer &t = given;
     const size_t n = t.n;
     transfer->dump = dump;
     transfer->ids.assign(t.block_ids, t.block_ids + n * UCM_BLOCK_ID_BYTES);
@@ -317,8 +334,7 @@ void EncryptStore::start(Batch &batch) {
 
 void EncryptStore::submit(Batch &batch) {
     const Transfer &transfer = *batch.transfer;
-    ucm_transfer t = transfer.given;
-    t.struct_size = sizeof t;
+    ucm_transfer t = kept(transfer.given);
     t.flags = batch.flags;
     t.n = batch.index.size();
     t.block_ids = batch.ids.data();
@@ -349,6 +365,7 @@ void EncryptStore::submit(Batch &batch) {
 void EncryptStore::on_done(void *ctx, size_t k, const ucm_result *given) {
     Batch &batch = *static_cast<Batch *>(ctx);
     ucm_copy(&batch.results[k], sizeof(ucm_result), given);
+    batch.results[k].flags &= UCM_RESULT_PUBLISHED | UCM_RESULT_DECLINED;
     // Of a dump the memory was copied long ago: the result is all that is waited for.
     if (batch.transfer->dump) batch.store->give(*batch.transfer, batch.index[k], batch.results[k]);
 }
@@ -367,6 +384,7 @@ void EncryptStore::open_all(Batch &batch) {
     for (size_t k = 0; k < batch.index.size(); k++) {
         const size_t i = batch.index[k];
         ucm_result result = batch.results[k];
+        result.flags = 0;  // they are about the sealed bytes
         if (result.status == UCM_OK) {
             const uint64_t sealed = result.length;
             const uint8_t *id = batch.ids.data() + k * UCM_BLOCK_ID_BYTES;
@@ -424,7 +442,7 @@ void EncryptStore::let_go(Transfer &transfer) {
 
 ucm_status EncryptStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_error *err) {
     const int64_t start_ns = now_ns();
-    ucm_wait_args left = args;
+    ucm_wait_args left;
     uint64_t pending = 0;
     {
         std::unique_lock<std::mutex> hold(mutex_);
@@ -435,7 +453,7 @@ ucm_status EncryptStore::drain(const ucm_wait_args &args, ucm_report &report, uc
         else if (!idle_.wait_for(hold, std::chrono::milliseconds(args.timeout_ms), ended))
             pending = uint64_t(std::distance(dumps_.begin(), dumps_.upper_bound(last)));
     }
-    left.struct_size = sizeof left;
+    ucm_copy(&left, sizeof left, &args);
     if (args.timeout_ms > 0)
         left.timeout_ms = std::max<int64_t>(0, args.timeout_ms - (now_ns() - start_ns) / 1000000);
     const ucm_status status = ucm_drain(lower_, &left, &report, err);

@@ -9,8 +9,8 @@
  * Posix, hands it to Compress as `lower`, and hands that to Cache.
  *
  * This file is the whole contract. It needs <stddef.h> and <stdint.h> only and compiles as C11 and
- * as C++17. ABI 1.0 is a draft: until it is frozen, a plugin loads only where UCM_ABI_DRAFT is
- * equal.
+ * as C++17, on Linux with 64-bit pointers. While UCM_ABI_DRAFT is not 0 this is a draft of
+ * ABI 1.UCM_ABI_MINOR: a plugin built with it loads only where minor and draft are equal.
  *
  * Rules for every declaration below
  *
@@ -18,25 +18,45 @@
  *            memory. The other side never writes it, never assigns such a struct whole (ucm_copy
  *            does it right), and touches no byte at or past it. Members of 1.0 are always there.
  *            Members are only ever appended, and zero means the old behaviour; an appended member
- *            is read or written only after UCM_HAS(). Arrays of structs travel with their stride
- *            and are read with UCM_AT(). Reserved members are zero. A member that changes which
- *            bytes move, or when, comes with a bit in `flags`; a store answers UCM_UNSUPPORTED to
- *            a bit that it does not know. Members that are only hints (depths, tag, priority,
- *            deadline_ns) have no bit.
+ *            is read or written only after UCM_HAS(). Arrays of structs travel with their stride, a
+ *            multiple of 8, and are read with UCM_AT(). Reserved members: the writer sets zero, the
+ *            reader never looks. A member that changes which bytes move, or when, comes with a bit
+ *            in `flags`; every function answers UCM_UNSUPPORTED to a bit that it does not know, and
+ *            has done nothing then. Members that are only hints (depths, tag, priority,
+ *            deadline_ns) have no bit. What is to be filled in (report, error) comes zeroed but for
+ *            struct_size, and zero in an appended member means: not told.
+ * Handing on ucm_copy() of arguments is for a layer that hands the same rows on within the call.
+ *            Whoever changes n, or keeps the transfer for later, builds its own from zero, member
+ *            by member: an appended array with an entry per row would not fit.
  * Memory     Nobody frees what the other side allocated. Arguments, and the arrays that they point
  *            to, are borrowed for the call; whoever needs one later copies it. The memory at
  *            transfer addresses is borrowed until `done` for that shard. Strings are UTF-8 and
  *            NUL-terminated. What a call was to fill in is undefined when it fails, unless said
  *            otherwise.
  * Errors     Functions return a ucm_status; UCM_OK is 0. `err` may be NULL; otherwise the callee
- *            fills it in on failure and leaves it alone on success. Nothing is thrown across the
- *            line. Out of memory is UCM_UNAVAILABLE with os_errno ENOMEM.
+ *            fills it in on failure and leaves it alone on success. os_errno is a positive errno of
+ *            Linux, or 0. Out of memory is UCM_UNAVAILABLE with os_errno ENOMEM. Nothing is thrown
+ *            across the line.
  * Threads    [any-thread] may be called from many threads at once. [callback] runs on any thread
  *            of the callee, or of a store below it. Whoever calls into a store holds no lock that
  *            its own done or finished takes; whoever calls done or finished holds no lock at all.
  *            Threads of a plugin block all signals. A store does not survive fork(): a host
  *            answers UCM_INVALID in the child, without calling; a store only sees to it that the
  *            child holds nothing of its own.
+ * Additions  A minor version may add values. Who meets one that it does not know:
+ *              ucm_status         takes it for UCM_INTERNAL; a new one replaces only what was that
+ *              dtype, plane kind  takes it for UCM_DTYPE_BYTES, UCM_PLANE_OTHER
+ *              memory, mode       answers UCM_UNSUPPORTED
+ *              option type        the host gives the value as text: see ucm_value
+ *              metric kind        the host reads no further in that table, so such come last
+ *              metric scope       takes it for UCM_SCOPE_STORE
+ *              log level          above ERROR: takes it for UCM_LOG_ERROR
+ *              capability bit     ignores it and does not pass it up: it is an ability, never a
+ *                                 restriction; what restricts is refused at open
+ *              result flag        ignores it; a layer hands it on only with the lower bytes as
+ *                                 they are. One that qualifies UCM_OK comes only where a transfer
+ *                                 asked for it by a flag
+ *              any other flag     refuses: layout, transfer, arguments, plugin
  * Symbols    A plugin exports ucm_store_plugin_v1; the host looks at no other. It is opened with
  *            RTLD_NOW | RTLD_LOCAL and never closed.
  */
@@ -63,7 +83,8 @@ extern "C" {
 enum {
     UCM_ABI_MAJOR = 1,
     UCM_ABI_MINOR = 0,
-    UCM_ABI_DRAFT = 1, /* 0 once 1.0 is frozen */
+    UCM_ABI_DRAFT = 0, /* 0: frozen */
+    /* These never change in 1.x. Flags from bit 31 on, if they come, are macros of UINT64_C. */
     UCM_BLOCK_ID_BYTES = 16,
     /* The one alignment. A layer that owns buffers aligns their base and size to it. */
     UCM_ALIGNMENT = 4096,
@@ -126,6 +147,8 @@ typedef struct ucm_option {
 
 /* One per option, in the plugin's own order, already checked and defaulted by the host. */
 typedef struct ucm_value {
+    /* That of the option. A host that does not know that type gives the text as it stands, here as
+     * UCM_TYPE_STRING, has not checked it against `allowed`, and never shows it. */
     int32_t type;
     uint32_t given; /* 1: set by the user, 0: the default */
     size_t count;
@@ -163,6 +186,9 @@ typedef struct ucm_host {
     int32_t (*log_level)(void *ctx);
     /* [any-thread] Never blocks for long, may drop. Not from inside done or finished. */
     void (*log)(void *ctx, int32_t level, const char *plugin, const char *message);
+    uint32_t abi_minor; /* UCM_ABI_MINOR of the host */
+    uint32_t reserved;
+    const char *version; /* who it is, for logs: "ucm-store 0.1.0"; never NULL */
 } ucm_host;
 
 /* Layout: the shape of every transfer of one store, fixed at open */
@@ -189,8 +215,9 @@ enum { UCM_MEMORY_HOST = 0, UCM_MEMORY_CUDA = 1 };
 
 enum {
     /* Every address is a multiple of UCM_ALIGNMENT, and n_segments is 1; the memory behind it is
-     * usable up to capacity rounded up to UCM_ALIGNMENT. A store may then move whole pages: it may
-     * write anything between a loaded shard's length and that end, and reads nothing there. */
+     * usable up to capacity rounded up to UCM_ALIGNMENT. A store may then move whole pages: a load
+     * may write anything between the shard's length and that end; a dump never reads past the
+     * length. */
     UCM_LAYOUT_PAGES = 1u << 0
 };
 
@@ -202,11 +229,12 @@ typedef struct ucm_layout {
     const uint64_t *segment_bytes; /* n_segments, each at least 1 */
     uint64_t capacity;             /* the sum of segment_bytes: the longest shard */
     uint64_t raw_capacity; /* capacity of the top layer: what a shard is before any encoding */
-    /* How the bytes are encoded: "" is as the caller gave them, else [a-z0-9.+-], NUL-padded. A
-     * layer that encodes appends its own name and version after a "+" ("acme.1-9f3c+ucmz.2"), and
-     * with it whatever makes the bytes unreadable to another configuration, such as a key's
-     * fingerprint. No room: UCM_UNSUPPORTED, never cut. Stores that persist keep it with the block.
-     */
+    /* How the bytes are encoded: "" is as the caller gave them, else at most 63 of [a-z0-9.+-],
+     * always NUL-terminated, NUL-padded. A layer that encodes appends its own name and version, and
+     * with it whatever makes the bytes unreadable to another configuration, such as 16 hex digits
+     * of a key's fingerprint. Names are joined by "+", none before the first:
+     * "acme.1-9f3c+ucmz.2". No room: UCM_UNSUPPORTED, never cut. Stores that persist keep it with
+     * the block. */
     char encoding[UCM_ENCODING_BYTES];
     uint32_t n_planes; /* 0: nothing is known about the numbers */
     uint32_t reserved;
@@ -214,7 +242,7 @@ typedef struct ucm_layout {
     const ucm_plane *planes;
     int32_t memory; /* UCM_MEMORY_*: where the addresses point */
     int32_t device; /* device number for memory that is not the host's, else -1 */
-    uint32_t group; /* KV group of a hybrid model; 0 in 1.0 */
+    uint32_t group; /* KV group of a hybrid model; 0: one, else it comes with a flag */
     uint32_t reserved2;
 } ucm_layout;
 
@@ -233,7 +261,7 @@ enum {
 
 typedef struct ucm_result { /* of one shard */
     size_t struct_size;
-    ucm_status status;
+    ucm_status status; /* never PENDING or BUSY */
     int32_t os_errno;
     uint32_t flags;
     uint32_t reserved;
@@ -241,7 +269,8 @@ typedef struct ucm_result { /* of one shard */
 } ucm_result;
 
 enum {
-    /* Wait for `event` before touching the memory (UCM_CAP_EVENTS). */
+    /* Wait for `event` before touching the memory (UCM_CAP_EVENTS), in load and in dump. Without it
+     * the caller has waited already. */
     UCM_TRANSFER_EVENT = 1u << 0,
     /* dump: what is published under these ids is not what it should be. The first such shard of a
      * block begins a new copy, which replaces the old one when it is complete. */
@@ -252,10 +281,11 @@ enum {
  *
  * When load or dump returned UCM_OK, `done` is called exactly once for each i < n, then `finished`
  * once, after every done has returned. When it returned anything else neither is ever called.
- * done may run inside load or dump, and at the same time for different i. It ends the borrow of
- * that shard's memory. finished ends the use of ctx. With callbacks there is nothing to wait for
- * and no handle to release: who wants wait, check or forget builds them over the two (ucm/task_v1.h
- * does).
+ * Both may run inside load or dump, done at the same time for different i. It ends the borrow of
+ * that shard's memory; a load's bytes are then visible, in a device's memory to whatever is
+ * submitted to that device afterwards. finished ends the use of ctx. With callbacks there is
+ * nothing to wait for and no handle to release: who wants wait, check or forget builds them over
+ * the two (ucm/task_v1.h does).
  * `*result` is valid during the call.
  *
  * Inside done and finished a layer may copy the result and hand it on: no call into any store, no
@@ -291,8 +321,9 @@ typedef struct ucm_transfer {
     int32_t priority;       /* higher is more urgent; 0 is normal, below 0 is background */
     uint32_t reserved;
     /* CLOCK_MONOTONIC nanoseconds, 0: none. A shard whose bytes have not started to move by then is
-     * UCM_TIMEOUT. Once I/O runs into or out of the caller's memory the store must let it end; only
-     * a store that moves through memory of its own may give up later. */
+     * UCM_TIMEOUT, in a store that heeds it. Once I/O runs into or out of the caller's memory the
+     * store must let it end; only a store that moves through memory of its own may give up later.
+     */
     int64_t deadline_ns;
 } ucm_transfer;
 
@@ -310,7 +341,7 @@ enum {
 typedef struct ucm_lookup_args {
     size_t struct_size;
     uint64_t flags; /* none yet */
-    int32_t mode;   /* UCM_LOOKUP_* */
+    int32_t mode;   /* UCM_LOOKUP_*; any other: UCM_UNSUPPORTED */
     uint32_t reserved;
     size_t n;
     const uint8_t *block_ids;
@@ -338,7 +369,7 @@ typedef struct ucm_ids_args { /* prefetch, touch, remove */
 typedef struct ucm_memory_args { /* register_memory */
     size_t struct_size;
     uint64_t flags;  /* none yet */
-    int32_t release; /* 0: register, 1: undo; base and bytes as registered */
+    int32_t release; /* 0: register, 1: undo; base and bytes as registered; else UNSUPPORTED */
     int32_t memory;  /* UCM_MEMORY_* */
     int32_t device;
     uint32_t reserved;
@@ -354,14 +385,16 @@ typedef struct ucm_wait_args { /* drain, close */
 
 /* Shards of dumps that this handle accepted and whose `done` said, or will say, UCM_OK: what failed
  * in done is the caller's to count. `stored` and `unfinished` are counted by the bottom store
- * alone, an ignored duplicate among them; every layer counts its own lost and pending. */
+ * alone, an ignored duplicate among them; every layer counts its own lost and pending. A report
+ * that was filled in, or would have been but for NULL, begins the next one. */
 typedef struct ucm_report {
     size_t struct_size;
     uint64_t stored; /* since the previous report */
     uint64_t
         lost; /* since the previous report: done said UCM_OK, then given up; why is in the log */
-    uint64_t pending;    /* still on their way */
-    uint64_t unfinished; /* now, in blocks that miss other shards: not published yet */
+    uint64_t pending; /* still on their way */
+    /* now, in blocks that miss other shards: not published yet; after close, never */
+    uint64_t unfinished;
 } ucm_report;
 
 typedef struct ucm_metrics_args {
@@ -376,9 +409,10 @@ typedef struct ucm_metrics_args {
 /* What this store can do, as opened, including what is below it. Published at open and never
  * changed, so that a layer above checks here, in its own open, and not at the first call. */
 enum {
-    UCM_CAP_KEEPS = 1u << 0,      /* a published block is present in later lookups */
-    UCM_CAP_LOADS = 1u << 1,      /* the bytes can be loaded again (Fake: KEEPS without LOADS) */
-    UCM_CAP_PERSISTENT = 1u << 2, /* still there after close and open, and for other processes */
+    UCM_CAP_KEEPS = 1u << 0, /* a published block is present in later lookups */
+    UCM_CAP_LOADS = 1u << 1, /* the bytes can be loaded again (Fake: KEEPS without LOADS) */
+    /* Still there after close and open, and for other processes; a power cut is another matter. */
+    UCM_CAP_PERSISTENT = 1u << 2,
     UCM_CAP_VERIFIES = 1u << 3,   /* altered stored bytes are found out */
     UCM_CAP_WRITE_BACK = 1u << 4, /* a dump is done before it is stored; see drain */
     UCM_CAP_REMOVE = 1u << 5,     /* remove is there and works all the way down */
@@ -398,21 +432,22 @@ typedef struct ucm_store ucm_store;
  * Blocks. Dump stores shards; the block is published when all of its shards are stored, in whatever
  * order, number of tasks and threads they came: completeness is a set of indexes, never the
  * highest. Before that lookup does not see it, and load answers NOT_FOUND. Published means visible
- * to lookup of this store: at once in this process, within 100 ms on this host, on other hosts
- * within the attribute-cache time of their mount. With UCM_CAP_WRITE_BACK the store below may lag:
- * see drain. If publishing fails, the shard that completes the block gets the error and the block
- * is abandoned; its other shards are lost. All shards of a block come through one handle, or
- * through handles that share one memory segment. A store bounds its unfinished blocks by count,
- * bytes and time since the last shard, and counts those that it abandons. The first complete copy
- * wins: a shard dumped again, of an unfinished block or of a published one whose header fits this
- * layout, is UCM_OK and ignored, even if its length differs. Where the header does not fit (shard
- * count, raw_capacity, encoding), a load has found the block corrupt, or UCM_TRANSFER_REPLACE says
- * so, the dump makes a new copy, which replaces the old one atomically. A layer that answers
- * CORRUPT or INCOMPATIBLE by its own judgement remembers the id and sets REPLACE on the next dump
- * of that block. A lookup is a hint as good as eviction allows, and as far as the store can tell
- * without reading the block: load may still answer NOT_FOUND, CORRUPT or INCOMPATIBLE. Callers put
- * what decides the geometry into the ids. A layer whose lower lookup fails answers with what it
- * holds itself. A shard that fails fails alone: its neighbours in the same transfer are served. */
+ * to lookup of this store: at once in this process, within 100 ms on this host, on other hosts as
+ * soon as the medium shows it (NFS: its attribute-cache time). With UCM_CAP_WRITE_BACK the store
+ * below may lag: see drain. If publishing fails, the shard that completes the block gets the error
+ * and the block is abandoned; its other shards are lost. All shards of a block come through one
+ * handle, or through handles that share one memory segment. A store bounds its unfinished blocks by
+ * count, bytes and time since the last shard, and counts those that it abandons. The first complete
+ * copy wins: a shard dumped again, of an unfinished block or of a published one whose header fits
+ * this layout, is UCM_OK and ignored, even if its length differs. Where the header does not fit
+ * (shard count, raw_capacity, encoding), a load has found the block corrupt, or
+ * UCM_TRANSFER_REPLACE says so, the dump makes a new copy, which replaces the old one atomically. A
+ * layer that answers CORRUPT or INCOMPATIBLE by its own judgement remembers the id and sets REPLACE
+ * on the next dump of that block. A lookup is a hint as good as eviction allows, and as far as the
+ * store can tell without reading the block: load may still answer NOT_FOUND, CORRUPT or
+ * INCOMPATIBLE. Callers put what decides the geometry into the ids. A layer whose lower lookup
+ * fails answers with what it holds itself, unless that says UNSUPPORTED or INVALID, which it hands
+ * on. A shard that fails fails alone: its neighbours in the same transfer are served. */
 typedef struct ucm_store_ops {
     size_t struct_size;
 
@@ -424,8 +459,8 @@ typedef struct ucm_store_ops {
      * room is free before their finished is called. One transfer may overshoot the limit, and runs
      * piece by piece. A layer that has accepted a transfer never makes lower BUSY a shard's result:
      * it tries again after its own next lower finished, and every few ms. *task (may be NULL) is
-     * set before the first done. UCM_INVALID: an index out of range, a length above capacity,
-     * lengths given to load. */
+     * set before the first done or finished. UCM_INVALID: an index out of range, a length above
+     * capacity, lengths given to load. */
     ucm_status (*load)(ucm_store *, const ucm_transfer *, ucm_task *task, ucm_error *);
     ucm_status (*dump)(ucm_store *, const ucm_transfer *, ucm_task *task, ucm_error *);
 
@@ -447,15 +482,19 @@ typedef struct ucm_store_ops {
     ucm_status (*remove)(ucm_store *, const ucm_ids_args *, ucm_error *);
 
     /* [any-thread] Wait until what this handle accepted before the call is stored at the bottom or
-     * lost. UCM_PENDING: the time is over first; the report is filled in then too. A layer drains
-     * itself, then its lower store with the time that is left, and adds its own lost and pending to
-     * that report. Drains of one handle run one at a time. `report` may be NULL. */
+     * lost. UCM_PENDING: the time is over first; the report is filled in then too. Any other
+     * failure: no report begins. A layer drains itself, then its lower store with the time that is
+     * left, and adds its own lost and pending to that report. The store sees to it that drains of
+     * one handle run one at a time. `report` may be NULL. */
     ucm_status (*drain)(ucm_store *, const ucm_wait_args *, ucm_report *, ucm_error *);
 
     /* [any-thread] Optional. Never waits for I/O. */
     ucm_status (*metrics)(ucm_store *, const ucm_metrics_args *, ucm_error *);
 
-    /* [any-thread] Optional. Memory that transfers will often use, so that a store may pin it. */
+    /* [any-thread] Optional. Memory that transfers will often use, so that a store may pin it.
+     * UCM_OK promises nothing, and a refusal costs speed alone: every transfer works without it.
+     * Undone only when no transfer uses it; close ends it too. A layer hands it on only if it hands
+     * these addresses down. */
     ucm_status (*register_memory)(ucm_store *, const ucm_memory_args *, ucm_error *);
 
     /* [one thread at a time] Refuse new work, finish what was accepted, release everything. It
@@ -464,8 +503,10 @@ typedef struct ucm_store_ops {
      * returns after the finished of all its own lower transfers. UCM_OK: the store is gone and none
      * of its threads will call anything again. UCM_PENDING: time is over, work goes on, the store
      * stays allocated; only close may be called now (a store answers UCM_CLOSED to the rest). A
-     * host that gives up leaves it, and everything below it, in place for ever. Anything else: gone
-     * as with UCM_OK; err says what was not finished. */
+     * host that gives up leaves it, and everything below it, in place for ever. UCM_INVALID and
+     * UCM_UNSUPPORTED: nothing happened, the store is as before, and everything below it stays. Any
+     * other status, known or not: gone as with UCM_OK; err says what was not finished. The report
+     * is filled in with UCM_PENDING and when the store is gone. */
     ucm_status (*close)(ucm_store *, const ucm_wait_args *, ucm_report *, ucm_error *);
 } ucm_store_ops;
 
@@ -482,9 +523,9 @@ struct ucm_store {
 
 /* The plugin */
 
+/* Demands, which a host refuses that does not know them. Abilities are members. */
 enum {
-    UCM_PLUGIN_NEEDS_LOWER = 1u << 0, /* a layer; without the bit it stands at the bottom */
-    UCM_PLUGIN_CUDA = 1u << 1         /* takes layouts with UCM_MEMORY_CUDA; host memory all take */
+    UCM_PLUGIN_NEEDS_LOWER = 1u << 0 /* a layer; without the bit it stands at the bottom */
 };
 
 enum {
@@ -507,6 +548,7 @@ typedef struct ucm_open_args {
     const ucm_value *values; /* borrowed for the call, strings included */
     ucm_store *lower;        /* outlives the store; NULL at the bottom */
     const char *unique_id;   /* names what processes of one engine share; "" if none */
+    const char *layer;       /* the store's name in its pipeline, for logs: "Acme", "Acme#2" */
 } ucm_open_args;
 
 typedef struct ucm_layout_args {
@@ -516,11 +558,12 @@ typedef struct ucm_layout_args {
     size_t n_values;
     size_t value_stride;
     const ucm_value *values;
-    /* Room for the answer's arrays, in bytes for planes, whose stride there is the plugin's own
-     * sizeof. The answer may also point to the arrays of `layout` or to static memory. */
-    size_t segments_room; /* entries */
+    /* Room for the answer's arrays: UCM_MAX_SEGMENTS segments, and 64 bytes for each of as many
+     * planes, whose stride there is the plugin's own: at least 16, a multiple of 8. The answer may
+     * also point to the arrays of `layout` or to static memory. */
+    size_t segments_room; /* in entries */
     uint64_t *segment_bytes;
-    size_t planes_room; /* bytes */
+    size_t planes_room; /* in bytes */
     void *planes;
 } ucm_layout_args;
 
@@ -529,6 +572,7 @@ typedef struct ucm_plugin {
     uint32_t abi_major, abi_minor, abi_draft; /* UCM_ABI_*, as compiled in */
     uint32_t reserved;
     uint64_t flags;      /* UCM_PLUGIN_*; unknown bits: the host refuses the plugin */
+    uint64_t memories;   /* bits 1 << UCM_MEMORY_*: which layouts it takes; the host's are always */
     const char *name;    /* the word in "Cache|Compress|Posix": a letter, then letters and digits */
     const char *version; /* of the plugin: "0.1.0" */
     const char *summary; /* one line */
@@ -541,15 +585,24 @@ typedef struct ucm_plugin {
 
     /* [any-thread] Pure. The layout this layer will use towards its lower store, for the host to
      * open that first. `out` comes as a copy of `layout`, but with flags 0, no planes,
-     * UCM_MEMORY_HOST and device -1: a layer that keeps those says so again. The host checks the
-     * answer. NULL: `layout` as it is. */
+     * UCM_MEMORY_HOST and device -1: a layer that keeps those says so again. raw_capacity stays.
+     * What the layer does not know, beyond its own struct, stays as the host put it. The host
+     * checks the answer. NULL: `layout` as it is. */
     ucm_status (*lower_layout)(const ucm_layout_args *, ucm_layout *out, ucm_error *);
 
-    /* [any-thread] On UCM_OK *out is open. Lower stores are open already. */
+    /* [any-thread] On UCM_OK *out is open, with all slots that are not optional, and the capacities
+     * of its layout. Lower stores are open already; an open that fails leaves no thread,
+     * registration or transfer on them. */
     ucm_status (*open)(const ucm_open_args *, ucm_store **out, ucm_error *);
 } ucm_plugin;
 
 #ifndef UCM_DECLARATIONS_ONLY /* defined by tools that parse types only */
+#ifdef __cplusplus
+static_assert(sizeof(void *) == 8 && sizeof(size_t) == 8, "StoreV1 is for 64-bit pointers");
+#else
+_Static_assert(sizeof(void *) == 8 && sizeof(size_t) == 8, "StoreV1 is for 64-bit pointers");
+#endif
+
 /* The one symbol that a plugin exports. Cheap, no side effects; the answer is static. */
 UCM_EXPORT const ucm_plugin *ucm_store_plugin_v1(void);
 

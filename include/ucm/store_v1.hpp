@@ -28,6 +28,10 @@
 
 #include "ucm/store_v1.h"
 
+// For what holds state: a static of an inline function is one for the whole process otherwise, even
+// where plugins built with two versions of this file are opened with RTLD_LOCAL.
+#define UCM_HIDDEN __attribute__((visibility("hidden")))
+
 namespace ucm {
 
 // A refusal with its reason; becomes the ucm_error of the call.
@@ -68,7 +72,7 @@ inline ucm_result result(ucm_status status, uint64_t length = 0, int os_errno = 
 }
 
 // Counts forks, so that a store can tell that it is in a child process.
-inline const std::atomic<uint64_t> &forks() {
+UCM_HIDDEN inline const std::atomic<uint64_t> &forks() {
     static std::atomic<uint64_t> count{0};
     static const int registered =
         pthread_atfork(nullptr, nullptr, [] { count.fetch_add(1, std::memory_order_relaxed); });
@@ -76,7 +80,8 @@ inline const std::atomic<uint64_t> &forks() {
     return count;
 }
 
-// One open store. Methods have the meaning, and the thread rules, of the slots of ucm_store_ops.
+// One open store. Methods have the meaning, and the thread rules, of the slots of
+// ucm_store_ops.
 class Store {
   public:
     virtual ~Store() = default;
@@ -94,8 +99,12 @@ class Store {
     virtual ucm_status drain(const ucm_wait_args &, ucm_report &, ucm_error *) = 0;
     virtual ucm_status metrics(const ucm_metrics_args &, ucm_error *) { return UCM_OK; }
     virtual ucm_status register_memory(const ucm_memory_args &, ucm_error *) { return UCM_OK; }
-    // Anything but UCM_PENDING: the object is deleted after the call.
+    // The object is deleted after the call, unless the answer is UCM_PENDING, or UCM_INVALID or
+    // UCM_UNSUPPORTED: nothing happened.
     virtual ucm_status close(const ucm_wait_args &, ucm_report &, ucm_error *) = 0;
+
+    // Bits 1 << UCM_MEMORY_*. Shadow it in a class that takes layouts of other memory too.
+    static constexpr uint64_t kMemories = uint64_t(1) << UCM_MEMORY_HOST;
 
     // Shadow it in a layer that moves other sizes, or memory of its own, below.
     static void lower_layout(const ucm_layout_args &, ucm_layout &) {}
@@ -107,7 +116,7 @@ class Store {
     }
 };
 
-namespace detail {
+namespace detail UCM_HIDDEN {
 
 struct Handle {
     ucm_store base{};
@@ -142,7 +151,11 @@ ucm_status call(ucm_store *s, ucm_error *err, F body) noexcept {
     }
 }
 
+// What every class knows. These stay as they are: a class written before a flag came does not
+// know it, whatever header it is compiled with.
 constexpr uint64_t kTransferFlags = UCM_TRANSFER_EVENT | UCM_TRANSFER_REPLACE;
+constexpr uint64_t kLayoutFlags = UCM_LAYOUT_PAGES;
+constexpr uint64_t kOpenFlags = UCM_OPEN_LOOKUP_ONLY;
 
 inline bool knows(uint64_t flags, uint64_t known) {
     return (flags & ~known) == 0;
@@ -154,6 +167,8 @@ inline ucm_status unknown_flags(ucm_error *err) {
 
 inline ucm_status lookup(ucm_store *s, const ucm_lookup_args *a, ucm_error *err) {
     if (!knows(a->flags, 0)) return unknown_flags(err);
+    if (a->mode < UCM_LOOKUP_ALL || a->mode > UCM_LOOKUP_LAST)
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "this mode of lookup is not known to this store");
     return call(s, err, [&](Store &store) { return store.lookup(*a, err); });
 }
 inline ucm_status load(ucm_store *s, const ucm_transfer *t, ucm_task *task, ucm_error *err) {
@@ -191,6 +206,8 @@ inline ucm_status metrics(ucm_store *s, const ucm_metrics_args *a, ucm_error *er
 }
 inline ucm_status register_memory(ucm_store *s, const ucm_memory_args *a, ucm_error *err) {
     if (!knows(a->flags, 0)) return unknown_flags(err);
+    if (a->release != 0 && a->release != 1)
+        return ucm_fail(err, UCM_UNSUPPORTED, 0, "register_memory: release is neither 0 nor 1");
     return call(s, err, [&](Store &store) { return store.register_memory(*a, err); });
 }
 inline ucm_status close(ucm_store *s, const ucm_wait_args *a, ucm_report *r, ucm_error *err) {
@@ -202,7 +219,8 @@ inline ucm_status close(ucm_store *s, const ucm_wait_args *a, ucm_report *r, ucm
     scratch.struct_size = sizeof scratch;
     ucm_status status =
         call(s, err, [&](Store &store) { return store.close(*a, r ? *r : scratch, err); });
-    if (status != UCM_PENDING) delete handle;
+    const bool stays = status == UCM_PENDING || status == UCM_INVALID || status == UCM_UNSUPPORTED;
+    if (!stays) delete handle;
     return status;
 }
 
@@ -215,8 +233,8 @@ inline const ucm_store_ops *ops() {
 
 template <typename S>
 ucm_status open(const ucm_open_args *args, ucm_store **out, ucm_error *err) {
-    if (!knows(args->flags, UCM_OPEN_LOOKUP_ONLY) ||
-        (args->layout && !knows(args->layout->flags, UCM_LAYOUT_PAGES)))
+    if (!knows(args->flags, kOpenFlags) ||
+        (args->layout && !knows(args->layout->flags, kLayoutFlags)))
         return unknown_flags(err);
     try {
         auto handle = std::make_unique<Handle>();
@@ -239,6 +257,8 @@ ucm_status open(const ucm_open_args *args, ucm_store **out, ucm_error *err) {
 
 template <typename S>
 ucm_status lower_layout(const ucm_layout_args *args, ucm_layout *out, ucm_error *err) {
+    if (!knows(args->flags, 0) || !knows(args->layout->flags, kLayoutFlags))
+        return unknown_flags(err);
     try {
         S::lower_layout(*args, *out);
         return UCM_OK;
@@ -255,7 +275,7 @@ constexpr size_t count(std::nullptr_t) {
     return 0;
 }
 
-}  // namespace detail
+}  // namespace detail UCM_HIDDEN
 }  // namespace ucm
 
 // options and metrics are arrays of ucm_option and ucm_metric with static lifetime, or nullptr.
@@ -267,6 +287,7 @@ constexpr size_t count(std::nullptr_t) {
                                           UCM_ABI_DRAFT,                         \
                                           0,                                     \
                                           flags,                                 \
+                                          Class::kMemories,                      \
                                           name,                                  \
                                           version,                               \
                                           summary,                               \

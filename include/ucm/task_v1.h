@@ -92,6 +92,7 @@ static inline void ucm_waiter_done(void *ctx, size_t i, const ucm_result *result
     } else {
         ucm_copy(mine, sizeof *mine, result);
     }
+    if (mine->status == UCM_PENDING) mine->status = UCM_INTERNAL; /* no result may say so */
 }
 
 static inline void ucm_waiter_finished(void *ctx) {

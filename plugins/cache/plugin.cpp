@@ -62,4 +62,4 @@ const ucm_metric kMetrics[] = {
 
 UCM_STORE_PLUGIN(ucm::cache::CacheStore, "Cache", "0.1.0",
                  "Keeps blocks in host memory and writes them below in the background.",
-                 UCM_PLUGIN_NEEDS_LOWER | UCM_PLUGIN_CUDA, kOptions, kMetrics)
+                 UCM_PLUGIN_NEEDS_LOWER, kOptions, kMetrics)

@@ -171,14 +171,20 @@ ucm_status CacheStore::lookup(const ucm_lookup_args &args, ucm_error *err) {
             below_ids.insert(below_ids.end(), id, id + UCM_BLOCK_ID_BYTES);
             if (args.depths) depths.push_back(args.depths[i]);
         }
-        ucm_lookup_args below;
-        ucm_copy(&below, sizeof below, &args);
+        ucm_lookup_args below{};
+        below.struct_size = sizeof below;
+        below.mode = args.mode;
+        below.tag = args.tag;
+        below.deadline_ns = args.deadline_ns;
         below.n = missing.size();
         below.block_ids = below_ids.data();
         below.depths = args.depths ? depths.data() : nullptr;
         below.hits = &hits;
         below.tiers = args.tiers ? tiers.data() : nullptr;
         const ucm_status status = lookup_below(below, engine_ ? nullptr : err);
+        if (status == UCM_UNSUPPORTED || status == UCM_INVALID)
+            return engine_ ? ucm_fail(err, status, 0, "the store below Cache refuses this lookup")
+                           : status;
         // What is here is the answer then, unless there is nothing that could be.
         if (status != UCM_OK && !engine_ && missing.size() == args.n) return status;
         if (status != UCM_OK) {

@@ -695,7 +695,8 @@ void CompressStore::on_done(void *ctx, size_t i, const ucm_result *given) {
     if (below.status == UCM_OK && !lane.dumps)
         piece.moved.fetch_add(below.length, std::memory_order_relaxed);
     if (lane.dumps || below.status != UCM_OK) {
-        store.complete(piece, i, result(below.status, 0, below.os_errno, below.flags));
+        const uint32_t flags = below.flags & (UCM_RESULT_PUBLISHED | UCM_RESULT_DECLINED);
+        store.complete(piece, i, result(below.status, 0, below.os_errno, flags));
         return;
     }
     if (below.length > store.lower_->capacity) {

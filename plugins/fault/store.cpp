@@ -237,14 +237,23 @@ struct Rows {
         if (t.raw_lengths) raw_lengths.push_back(t.raw_lengths[i]);
     }
 
-    void put(ucm_transfer &t) const {
+    // Another transfer with these rows; `from` is of this version.
+    ucm_transfer put(const ucm_transfer &from) const {
+        ucm_transfer t{};
+        t.struct_size = sizeof t;
+        t.flags = from.flags;
         t.n = shards.size();
         t.block_ids = ids.data();
         t.shard_index = shards.data();
         t.addresses = addresses.data();
-        if (t.depths) t.depths = depths.data();
-        if (t.lengths) t.lengths = lengths.data();
-        if (t.raw_lengths) t.raw_lengths = raw_lengths.data();
+        if (from.depths) t.depths = depths.data();
+        if (from.lengths) t.lengths = lengths.data();
+        if (from.raw_lengths) t.raw_lengths = raw_lengths.data();
+        t.event = from.event;
+        t.tag = from.tag;
+        t.priority = from.priority;
+        t.deadline_ns = from.deadline_ns;
+        return t;
     }
 };
 
@@ -268,7 +277,7 @@ ucm_status FaultStore::start(bool dump, const ucm_transfer &given, ucm_task *tas
             rows.take(t, i, segments_,
                       altered ? found->second.addresses.data() : t.addresses + i * segments_);
         }
-        rows.put(t);
+        t = rows.put(t);
     }
     t.done = on_done;
     t.finished = on_finished;

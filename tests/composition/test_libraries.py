@@ -2,10 +2,12 @@
 
 import os
 import subprocess
+import types
 
 import pytest
 
 import ucm
+from ucm import loader
 
 
 def refusal(path, name):
@@ -23,18 +25,20 @@ def refusal(path, name):
 
 WRONG = {
     "another major": ({"MAJOR": 2}, ["abi_major is 2, this ucm has 1", "rebuild"]),
-    "another minor": ({"MINOR": 7}, ["abi_minor is 7, this ucm has 0", "rebuild"]),
-    "another draft": ({"DRAFT": 99}, ["abi_draft is 99, this ucm has", "rebuild"]),
+    "a draft": ({"DRAFT": 99}, ["abi_draft is 99, this ucm has 0", "1.0 draft 99", "the vendor's"]),
+    "a later draft": ({"DRAFT": 1, "MINOR": 7}, ["abi_draft is 1", "1.7 draft 1", "for ABI 1.7"]),
     "a short descriptor": ({"SIZE": 40}, ["struct_size is 40", "rebuild"]),
     "an unknown flag": ({"FLAGS": "1ul<<40"}, ["flags is 0x10000000000", "upgrade"]),
     "short options": ({"OPTION_STRIDE": 8}, ["option_stride is 8", "rebuild"]),
     "short metrics": ({"METRIC_STRIDE": 8}, ["metric_stride is 8", "rebuild"]),
-    "an unknown type": ({"TYPE": 42}, ["tiny_size", "type 42"]),
+    "uneven options": ({"OPTION_STRIDE": 52}, ["option_stride is 52", "rebuild"]),
+    "no options": ({"OPTIONS": "0"}, ["its options are NULL"]),
     "a bad name": ({"NAME": '"Tiny|x"'}, ["its name 'Tiny|x'", "letters and digits"]),
     "no name": ({"NAME": "0"}, ["its name ''"]),
     "no open": ({"OPEN": "0"}, ["open is NULL"]),
     "no descriptor": ({"ANSWER": "0"}, ["returned NULL"]),
-    "no symbol": ({"SYMBOL": "something_else"}, ["no symbol ucm_store_plugin_v1"]),
+    "no symbol": ({"SYMBOL": "something_else"}, ["no symbol ucm_store_plugin_v1", "not a StoreV1"]),
+    "StoreV2": ({"SYMBOL": "ucm_store_plugin_v2"}, ["only one of StoreV2", "a newer ucm-store"]),
 }
 
 
@@ -45,6 +49,51 @@ def test_a_wrong_descriptor_is_refused(registered, tiny, macros, words):
     message = refusal(library, "Tiny")
     for word in ["refused", *words]:
         assert word in message
+
+
+@pytest.mark.parametrize("theirs", [(0, 0), (0, 1), (1, 2)])
+@pytest.mark.parametrize("ours", [(0, 0), (1, 2)])
+def test_drafts_meet_only_their_like(monkeypatch, ours, theirs):
+    monkeypatch.setattr(loader, "lib", types.SimpleNamespace(
+        UCM_ABI_MAJOR=1, UCM_ABI_MINOR=ours[0], UCM_ABI_DRAFT=ours[1],
+    ))  # fmt: skip
+    plugin = types.SimpleNamespace(abi_major=1, abi_minor=theirs[0], abi_draft=theirs[1])
+    if theirs in (ours, (0, 0)):
+        return loader._check_draft("x.so", plugin)
+    with pytest.raises(ucm.PluginError, match="a build for a draft"):
+        loader._check_draft("x.so", plugin)
+    return None
+
+
+def test_a_draft_of_a_version_takes_no_later_one(monkeypatch):
+    monkeypatch.setattr(loader, "lib", types.SimpleNamespace(
+        UCM_ABI_MAJOR=1, UCM_ABI_MINOR=1, UCM_ABI_DRAFT=2,
+    ))  # fmt: skip
+    with pytest.raises(ucm.PluginError, match="upgrade ucm-store"):
+        loader._check_draft("x.so", types.SimpleNamespace(abi_major=1, abi_minor=1, abi_draft=0))
+
+
+def test_any_minor_version_loads(registered, tiny):
+    registered(tiny(MINOR=7))
+    (info,) = [info for info in ucm.plugins() if info.name == "Tiny"]
+    assert (info.abi, info.error) == ("1.7", None)
+
+
+UNSOUND = {
+    "no store": ({"STORE": "0"}, "it is NULL"),
+    "a short store": ({"STORE_SIZE": 40}, "struct_size is too small"),
+    "short operations": ({"OPS_SIZE": 88}, "struct_size is too small"),
+    "no lookup": ({"LOOKUP": "0"}, "its lookup is NULL"),
+    "no remove": ({"CAPABILITIES": "UCM_CAP_REMOVE"}, "it can remove, but has no such slot"),
+    "another capacity": ({"CAPACITY": 63}, "its capacity is 63, and that of its layout 64"),
+}
+
+
+@pytest.mark.parametrize(("macros", "words"), UNSOUND.values(), ids=UNSOUND.keys())
+def test_a_store_that_is_not_sound_is_never_called(registered, tiny, macros, words):
+    registered(Tiny=tiny(OPEN="unsound", **macros))
+    with pytest.raises(ucm.PluginError, match=f"Tiny: its open returned no sound store: .*{words}"):
+        ucm.open_pipeline("Tiny", block_size=64)
 
 
 def text(path):

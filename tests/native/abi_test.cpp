@@ -172,6 +172,65 @@ TEST_CASE("structs of a later version are read and written as far as they are kn
     REQUIRE(error.untouched());
 }
 
+TEST_CASE("every call refuses a flag that it does not know, and close works after that", "[abi]") {
+    constexpr uint64_t kUnknown = uint64_t(1) << 63;
+    FOR_EACH_PIPELINE(layers);
+    Pipeline pipeline(layers);
+    ucm_store *top = pipeline->top();
+    const BlockId id = make_id(1);
+    ucm_lookup_args lookup{};
+    lookup.struct_size = sizeof lookup;
+    lookup.flags = kUnknown;
+    lookup.n = 1;
+    lookup.block_ids = id.bytes;
+    REQUIRE(ucm_lookup(top, &lookup, nullptr) == UCM_UNSUPPORTED);
+    ucm_ids_args ids{};
+    ids.struct_size = sizeof ids;
+    ids.flags = kUnknown;
+    ids.n = 1;
+    ids.block_ids = id.bytes;
+    if (UCM_OPS_HAVE(top, prefetch)) REQUIRE(ucm_prefetch(top, &ids, nullptr) == UCM_UNSUPPORTED);
+    if (UCM_OPS_HAVE(top, touch)) REQUIRE(ucm_touch(top, &ids, nullptr) == UCM_UNSUPPORTED);
+    REQUIRE(ucm_remove(top, &ids, nullptr) == UCM_UNSUPPORTED);
+    Move move(*pipeline, {{id, 0}});
+    move.transfer.flags = kUnknown;
+    REQUIRE(move.dump() == UCM_UNSUPPORTED);
+    Move back(*pipeline, {{id, 0}});
+    back.transfer.flags = kUnknown;
+    REQUIRE(back.load() == UCM_UNSUPPORTED);
+    uint64_t value = 0;
+    const ucm_metrics_args metrics{sizeof metrics, kUnknown, 1, &value};
+    if (UCM_OPS_HAVE(top, metrics)) REQUIRE(ucm_metrics(top, &metrics, nullptr) == UCM_UNSUPPORTED);
+    ucm_memory_args memory{};
+    memory.struct_size = sizeof memory;
+    memory.flags = kUnknown;
+    if (UCM_OPS_HAVE(top, register_memory))
+        REQUIRE(ucm_register_memory(top, &memory, nullptr) == UCM_UNSUPPORTED);
+    const ucm_wait_args wait{sizeof wait, kUnknown, -1};
+    REQUIRE(ucm_drain(top, &wait, nullptr, nullptr) == UCM_UNSUPPORTED);
+    REQUIRE(ucm_close(top, &wait, nullptr, nullptr) == UCM_UNSUPPORTED);
+    pipeline->dump({id});
+    REQUIRE(pipeline->close().status == UCM_OK);
+}
+
+TEST_CASE("a mode of lookup that is not known is refused all the way down", "[abi]") {
+    FOR_EACH_PIPELINE(layers);
+    Pipeline pipeline(layers);
+    const BlockId id = make_id(1);
+    pipeline->dump({id});
+    for (const int32_t mode : {-1, 3, 1000}) {
+        size_t hits = 99;
+        ucm_lookup_args args{};
+        args.struct_size = sizeof args;
+        args.mode = mode;
+        args.n = 1;
+        args.block_ids = id.bytes;
+        args.hits = &hits;
+        REQUIRE(ucm_lookup(pipeline->top(), &args, nullptr) == UCM_UNSUPPORTED);
+        REQUIRE(hits == 99);
+    }
+}
+
 TEST_CASE("metrics write no more than there is room for", "[abi]") {
     FOR_EACH_PIPELINE(layers);
     Pipeline pipeline(layers);
@@ -242,7 +301,7 @@ TEST_CASE("a store takes no layout of memory that its plugin does not know", "[a
     const std::string name = GENERATE(from_range(built_plugins()));
     CAPTURE(name);
     const ucm_plugin *p = plugin(name);
-    if (p->flags & (UCM_PLUGIN_NEEDS_LOWER | UCM_PLUGIN_CUDA)) return;
+    if ((p->flags & UCM_PLUGIN_NEEDS_LOWER) || (p->memories >> UCM_MEMORY_CUDA & 1)) return;
     if (name == "Empty" || name == "Fake") return;  // touch no memory of any kind
     REQUIRE(open_bottom(name, [](ucm_open_args &, ucm_layout &layout) {
                 layout.memory = UCM_MEMORY_CUDA;

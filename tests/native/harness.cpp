@@ -199,6 +199,8 @@ std::vector<std::string> TempDir::files() const {
 
 Host::Host() {
     c_.struct_size = sizeof c_;
+    c_.abi_minor = UCM_ABI_MINOR;
+    c_.version = "native tests";
     c_.ctx = this;
     c_.log_level = log_level;
     c_.log = [](void *ctx, int32_t level, const char *plugin, const char *message) {
@@ -245,8 +247,7 @@ const ucm_plugin *plugin(const std::string &name) {
     if (!UCM_HAS(ucm_plugin, found, open)) refuse(path + ": the descriptor is too small");
     if (found->abi_major != UCM_ABI_MAJOR || found->abi_draft != UCM_ABI_DRAFT)
         refuse(path + ": another ABI");
-    if (found->flags & ~uint64_t(UCM_PLUGIN_NEEDS_LOWER | UCM_PLUGIN_CUDA))
-        refuse(path + ": unknown plugin flags");
+    if (found->flags & ~uint64_t(UCM_PLUGIN_NEEDS_LOWER)) refuse(path + ": unknown plugin flags");
     if (name != found->name) refuse(path + " is named " + found->name);
     return found;
 }
@@ -401,6 +402,7 @@ void Stack::open_layer(size_t depth, const std::string &unique_id) {
         args.lower_layout = layout ? &layouts_[depth + 1]->c : nullptr;
     }
     args.unique_id = unique_id.c_str();
+    args.layer = names_[depth].c_str();
     if (!plugins_[depth]) {
         auto handle = std::make_unique<ucm::detail::Handle>();
         handle->forks = ucm::forks().load();
@@ -468,7 +470,9 @@ Closed Stack::close(int64_t timeout_ms) {
         closed_.report.pending = report.pending;
         closed_.status = status;
         closed_.error = status == UCM_OK ? "" : error.message;
-        if (status == UCM_PENDING) return closed_;
+        const bool stays =
+            status == UCM_PENDING || status == UCM_INVALID || status == UCM_UNSUPPORTED;
+        if (stays) return closed_;
         store = nullptr;
     }
     return closed_;

@@ -89,7 +89,7 @@ def _leftover(key: str, given: Any, found: Config) -> Row:
 
 def _row(key: str, value: Value, taken_by: str, effect: str | None = None) -> Row:
     option = value.option
-    shown = "(secret)" if option.type == "secret" and value.value else value.value
+    shown = "(secret)" if option.hidden and value.value else value.value
     return Row(key, shown, value.given, taken_by, option.unit, option.help, effect)
 
 

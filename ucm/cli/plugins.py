@@ -67,7 +67,10 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 def _list(infos: Sequence[PluginInfo]) -> Table:
     from rich.markup import escape
 
-    table = _table("", ["name", "version", "origin", "ABI", "what"])
+    from ucm.loader import own_abi
+
+    title = f"this ucm-store has ABI {own_abi()}"
+    table = _table(title, ["name", "version", "origin", "ABI", "what"])
     for info in infos:
         what = info.summary if info.error is None else f"refused: {info.error}"
         style = None if info.error is None else "red"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ucm import InvalidError, NotFoundError, Status, Store, StoreError
+from ucm._abi import ffi
 from ucm.conformance import kit
 from ucm.conformance.fixtures import OpenStore
 from ucm.conformance.promises import Promise, stands_for
@@ -135,5 +136,37 @@ def test_a_wrong_call_is_refused_and_does_nothing(
     assert store.stats() == before
     assert store.lookup([BLOCK]) == [False]
     block = kit.new_block(store, rng)
+    kit.dump(store, block)
+    kit.expect_published(store, block)
+
+
+# Calls for no block at all, which do nothing where the flag is overlooked.
+FLAGGED = {
+    "lookup": "ucm_lookup_args",
+    "prefetch": "ucm_ids_args",
+    "touch": "ucm_ids_args",
+    "remove": "ucm_ids_args",
+    "register_memory": "ucm_memory_args",
+    "metrics": "ucm_metrics_args",
+    "drain": "ucm_wait_args",
+    "close": "ucm_wait_args",
+}
+
+
+@stands_for(Promise.REFUSED)
+def test_flags_and_modes_of_a_later_version_are_refused(store: Store, rng: random.Random) -> None:
+    handle = ffi.cast("ucm_store *", store.native_handle())
+    for slot, struct in FLAGGED.items():
+        call: Any = getattr(handle.ops, slot)
+        if call == ffi.NULL:
+            continue  # it is optional
+        args = ffi.new(f"{struct} *")
+        args.struct_size, args.flags = ffi.sizeof(args[0]), 1 << 63
+        report = [ffi.NULL] if slot in ("drain", "close") else []
+        assert call(handle, args, *report, ffi.NULL) == Status.UNSUPPORTED, slot
+    lookup = ffi.new("ucm_lookup_args *")
+    lookup.struct_size, lookup.mode = ffi.sizeof(lookup[0]), 3
+    assert handle.ops.lookup(handle, lookup, ffi.NULL) == Status.UNSUPPORTED
+    block = kit.new_block(store, rng)  # it goes on, after close too
     kit.dump(store, block)
     kit.expect_published(store, block)

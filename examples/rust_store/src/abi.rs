@@ -6,7 +6,7 @@
 use std::mem::{size_of, MaybeUninit};
 use std::os::raw::{c_char, c_void};
 
-pub const ABI: (u32, u32, u32) = (1, 0, 1); // major, minor, draft
+pub const ABI: (u32, u32, u32) = (1, 0, 0); // major, minor, draft; 0: frozen
 pub const BLOCK_ID_BYTES: usize = 16;
 
 pub type ucm_status = i32;
@@ -226,6 +226,7 @@ pub struct ucm_open_args {
     pub values: *const ucm_value,
     pub lower: *mut ucm_store,
     pub unique_id: *const c_char,
+    pub layer: *const c_char,
 }
 
 #[repr(C)]
@@ -236,6 +237,7 @@ pub struct ucm_plugin {
     pub abi_draft: u32,
     pub reserved: u32,
     pub flags: u64,
+    pub memories: u64,
     pub name: *const c_char,
     pub version: *const c_char,
     pub summary: *const c_char,
@@ -266,8 +268,8 @@ const _: () = assert!(
         && size_of::<ucm_metrics_args>() == 32
         && size_of::<ucm_store_ops>() == 96
         && size_of::<ucm_store>() == 48
-        && size_of::<ucm_open_args>() == 80
-        && size_of::<ucm_plugin>() == 120
+        && size_of::<ucm_open_args>() == 88
+        && size_of::<ucm_plugin>() == 128
 );
 
 /// Fills `err`, which may be NULL, and returns `code`.
@@ -308,3 +310,41 @@ macro_rules! text {
     };
 }
 pub(crate) use text;
+
+/// Where each member lies; it says so where one does not.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! offsets {
+        ($type:ident: $($member:ident $offset:expr),*) => {{
+            let room = MaybeUninit::<$type>::uninit();
+            let base = room.as_ptr();
+            $(assert_eq!(
+                unsafe { std::ptr::addr_of!((*base).$member) as usize } - base as usize,
+                $offset,
+                concat!(stringify!($type), ".", stringify!($member))
+            );)*
+        }};
+    }
+
+    #[test]
+    fn members_lie_where_c_has_them() {
+        offsets!(ucm_error: struct_size 0, code 8, os_errno 12, message 16);
+        offsets!(ucm_option: name 0, kind 8, reserved 12, initial 16, allowed 24, unit 32, help 40);
+        offsets!(ucm_value: kind 0, given 4, count 8, i 16, f 24, s 32, strings 40, ints 48);
+        offsets!(ucm_metric: name 0, kind 8, scope 12, unit 16, help 24);
+        offsets!(ucm_layout: struct_size 0, flags 8, shards_per_block 16, n_segments 20, segment_bytes 24, capacity 32, raw_capacity 40, encoding 48, n_planes 112, reserved 116, plane_stride 120, planes 128, memory 136, device 140, group 144, reserved2 148);
+        offsets!(ucm_result: struct_size 0, status 8, os_errno 12, flags 16, reserved 20, length 24);
+        offsets!(ucm_transfer: struct_size 0, flags 8, n 16, block_ids 24, shard_index 32, addresses 40, lengths 48, raw_lengths 56, done 64, finished 72, ctx 80, event 88, depths 96, tag 104, priority 112, reserved 116, deadline_ns 120);
+        offsets!(ucm_lookup_args: struct_size 0, flags 8, mode 16, reserved 20, n 24, block_ids 32, depths 40, hits 48, tiers 56, tag 64, deadline_ns 72);
+        offsets!(ucm_ids_args: struct_size 0, flags 8, n 16, block_ids 24, depths 32, tag 40, deadline_ns 48);
+        offsets!(ucm_wait_args: struct_size 0, flags 8, timeout_ms 16);
+        offsets!(ucm_report: struct_size 0, stored 8, lost 16, pending 24, unfinished 32);
+        offsets!(ucm_metrics_args: struct_size 0, flags 8, n 16, values 24);
+        offsets!(ucm_store_ops: struct_size 0, lookup 8, load 16, dump 24, cancel 32, prefetch 40, touch 48, remove 56, drain 64, metrics 72, register_memory 80, close 88);
+        offsets!(ucm_store: struct_size 0, ops 8, capabilities 16, capacity 24, raw_capacity 32, shards_per_block 40, reserved 44);
+        offsets!(ucm_open_args: struct_size 0, flags 8, host 16, layout 24, lower_layout 32, n_values 40, value_stride 48, values 56, lower 64, unique_id 72, layer 80);
+        offsets!(ucm_plugin: struct_size 0, abi_major 8, abi_minor 12, abi_draft 16, reserved 20, flags 24, memories 32, name 40, version 48, summary 56, n_options 64, option_stride 72, options 80, n_metrics 88, metric_stride 96, metrics 104, lower_layout 112, open 120);
+    }
+}

@@ -447,6 +447,7 @@ static PLUGIN: Fixed<ucm_plugin> = Fixed(ucm_plugin {
     abi_draft: ABI.2,
     reserved: 0,
     flags: 0,
+    memories: 1 << MEMORY_HOST,
     name: text!("Oxide"),
     version: text!("0.1.0"),
     summary: text!("Blocks in the memory of this process, in Rust."),

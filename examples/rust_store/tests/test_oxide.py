@@ -1,5 +1,8 @@
 """What Oxide promises beyond the contract, which `pytest --pyargs ucm.conformance` checks."""
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -19,6 +22,13 @@ def ids(n):
 def dump(store, names):
     blocks = [np.full(BYTES, name[0], np.uint8) for name in names]
     store.wait(store.dump(names, [0] * len(names), [[block] for block in blocks]))
+
+
+def test_members_lie_where_c_has_them(tmp_path):
+    source = Path(__file__).parent.parent / "src" / "lib.rs"
+    command = ["rustc", "--edition", "2021", "--test", "-o", tmp_path / "test", source]
+    subprocess.run(command, check=True)
+    subprocess.run([tmp_path / "test"], check=True)
 
 
 def test_the_least_recently_used_blocks_make_way():

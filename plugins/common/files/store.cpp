@@ -390,10 +390,13 @@ ucm_status FileStore::register_memory(const ucm_memory_args &args, ucm_error *er
 ucm_status FileStore::close(const ucm_wait_args &args, ucm_report &report, ucm_error *) {
     closing_ = true;
     const int64_t until_ns = deadline_after_ms(args.timeout_ms);
-    const bool over = tasks_.close(until_ns) && gone(until_ns);
-    ledger_.drain(0, report);
-    report.unfinished = dumper_.unfinished_shards();
-    return over ? UCM_OK : UCM_PENDING;
+    if (!idle_) {  // what is abandoned later is in `unfinished` already
+        idle_ = tasks_.close(until_ns);
+        ledger_.drain(0, report);
+        unfinished_ = dumper_.unfinished_shards();
+    }
+    report.unfinished = unfinished_;
+    return idle_ && gone(until_ns) ? UCM_OK : UCM_PENDING;
 }
 
 // A thread of its own takes leave of the file system, where any call may hang. False: it has not

@@ -99,6 +99,9 @@ class FileStore : public Store {
     std::atomic<bool> stopped_{false}, walk_wanted_{false};
     bool collect_wanted_ = false;        // guarded by stop_mutex_
     bool going_ = false, gone_ = false;  // see gone; guarded by stop_mutex_
+    // Of close alone: all tasks have ended, with so many shards of unfinished blocks.
+    bool idle_ = false;
+    uint64_t unfinished_ = 0;
     Threads threads_, tidy_, walk_, collect_, go_;
 };
 
