@@ -1,7 +1,7 @@
 """Multi-head latent attention: all workers hold the same, and it is stored once.
 
 vLLM's CPU build computes a prompt behind a hit only where one token of it is left. What it says is
-not compared: without any hit it says other things of the same prompt from run to run.
+not compared: two runs without any hit said different things, and why was not found out.
 """
 
 from engines import audited, transfer
