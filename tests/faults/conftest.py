@@ -5,6 +5,7 @@ import random
 import pytest
 from mounts import Mount, Unavailable, compile_faulty_fs
 from storage import Storage
+from support import build_plugins
 
 import ucm
 from ucm.conformance import kit
@@ -22,6 +23,12 @@ PIPELINES = ["Posix", "Posix, direct", "Compress|Posix", "Cache|Compress|Posix",
 @pytest.fixture(params=PIPELINES)
 def pipeline(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def libraries():
+    """Build the layers with failpoints."""
+    return build_plugins("failpoints", ["posix", "compress", "cache", "ds3fs"], "-Dfailpoints=true")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 
 import actor
 import pytest
-from support import ROOT, build_plugins
+from support import ROOT
 from writer import SIZES, block_of
 
 from ucm import Status, registry
@@ -25,14 +25,8 @@ OF_POSIX = [name for name in NAMES if name.startswith(("posix.", "ledger."))]
 ONCE = {"posix.ring_made"}  # in the life of a space
 
 
-@pytest.fixture(scope="session")
-def libraries():
-    """Build the layers with failpoints."""
-    return build_plugins("failpoints", ["posix", "compress", "cache"], "-Dfailpoints=true")
-
-
 @pytest.fixture
-def run_actor(libraries, storage):
+def run_actor(libraries, storage, of_3fs):
     """Let an actor work in the storage with failpoints; return what it said, and its exit code."""
 
     def run(pipeline, failpoints):
@@ -41,6 +35,7 @@ def run_actor(libraries, storage):
             "store_pipeline": "|".join(f"UCM_PLUGINS:{word}" for word in pipeline.split("|")),
             "storage_backends": str(storage.folder),
             "cache_buffer_capacity_gb": 1 / 1024,
+            **of_3fs,
             **SIZES,
         }
         variables = {"UCM_PLUGINS": ":".join(map(str, libraries)), "UCM_FAILPOINTS": failpoints}
@@ -90,6 +85,7 @@ PLACES = [
     *[("Cache|Compress|Posix", name, 1) for name in NAMES],
     *[("Cache|Compress|Posix", name, 3) for name in NAMES if name not in ONCE],
     *[("Posix", name, 2) for name in OF_POSIX if name not in ONCE],
+    *[("Ds3fs", name, 1) for name in OF_POSIX],
 ]
 
 
@@ -126,9 +122,10 @@ def test_everything_dawdles(run_actor, open_store, storage, pipeline):
     expect_sound(open_store, storage, said)
 
 
-def test_a_failpoint_that_cannot_be_read_is_told(run_actor):
+@pytest.mark.parametrize("pipeline", ["Posix"])
+def test_a_failpoint_that_cannot_be_read_is_told(run_actor, pipeline):
     with pytest.raises(AssertionError, match="crash@K"):
-        run_actor("Posix", "posix.removed=explode")
+        run_actor(pipeline, "posix.removed=explode")
 
 
 def test_what_is_shipped_has_none():

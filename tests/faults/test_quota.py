@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from support import build_plugins, taken
+from support import taken
 
 import ucm
 from ucm.conformance import kit
@@ -40,12 +40,6 @@ with ucm.open_pipeline(config) as store:
             kit.load_pieces(store, rng.choice(blocks).pieces())
         print("dumped", flush=True)
 """
-
-
-@pytest.fixture(scope="session")
-def libraries():
-    """Build Posix with failpoints."""
-    return build_plugins("failpoints", ["posix", "compress", "cache"], "-Dfailpoints=true")
 
 
 @pytest.fixture

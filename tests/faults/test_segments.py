@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from support import build_plugins
 
 import ucm
 from ucm import Status
@@ -278,12 +277,6 @@ def test_a_forked_child_keeps_no_dead_parent_alive(config, run, rng):
             kit.expect_published(store, block)
         finally:
             os.kill(child, signal.SIGKILL)
-
-
-@pytest.fixture(scope="session")
-def libraries():
-    """Build the layers with failpoints."""
-    return build_plugins("failpoints", ["posix", "compress", "cache"], "-Dfailpoints=true")
 
 
 def test_a_stopped_reader_stops_nobody(config, run, rng, libraries):

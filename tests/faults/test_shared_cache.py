@@ -16,7 +16,7 @@ from typing import ClassVar
 import member
 import pytest
 from member import COMMON, HANG_MS, STORED, Member
-from support import ROOT, build_plugins
+from support import ROOT
 from writer import SIZES, block_of
 
 import ucm
@@ -36,12 +36,6 @@ MEMBERS = 4
 
 def path_of(unique_id):
     return Path(f"/dev/shm/ucm-cache-{os.geteuid()}-{unique_id}")
-
-
-@pytest.fixture(scope="session")
-def libraries():
-    """Build the layers with failpoints."""
-    return build_plugins("failpoints", ["posix", "compress", "cache"], "-Dfailpoints=true")
 
 
 @pytest.fixture
