@@ -1,5 +1,8 @@
 """``ucm new-plugin``: what it writes is whole. `make packages` builds and tests it as a package."""
 
+import re
+import sys
+
 import pytest
 
 OLD = {"c": "heap", "cpp": "attic", "python": "notes", "layer": "flip"}
@@ -19,6 +22,30 @@ def test_nothing_of_the_template_s_name_is_left(ucm_command, tmp_path, kind):
     assert not [path for path, text in texts if OLD[kind] in (path + text).lower()]
     assert any("pyproject.toml" in path for path, _ in texts)
     assert any("Acme" in text for _, text in texts)
+
+
+@pytest.mark.parametrize("into", [(), ("--into", "a/b")])
+def test_the_lines_that_it_prints_name_the_folder_and_not_a_package_of_an_index(
+    ucm_command, tmp_path, monkeypatch, into
+):
+    monkeypatch.chdir(tmp_path)
+    done = ucm_command("new-plugin", "acme", "--python", *into)
+    install, _, tests, _ = [line.strip() for line in done.out.splitlines()[1:]]
+    target = install.removeprefix("pip install ")
+    assert target.startswith("./")
+    assert (tmp_path / target / "pyproject.toml").exists()
+    assert (tmp_path / tests.removeprefix("pytest ") / "test_acme.py").exists()
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_its_tests_import_nothing_that_installing_it_does_not_bring(ucm_command, tmp_path, kind):
+    made = tmp_path / "made"
+    write(ucm_command, kind, made)
+    tests = next((made / "tests").glob("test_*.py")).read_text()
+    found = set(re.findall(r"^(?:import|from) (\w+)", tests, re.MULTILINE))
+    others = found - {"ucm", "pytest"} - sys.stdlib_module_names
+    needs = re.search(r"^dependencies = (.*)", (made / "pyproject.toml").read_text(), re.MULTILINE)
+    assert all(f'"{name}"' in needs[1] for name in others)
 
 
 @pytest.mark.parametrize("name", ["a-b", "1st", "", "a b"])

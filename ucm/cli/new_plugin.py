@@ -69,7 +69,8 @@ def command(name: str, kind: str | None, into: Path | None, as_json: bool) -> No
         target.write_text(_renamed(path.read_text(), old, name))
         files.append(os.fspath(target))
     steps = [
-        f"pip install {folder}",
+        # A name without a slash is a package on the index to pip.
+        f"pip install {folder if folder.is_absolute() else f'./{folder}'}",
         f"ucm plugins {name}",
         f"pytest {folder / 'tests'}",
         f"pytest --pyargs ucm.conformance --ucm-pipeline {name}"

@@ -1,6 +1,5 @@
 """What Heap promises beyond the contract, which `pytest --pyargs ucm.conformance` checks."""
 
-import numpy as np
 import pytest
 
 import ucm
@@ -14,10 +13,10 @@ def ids(n):
 
 def test_the_least_recently_used_blocks_make_way():
     with ucm.open_pipeline("Heap", block_size=BYTES, heap_capacity_mb=1) as store:
-        block = np.ones(BYTES, np.uint8)
+        block = bytes(BYTES)
         for name in ids(4):
             store.wait(store.dump([name], [0], [[block]]))
-        store.wait(store.load(ids(1), [0], [[np.empty(BYTES, np.uint8)]]))
+        store.wait(store.load(ids(1), [0], [[bytearray(BYTES)]]))
         store.wait(store.dump(ids(5)[4:], [0], [[block]]))
         assert store.lookup(ids(5)) == [True, False, True, True, True]
         assert store.stats()["Heap"]["evicted_blocks_total"] == 1
