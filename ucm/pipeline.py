@@ -204,6 +204,14 @@ def _top_layout(layout: Layout, keep: list[Any]) -> Any:
     return made
 
 
+def _refused(word: str, status: int, error: Any) -> None:
+    """Raise what a layer said to being opened; what it does not take is the configuration."""
+    try:
+        raise_for(status, error, f"{word}: ")
+    except errors.InvalidError as refusal:
+        raise ConfigError(str(refusal), os_errno=refusal.os_errno) from None
+
+
 def _lower_layout(word: str, kind: Kind, layout: Any, values: _Values, keep: list[Any]) -> Any:
     if isinstance(kind, PythonKind):
         made = kind.lower_layout(layout, values.own, keep)
@@ -232,7 +240,7 @@ def _lower_layout(word: str, kind: Kind, layout: Any, values: _Values, keep: lis
     error = new_error()
     status = lib.ucmh_ask_lower_layout(kind.plugin, args, out, error)
     if status != Status.OK:
-        raise_for(status, error, f"{word}: ")
+        _refused(word, status, error)
     if bytes(ffi.buffer(room.canary)) != _CANARY or out.struct_size != layout.struct_size:
         raise errors.PluginError(f"{word}: its lower_layout writes past the layout, or its size")
     _check_lower_layout(word, layout, out)
@@ -415,7 +423,7 @@ class Stack:
         error = new_error()
         status = lib.ucmh_open(library.plugin, args, out, error)
         if status != Status.OK:
-            raise_for(status, error, f"{word}: ")
+            _refused(word, status, error)
         problem = _problem_of_store(out[0], place)
         if problem:
             self._stores.clear()  # it may use what is below it: that stays, for ever

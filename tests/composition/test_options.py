@@ -268,6 +268,18 @@ def test_a_wrong_file_is_named(error_of, tmp_path, text, words):
     assert words in message
 
 
+def test_what_a_plugin_does_not_take_is_told_like_what_its_table_refuses(tmp_path):
+    path = tmp_path / "refused.yaml"
+    path.write_text("store_pipeline: Posix\nblock_size: 4096\nfile_group: no-such-group\n")
+    refusal = r"Posix: file_group: there is no group 'no-such-group'"
+    with pytest.raises(ucm.ConfigError, match=f"^{refusal}"):
+        ucm.open_pipeline(
+            "Posix", block_size=4096, storage_backends=str(tmp_path), file_group="no-such-group"
+        )
+    with pytest.raises(ucm.ConfigError, match=f"^{path}: {refusal}"):
+        ucm.open_pipeline(path, storage_backends=str(tmp_path))
+
+
 class Notes(ucm.StoreBase):
     """Keeps nothing but its options."""
 

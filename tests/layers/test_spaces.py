@@ -218,7 +218,7 @@ def reachable(tmp_path_factory):
 @needs_root
 def test_a_group_the_process_is_not_in_is_an_error_at_open(run_python, reachable):
     out = run_python(AS_ANOTHER, reachable, 65534, "", "file_mode=0660", "file_group=4321")
-    assert "InvalidError Posix: file_group: this process is not in group '4321'" in out
+    assert "ConfigError Posix: file_group: this process is not in group '4321'" in out
 
 
 @needs_root
