@@ -825,8 +825,10 @@ static const ucm_store_ops ops = {
 };
 
 static int start_keeper(ucmb_bridge *b) {
+    static const int crashes[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
     sigset_t all, before;
     sigfillset(&all);
+    for (size_t i = 0; i < sizeof crashes / sizeof *crashes; i++) sigdelset(&all, crashes[i]);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     const int rc = pthread_create(&b->keeper, NULL, keep, b);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

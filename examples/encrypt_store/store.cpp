@@ -129,8 +129,9 @@ EncryptStore::EncryptStore(const ucm_open_args &args)
         free_.push_back(&batch);
     }
     sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);  // threads of a plugin block all signals
+    sigfillset(&all);  // threads of a plugin block all signals but those of a crash
+    for (const int crash : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigdelset(&all, crash);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
     for (size_t i = 0; i < threads; i++) threads_.emplace_back([this] { work(); });
     pthread_sigmask(SIG_SETMASK, &old, nullptr);
     for (auto &thread : threads_) pthread_setname_np(thread.native_handle(), "ucm-encrypt");

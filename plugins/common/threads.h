@@ -102,7 +102,8 @@ inline void use_cores(const std::vector<int> &cores) {
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
-// Named threads that block every signal, so that the host's handlers run on the host's threads.
+// Named threads that block every signal, so that the host's handlers run on the host's threads,
+// but for those of a crash: blocked, they would end the process before anybody can report it.
 class Threads {
   public:
     ~Threads() { join(); }
@@ -111,6 +112,7 @@ class Threads {
     void start(size_t count, const char *name, F body) {
         sigset_t all, before;
         sigfillset(&all);
+        for (const int crash : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigdelset(&all, crash);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         try {
             for (size_t i = 0; i < count; i++) {

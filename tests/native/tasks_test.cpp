@@ -297,7 +297,7 @@ TEST_CASE("every item of a queue reaches one thread", "[queue]") {
     REQUIRE(sum == 500500);
 }
 
-TEST_CASE("threads of a plugin block all signals", "[queue]") {
+TEST_CASE("threads of a plugin block all signals but those of a crash", "[queue]") {
     sigset_t blocked, ours;
     sigemptyset(&blocked);
     ucm::Threads threads;
@@ -305,6 +305,8 @@ TEST_CASE("threads of a plugin block all signals", "[queue]") {
     threads.join();
     REQUIRE(sigismember(&blocked, SIGTERM) == 1);
     REQUIRE(sigismember(&blocked, SIGUSR1) == 1);
+    for (const int crash : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT})
+        REQUIRE(sigismember(&blocked, crash) == 0);
     pthread_sigmask(SIG_SETMASK, nullptr, &ours);
     REQUIRE(sigismember(&ours, SIGTERM) == 0);
 }

@@ -40,9 +40,10 @@
  * Threads    [any-thread] may be called from many threads at once. [callback] runs on any thread
  *            of the callee, or of a store below it. Whoever calls into a store holds no lock that
  *            its own done or finished takes; whoever calls done or finished holds no lock at all.
- *            Threads of a plugin block all signals. A store does not survive fork(): a host
- *            answers UCM_INVALID in the child, without calling; a store only sees to it that the
- *            child holds nothing of its own.
+ *            Threads of a plugin block all signals but SIGSEGV, SIGBUS, SIGFPE, SIGILL and SIGABRT,
+ *            so that a crash is reported. A store does not survive fork(): a host answers
+ *            UCM_INVALID in the child, without calling; a store only sees to it that the child
+ *            holds no descriptors whose locks would outlive the parent (pthread_atfork).
  * Additions  A minor version may add values. Who meets one that it does not know:
  *              ucm_status         takes it for UCM_INTERNAL; a new one replaces only what was that
  *              dtype, plane kind  takes it for UCM_DTYPE_BYTES, UCM_PLANE_OTHER
@@ -384,7 +385,9 @@ typedef struct ucm_wait_args { /* drain, close */
 } ucm_wait_args;
 
 /* Shards of dumps that this handle accepted and whose `done` said, or will say, UCM_OK: what failed
- * in done is the caller's to count. `stored` and `unfinished` are counted by the bottom store
+ * in done is the caller's to count. `stored` are written, whether their block is whole or not;
+ * `unfinished` says how many shards are in blocks that are not, and when such a block is given up
+ * what was `stored` of it counts again, as `lost`. `stored` and `unfinished` are counted by the bottom store
  * alone, an ignored duplicate among them; every layer counts its own lost and pending. A report
  * that was filled in, or would have been but for NULL, begins the next one. */
 typedef struct ucm_report {
