@@ -387,9 +387,9 @@ typedef struct ucm_wait_args { /* drain, close */
 /* Shards of dumps that this handle accepted and whose `done` said, or will say, UCM_OK: what failed
  * in done is the caller's to count. `stored` are written, whether their block is whole or not;
  * `unfinished` says how many shards are in blocks that are not, and when such a block is given up
- * what was `stored` of it counts again, as `lost`. `stored` and `unfinished` are counted by the bottom store
- * alone, an ignored duplicate among them; every layer counts its own lost and pending. A report
- * that was filled in, or would have been but for NULL, begins the next one. */
+ * what was `stored` of it counts again, as `lost`. `stored` and `unfinished` are counted by the
+ * bottom store alone, an ignored duplicate among them; every layer counts its own lost and pending.
+ * A report that was filled in, or would have been but for NULL, begins the next one. */
 typedef struct ucm_report {
     size_t struct_size;
     uint64_t stored; /* since the previous report */
