@@ -155,13 +155,20 @@ def compile_cpp(code, name, cwd):
     run(["c++", *flags, "-fsyntax-only", cwd / name], cwd)
 
 
+def compile_c(code, name, cwd):
+    """What it leaves out is declared and nowhere defined, of which gcc warns."""
+    run(["cc", "-std=c11", "-Wall", f"-I{ucm.get_include()}", "-fsyntax-only", cwd / name], cwd)
+
+
 HOW = {
+    "c": compile_c,
     "python": run_python,
     "bash": run_bash,
     "sh": run_bash,
     "console": run_console,
     "yaml": try_yaml,
     "cpp": compile_cpp,
+    "toml": lambda code, name, cwd: None,  # an excerpt of what tests of packages install
     "text": lambda code, name, cwd: None,  # no code
     "{eval-rst}": lambda code, name, cwd: None,  # Sphinx runs it
 }

@@ -112,7 +112,7 @@ class Promise(enum.Enum):
     REPORTS = (
         "closing",
         "Drain and close say what became of all that was accepted: stored, lost or pending.",
-        "count shards since the last report; drain returns when nothing is on its way",
+        "stored: shards written since the last report, of whole blocks or not; lost: given up later",
     )
     CLOSES = (
         "closing",
