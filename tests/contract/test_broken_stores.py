@@ -19,6 +19,7 @@ for arguments in json.loads(sys.argv[1]):
 # What each breaks, and tests enough to see it.
 BROKEN = {
     "WrongBytes": ("BYTES", "any_order"),
+    "WrongInPieces": ("BYTES", "misses_one"),
     "SegmentsMixed": ("SEGMENTS", "keep_their_order"),
     "LengthsIgnored": ("LENGTHS", "shorter_shards"),
     "SeenEarly": ("WHOLE", "last_missing_shard or misses_one"),
@@ -77,6 +78,14 @@ def test_a_task_that_never_ends_is_given_up(cards):
     assert [broken["promise"] for broken in read["NeverAnswers"]["broken"]] == ["ENDS"]
     assert "BROKEN ENDS: Every accepted task ends" in said
     assert "  to do: " in said
+
+
+def test_a_run_in_which_all_hangs_ends_after_five_and_has_its_card(cards):
+    read, said = cards(("SilentAlways", "test_blocks", *HASTE))
+    (broken,) = read["SilentAlways"]["broken"]
+    assert broken["promise"] == "ENDS"
+    assert len(broken["tests"]) == 5
+    assert "5 tests have hung" in said
 
 
 LOOKUP = "    if (a->flags) return unknown_flags(err);\n    if (a->mode"

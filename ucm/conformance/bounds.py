@@ -14,11 +14,23 @@ import pytest
 
 from ucm import Store, StoreError, StoreTimeout
 from ucm.conformance import kit
-from ucm.conformance.promises import Promise
+from ucm.conformance.promises import Promise, promise_of
 
 # Kept for ever: what still runs may use them.
 _abandoned: list[Any] = []
 _HUNG = ("ucm_hung", True)
+_HANGS = pytest.StashKey[int]()  # of a session
+_MOST_HANGS = 5  # each takes its whole time, and the next ones tell nothing new
+# Where other bytes than were dumped are not what the test is about.
+_NOT_OF_BYTES = (
+    Promise.WHOLE,
+    Promise.LOOKUP,
+    Promise.METRICS,
+    Promise.WAIT,
+    Promise.ROOM,
+    Promise.CANCEL,
+    Promise.REPORTS,
+)
 
 
 class Hung(AssertionError):
@@ -50,6 +62,8 @@ def bounded(item: pytest.Function) -> Callable[..., None]:
         if raised:
             if isinstance(raised[0], StoreTimeout):
                 stands_for_ends(item)
+            if isinstance(raised[0], kit.OtherBytes) and promise_of(test) in _NOT_OF_BYTES:
+                item.user_properties.append(("ucm_promise", Promise.BYTES.name))
             raise raised[0]
 
     return run
@@ -76,6 +90,10 @@ def _abandon(item: pytest.Function, thread: threading.Thread) -> None:
 def stands_for_ends(item: pytest.Item) -> None:
     """Have the score card say that a task or call did not end, whatever else the test is about."""
     item.user_properties += [_HUNG, ("ucm_promise", Promise.ENDS.name)]
+    hangs = item.session.stash.get(_HANGS, 0) + 1
+    item.session.stash[_HANGS] = hangs
+    if hangs == _MOST_HANGS:
+        item.session.shouldstop = f"{hangs} tests have hung; the rest is left out"
 
 
 def close_all(item: pytest.Item, stores: Sequence[Store]) -> None:

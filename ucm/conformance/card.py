@@ -132,7 +132,13 @@ def _reason(report: pytest.TestReport) -> str:
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text: str = crash.message if crash else str(report.longrepr)
-    for noise in ("AssertionError: ", "Failed: ", "ucm.errors.", "ucm.conformance.bounds."):
+    for noise in (
+        "AssertionError: ",
+        "Failed: ",
+        "ucm.errors.",
+        "ucm.conformance.bounds.",
+        "ucm.conformance.kit.OtherBytes: ",
+    ):
         text = text.removeprefix(noise)
     return text.partition("\n")[0][:200]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ucm import Layout, Status, Store, StoreError, Task, UnsupportedError
+from ucm import Layout, Status, Store, StoreError, StoreTimeout, Task, UnsupportedError
 
 USUAL_WAIT_MS = 120000
 WAIT_MS = USUAL_WAIT_MS  # --ucm-timeout sets it
@@ -163,7 +163,8 @@ def finish(store: Store, transfer: Transfer) -> None:
     try:
         store.wait(transfer.task, WAIT_MS)
     except StoreError:
-        assert store.check(transfer.task)
+        if not store.check(transfer.task):
+            raise StoreTimeout(f"not over after {WAIT_MS} ms: {transfer.task!r}") from None
 
 
 def ends_of_load(store: Store, transfer: Transfer) -> list[bytes | Status]:
@@ -203,6 +204,10 @@ def is_native(store: Store) -> bool:
 ABSENT = (Status.NOT_FOUND, Status.UNSUPPORTED)
 
 
+class OtherBytes(AssertionError):
+    """A shard came with bytes that are not its own, whatever the test is about."""
+
+
 def expect_end(piece: Piece, end: bytes | Status, other_than_served: Sequence[Status] = ()) -> None:
     """Check what a load of a shard gave: its bytes, or one of the other ends that are allowed."""
     if end == piece.data or (isinstance(end, Status) and end in other_than_served):
@@ -217,6 +222,7 @@ def expect_end(piece: Piece, end: bytes | Status, other_than_served: Sequence[St
             i for i, (got, want) in enumerate(zip(end, piece.data, strict=True)) if got != want
         )
         what = f"other bytes, from byte {at} of {len(end)} on"
+        raise OtherBytes(f"shard {piece.index} of block {piece.block.id.hex()}: {what}")
     pytest.fail(f"shard {piece.index} of block {piece.block.id.hex()}: {what}")
 
 

@@ -112,7 +112,7 @@ class Promise(enum.Enum):
     REPORTS = (
         "closing",
         "Drain and close say what became of all that was accepted: stored, lost or pending.",
-        "stored: shards written since the last report, of whole blocks or not; lost: given up later",
+        "stored: shards written since the last report, their block whole or not; lost: given up",
     )
     CLOSES = (
         "closing",

@@ -30,6 +30,17 @@ class WrongBytes(DictStore):
         return end
 
 
+class WrongInPieces(WrongBytes):
+    """Is caught by a test of another promise: that shards may come in any order."""
+
+
+class SilentAlways(DictStore):
+    """Ends no dump."""
+
+    def dump(self, block_ids, shard_index, shards):
+        threading.Event().wait(3600)
+
+
 class SegmentsMixed(DictStore):
     """Takes the segments of a shard from the last to the first, and gives them in order."""
 
