@@ -87,6 +87,10 @@ static inline void ucm_waiter_forget(ucm_waiter *w) {
 
 static inline void ucm_waiter_done(void *ctx, size_t i, const ucm_result *result) {
     ucm_result *mine = &((ucm_waiter *)ctx)->results[i];
+    if (mine->status != UCM_PENDING) { /* a bug of the store: it was called for this one already */
+        mine->status = UCM_INTERNAL;
+        return;
+    }
     if (result->struct_size == sizeof *mine) {
         *mine = *result;
     } else {
@@ -97,6 +101,8 @@ static inline void ucm_waiter_done(void *ctx, size_t i, const ucm_result *result
 
 static inline void ucm_waiter_finished(void *ctx) {
     ucm_waiter *w = (ucm_waiter *)ctx;
+    for (size_t i = 0; i < w->n; i++) /* a bug of the store too: it forgot this one */
+        if (w->results[i].status == UCM_PENDING) w->results[i].status = UCM_INTERNAL;
     pthread_mutex_lock(&w->mutex);
     w->finished = 1;
     pthread_cond_broadcast(&w->cond);

@@ -403,6 +403,24 @@ TEST_CASE("a waiter that was never used or was refused can be forgotten", "[wait
     ucm_waiter_forget(ucm_waiter_new(0, nullptr, nullptr));
 }
 
+TEST_CASE("a shard that is told twice, or never, is an internal error", "[waiter]") {
+    const auto start = [](ucm_store *, const ucm_transfer *t, ucm_task *, ucm_error *) {
+        ucm_result result{};
+        result.struct_size = sizeof result;
+        for (size_t i : {0, 1, 1}) t->done(t->ctx, i, &result);
+        t->finished(t->ctx);
+        return ucm_status(UCM_OK);
+    };
+    ucm_waiter *waiter = ucm_waiter_new(3, nullptr, nullptr);
+    ucm_transfer transfer{};
+    REQUIRE(ucm_waiter_submit(waiter, start, nullptr, &transfer, nullptr, nullptr) == UCM_OK);
+    REQUIRE(ucm_waiter_wait(waiter, -1) == UCM_INTERNAL);
+    REQUIRE(waiter->results[0].status == UCM_OK);
+    REQUIRE(waiter->results[1].status == UCM_INTERNAL);
+    REQUIRE(waiter->results[2].status == UCM_INTERNAL);
+    ucm_waiter_forget(waiter);
+}
+
 TEST_CASE("many threads wait for one transfer", "[waiter]") {
     Waited w;
     w.stack.memory().hold();
