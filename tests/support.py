@@ -44,9 +44,12 @@ def build_plugins(name, layers, *options):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the suite may run in several processes
-        if not (folder / "build.ninja").exists():
-            options = ("-Dpython=false", f"-Dplugins={','.join(layers)}", *options)
-            setup = ["meson", "setup", folder, "-Doptimization=1", "-Ddebug=false", *options]
+        made = folder / "build.ninja"
+        known = made.read_text() if made.exists() else ""
+        if not all(f"plugins/{layer}.so" in known for layer in layers):
+            setup = ["meson", "setup", folder, *(["--reconfigure"] if known else [])]
+            setup += ["-Doptimization=1", "-Ddebug=false", "-Dpython=false", *options]
+            setup += [f"-Dplugins={','.join(layers)}"]
             subprocess.run(setup, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["ninja", "-C", folder], env=env, check=True, stdout=subprocess.DEVNULL)
     return [folder / "plugins" / f"{layer}.so" for layer in layers]

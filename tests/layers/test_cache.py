@@ -256,6 +256,7 @@ def test_without_a_capacity_it_is_half_of_what_is_free_and_says_so(open_store, u
     caplog.set_level("INFO", logger="ucm")
     block = {"block_size": 4 << 20, "shard_size": 4 << 20}
     store = open_store("Cache|Posix", unique_id=unique_id, cache_buffer_capacity_gb=0, **block)
+    ucm.logs.flush()
     said = r"cache_buffer_capacity_gb: (\S+) GiB, half of what /dev/shm has free"
     (gib,) = re.findall(said, caplog.text)
     shm = os.statvfs("/dev/shm")
@@ -374,6 +375,7 @@ def test_a_block_that_is_lost_is_named_with_the_reason_in_words(open_store, rng,
     (block,) = kit.new_blocks(store, rng, 1)
     kit.dump(store, block)
     assert store.drain(kit.WAIT_MS).lost == 4
+    ucm.logs.flush()
     assert f"block {block.id.hex()} is given up" in caplog.text
     assert "the store below failed: CORRUPT" in caplog.text
 

@@ -262,6 +262,7 @@ def test_the_options_of_the_reference_are_taken_or_it_is_said_why_not(
         kit.dump(store, *blocks)
         assert store.drain(kit.WAIT_MS).lost == 0
     assert len(files(folder)) == 4
+    ucm.logs.flush()
     # Eight streams of one entry each.
     assert "8 threads for loads and as many for dumps, 1 requests under way" in caplog.text
 
