@@ -375,6 +375,7 @@ def test_a_block_that_is_lost_is_named_with_the_reason_in_words(open_store, rng,
     (block,) = kit.new_blocks(store, rng, 1)
     kit.dump(store, block)
     assert store.drain(kit.WAIT_MS).lost == 4
+    store.close()  # what was said of it is said by then
     ucm.logs.flush()
     assert f"block {block.id.hex()} is given up" in caplog.text
     assert "the store below failed: CORRUPT" in caplog.text
