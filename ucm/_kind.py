@@ -13,7 +13,7 @@ from ucm._abi import ffi, lib
 from ucm._bridge import METRICS, Bridge, names_of, passes_through
 from ucm._lower import Lower
 from ucm.layout import Layout
-from ucm.loader import TYPES, Metric, Option
+from ucm.loader import TYPES, Metric, Option, strided
 from ucm.options import Value
 from ucm.python_store import LayerBase, StoreBase
 from ucm.store.ucmstore_v1 import UcmKVStoreBaseV1
@@ -151,11 +151,9 @@ def layout_from(native: Any) -> Layout:
     """Read a native layout."""
     if native.memory not in (lib.UCM_MEMORY_HOST, lib.UCM_MEMORY_CUDA):
         raise errors.UnsupportedError(f"layout: memory of kind {native.memory} is not known here")
-    planes = {
-        ffi.cast("ucm_plane *", ffi.cast("char *", native.planes) + i * native.plane_stride).dtype
-        for i in range(native.n_planes)
-    }
-    dtype = planes.pop() if len(planes) == 1 else 0
+    planes = strided("ucm_plane", native.planes, native.n_planes, native.plane_stride)
+    dtypes = {plane.dtype for plane in planes}
+    dtype = dtypes.pop() if len(dtypes) == 1 else 0
     return Layout(
         block_size=native.capacity * native.shards_per_block,
         shard_size=native.capacity,

@@ -20,7 +20,12 @@ _SCOPES = {0: "store", 1: "shared"}
 NEEDS_LOWER = 1
 _KNOWN_FLAGS = NEEDS_LOWER
 # Where the structs of 1.0 end, for ever: newer hosts read appended members only where they are.
-_LAST_OF_1_0 = {"ucm_plugin": "open", "ucm_option": "help", "ucm_metric": "help"}
+_LAST_OF_1_0 = {
+    "ucm_plugin": "open",
+    "ucm_option": "help",
+    "ucm_metric": "help",
+    "ucm_plane": "kind",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +101,13 @@ def _end(struct: str, member: str) -> int:
     return int(ffi.offsetof(struct, member)) + int(ffi.sizeof(kind))
 
 
-def _minimum(struct: str) -> int:
+def minimum(struct: str) -> int:
+    """Return the bytes that every version of a struct has."""
     return _end(struct, _LAST_OF_1_0[struct])
 
 
-def _array(ctype: str, first: Any, n: int, stride: int) -> list[Any]:
+def strided(ctype: str, first: Any, n: int, stride: int) -> list[Any]:
+    """Return pointers to the entries of an array that came with its stride, as UCM_AT does."""
     base = ffi.cast("char *", first)
     return [ffi.cast(f"{ctype} *", base + i * stride) for i in range(n)]
 
@@ -118,15 +125,15 @@ def _check(path: str, plugin: Any) -> None:
         raise refuse("abi_major", plugin.abi_major, lib.UCM_ABI_MAJOR, rebuild)
     _check_draft(path, plugin)
     if not has(plugin, "ucm_plugin", "open"):
-        raise refuse("struct_size", plugin.struct_size, _minimum("ucm_plugin"), rebuild)
+        raise refuse("struct_size", plugin.struct_size, minimum("ucm_plugin"), rebuild)
     if plugin.flags & ~_KNOWN_FLAGS:
         raise refuse("flags", hex(plugin.flags), hex(_KNOWN_FLAGS), "upgrade ucm-store")
     for table, ctype in (("option", "ucm_option"), ("metric", "ucm_metric")):
         if not getattr(plugin, f"n_{table}s"):
             continue
         field, stride = f"{table}_stride", getattr(plugin, f"{table}_stride")
-        if stride < _minimum(ctype) or stride % 8:
-            raise refuse(field, stride, _minimum(ctype), rebuild)
+        if stride < minimum(ctype) or stride % 8:
+            raise refuse(field, stride, minimum(ctype), rebuild)
         if getattr(plugin, f"{table}s") == ffi.NULL:
             raise errors.PluginError(f"{path}: refused: its {table}s are NULL")
     name = _text(plugin.name) or ""
@@ -160,7 +167,7 @@ def _check_draft(path: str, plugin: Any) -> None:
 
 def _describe(path: str, plugin: Any) -> Library:
     options = []
-    for o in _array("ucm_option", plugin.options, plugin.n_options, plugin.option_stride):
+    for o in strided("ucm_option", plugin.options, plugin.n_options, plugin.option_stride):
         known = o.type in TYPES
         options.append(
             Option(
@@ -173,7 +180,7 @@ def _describe(path: str, plugin: Any) -> Library:
             )
         )
     metrics = []
-    for m in _array("ucm_metric", plugin.metrics, plugin.n_metrics, plugin.metric_stride):
+    for m in strided("ucm_metric", plugin.metrics, plugin.n_metrics, plugin.metric_stride):
         if m.kind not in _KINDS:
             break  # how many values it takes is not known, so what follows cannot be found
         metrics.append(

@@ -162,7 +162,7 @@ class Value:
     given: bool
 
     def __repr__(self) -> str:
-        shown = "(secret)" if self.option.hidden else repr(self.value)
+        shown = _secrets.SHOWN if self.option.hidden else repr(self.value)
         return f"<Value {self.option.name}={shown}>"
 
 
@@ -269,7 +269,7 @@ _PARSERS = {
 def check_value(option: Option, value: Any, key: str | None = None) -> Any:
     """Return the value in the option's type, or raise ConfigError that names key and remedy."""
     key = key or option.name
-    shown = "(secret)" if option.hidden else repr(value)
+    shown = _secrets.SHOWN if option.hidden else repr(value)
     parse, expected = _PARSERS[option.type]
     if option.type == "float" and option.unit == "GiB":
         parse, expected = _parse_gib, "a number of GiB, or text like '64GiB'"

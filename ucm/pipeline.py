@@ -8,14 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ucm import errors, logs, options
+from ucm import _secrets, errors, logs, options
 from ucm._abi import ffi, lib
 from ucm._bridge import names_of
 from ucm._kind import Place, PythonKind
 from ucm._native import SUBMITTED, new_error, raise_for
 from ucm.errors import ConfigError, Status
 from ucm.layout import MAX_SEGMENTS, Layout, layout_of
-from ucm.loader import TYPES, UNKNOWN, Library, has
+from ucm.loader import TYPES, UNKNOWN, Library, has, minimum, strided
 from ucm.registry import Entry, Kind, kind_of, registry
 from ucm.task import Result, new_token
 
@@ -66,7 +66,7 @@ def shown(pipeline: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return options as they may be shown: what some layer takes as a secret is not."""
     kinds = [kind_of(registry().find(word)) for word in parse(pipeline)]
     secrets = {o.name for kind in kinds for o in kind.options or () if o.hidden}
-    return {k: "(secret)" if k.rpartition(".")[2] in secrets else v for k, v in given.items()}
+    return {k: _secrets.SHOWN if k.rpartition(".")[2] in secrets else v for k, v in given.items()}
 
 
 def open_stack(config: Mapping[str, Any]) -> tuple[Stack, Layout | None, options.Resolved]:
@@ -284,10 +284,9 @@ def _problem_of_bytes(out: Any) -> str | None:
         return None
     if out.n_planes > MAX_SEGMENTS or out.planes == ffi.NULL:
         return f"{out.n_planes} planes"
-    if out.plane_stride < ffi.sizeof("ucm_plane") or out.plane_stride % 8:
+    if out.plane_stride < minimum("ucm_plane") or out.plane_stride % 8:
         return f"the stride of its planes is {out.plane_stride}"
-    base = ffi.cast("char *", out.planes)
-    planes = [ffi.cast("ucm_plane *", base + i * out.plane_stride) for i in range(out.n_planes)]
+    planes = strided("ucm_plane", out.planes, out.n_planes, out.plane_stride)
     if sum(plane.bytes for plane in planes) > out.capacity:
         return "its planes are longer than its capacity"
     return None

@@ -80,8 +80,7 @@ UCM_HIDDEN inline const std::atomic<uint64_t> &forks() {
     return count;
 }
 
-// One open store. Methods have the meaning, and the thread rules, of the slots of
-// ucm_store_ops.
+// One open store. Methods have the meaning, and the thread rules, of the slots of ucm_store_ops.
 class Store {
   public:
     virtual ~Store() = default;

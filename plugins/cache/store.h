@@ -16,8 +16,7 @@ class CacheStore final : public Store {
   public:
     explicit CacheStore(const ucm_open_args &args);
 
-    static constexpr uint64_t kMemories = uint64_t(1) << UCM_MEMORY_HOST | uint64_t(1)
-                                                                               << UCM_MEMORY_CUDA;
+    static constexpr uint64_t kMemories = Store::kMemories | uint64_t(1) << UCM_MEMORY_CUDA;
 
     uint64_t capabilities() const override;
     ucm_status lookup(const ucm_lookup_args &args, ucm_error *err) override;

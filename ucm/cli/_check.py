@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ucm
-from ucm import checks, checks_3fs, config, directory, options, pipeline
+from ucm import _secrets, checks, checks_3fs, config, directory, options, pipeline
 from ucm.config import Config
 from ucm.errors import ConfigError, StoreError
 from ucm.loader import Option
@@ -89,7 +89,7 @@ def _leftover(key: str, given: Any, found: Config) -> Row:
 
 def _row(key: str, value: Value, taken_by: str, effect: str | None = None) -> Row:
     option = value.option
-    shown = "(secret)" if option.hidden and value.value else value.value
+    shown = _secrets.SHOWN if option.hidden and value.value else value.value
     return Row(key, shown, value.given, taken_by, option.unit, option.help, effect)
 
 
