@@ -37,7 +37,7 @@ help:
 	@echo 'make neon    the kernels of Compress for ARM, cross-compiled and emulated, in half a minute'
 	@echo 'make fuzz    the codec of Compress with libFuzzer, a minute a target; pytest has a shorter run'
 	@echo 'make deps    the system packages that these need; they call it themselves'
-	@echo 'Parts of test: check, docs, native (native-plain, native-asan, native-tsan), pytest,'
+	@echo 'Parts of test: check, docs, native (native-asan, native-tsan; not native-plain), pytest,'
 	@echo '             packages-short: a minute of packages.'
 	@echo 'make clean   remove $(VENV) and build/'
 
@@ -98,14 +98,12 @@ style: dev
 types: dev
 	$(BIN)/mypy
 
-native: native-plain native-asan native-tsan
+native: native-asan native-tsan
 
 # All files of a layer are compiled as one, in a third of the time. Another compiler warns of other
-# things, and a sanitizer makes them more: only CI's plain build stops at that. GCC 12 sees overlaps
-# in its own strings.
-native-plain: MESON_ARGS := $(if $(CI),-Dwerror=true -Dcpp_args=-Wno-error=restrict)
+# things, and a sanitizer makes them more: only CI stops at that. GCC 12 sees overlaps in its own strings.
 native-asan: MESON_ARGS := -Doptimization=1 -Db_sanitize=address,undefined
-native-tsan: MESON_ARGS := -Doptimization=1 -Db_sanitize=thread
+native-tsan: MESON_ARGS := -Doptimization=1 -Db_sanitize=thread $(if $(CI),-Dwerror=true -Dcpp_args=-Wno-error=restrict)
 native-plain native-asan native-tsan: dev
 	@test -f build/$@/build.ninja || $(IN_VENV) $(BIN)/meson setup build/$@ \
 	    -Dpython=false -Dtests=true --unity=on --unity-size=20 $(MESON_ARGS)

@@ -48,7 +48,7 @@ def build_plugins(name, layers, *options):
         known = made.read_text() if made.exists() else ""
         if not all(f"plugins/{layer}.so" in known for layer in layers):
             setup = ["meson", "setup", folder, *(["--reconfigure"] if known else [])]
-            setup += ["-Doptimization=1", "-Ddebug=false", "-Dpython=false", *options]
+            setup += ["-Doptimization=1", "-Ddebug=false", "-Dpython=false", "--unity=on", *options]
             setup += [f"-Dplugins={','.join(layers)}"]
             subprocess.run(setup, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["ninja", "-C", folder], env=env, check=True, stdout=subprocess.DEVNULL)

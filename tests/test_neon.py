@@ -1,5 +1,8 @@
 """The kernels of Compress for ARM, emulated beside the plain code (tests/neon)."""
 
+import fcntl
+import os
+
 import pytest
 from neon import run
 
@@ -10,7 +13,15 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    return run.build_emulated(tmp_path_factory.mktemp("neon"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes of the suite: one compiles
+    folder /= "neon"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / f"{run.COMPILER}-test"
+        return made if made.exists() else run.build_emulated(folder)
 
 
 @pytest.mark.parametrize("case", run.CASES)

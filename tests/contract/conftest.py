@@ -11,9 +11,8 @@ from ucm.conformance.fixtures import Target, open_store, rng, store
 
 __all__ = ["open_store", "rng", "store"]
 
-UPPER = ["", "Cache|", "Compress|", "Cache|Compress|", "Compress|Cache|"]
-BOTTOM = ["Empty", "Fake", "Posix"]
-OWN = [upper + bottom for bottom in BOTTOM for upper in UPPER]
+OWN = [upper + bottom for bottom in ("Empty", "Fake", "Posix") for upper in ("", "Cache|", "Compress|")]
+OWN += ["Cache|Compress|Posix", "Compress|Cache|Posix"]
 VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct", "Fault|Posix", "Cache|Fault|Posix"]
 VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
 THEIRS = ["Dict", "Heap", "Compress|Heap"]

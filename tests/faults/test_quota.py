@@ -17,7 +17,7 @@ from ucm.conformance import kit
 MIB = 1 << 20
 FILE = MIB // 4 + 4096
 LIMIT = 4 * MIB
-ROUNDS = int(os.environ.get("UCM_TEST_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("UCM_TEST_ROUNDS", "20"))
 SIZES = {"block_size": MIB // 4, "shard_size": MIB // 16, "posix_capacity_gb": LIMIT / 2**30}
 
 POINTS = [
