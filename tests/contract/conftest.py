@@ -11,7 +11,8 @@ from ucm.conformance.fixtures import Target, open_store, rng, store
 
 __all__ = ["open_store", "rng", "store"]
 
-OWN = [upper + bottom for bottom in ("Empty", "Fake", "Posix") for upper in ("", "Cache|", "Compress|")]
+BOTTOM = ["Empty", "Fake", "Posix"]
+OWN = [upper + bottom for bottom in BOTTOM for upper in ("", "Cache|", "Compress|")]
 OWN += ["Cache|Compress|Posix", "Compress|Cache|Posix"]
 VARIANTS = ["Posix, direct", "Cache|Compress|Posix, direct", "Fault|Posix", "Cache|Fault|Posix"]
 VARIANTS += ["Posix, aio", "Posix, io_uring"]  # direct too
