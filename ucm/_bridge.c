@@ -238,6 +238,18 @@ static void *copied(char **at, const void *from, size_t bytes) {
     return to;
 }
 
+/* Where it is not 0, Python need not look at each address. */
+static uint64_t stride_of(const ucmb_bridge *b, const ucm_transfer *t) {
+    if (b->n_segments != 1 || t->n < 2) return 0;
+    const uintptr_t first = (uintptr_t)t->addresses[0], second = (uintptr_t)t->addresses[1];
+    if (second <= first) return 0;
+    for (size_t i = 1; i < t->n; i++) {
+        if ((uintptr_t)t->addresses[i] - first != i * (second - first)) return 0;
+        if (t->lengths && t->lengths[i] != t->lengths[0]) return 0;
+    }
+    return second - first;
+}
+
 static struct job *new_transfer(const ucmb_bridge *b, int kind, const ucm_transfer *t) {
     const size_t n = t->n, rows = n * b->n_segments * sizeof(void *);
     const size_t longs = n * sizeof(uint64_t), ints = n * sizeof(uint32_t);
@@ -252,6 +264,7 @@ static struct job *new_transfer(const ucmb_bridge *b, int kind, const ucm_transf
     job->open.tag = t->tag;
     job->open.deadline_ns = t->deadline_ns;
     job->open.n = n;
+    job->open.stride = stride_of(b, t);
     job->open.addresses = copied(&at, t->addresses, rows);
     job->open.lengths = copied(&at, t->lengths, longs);
     job->open.raw_lengths = copied(&at, t->raw_lengths, longs);

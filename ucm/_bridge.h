@@ -46,6 +46,7 @@ typedef struct ucmb_job {
     uint64_t tag;
     int64_t deadline_ns;
     size_t n;
+    uint64_t stride; /* from one shard to the next, all of one piece and one length; 0: not so */
     uintptr_t *addresses;
     uint64_t *lengths;
     uint64_t *raw_lengths;
