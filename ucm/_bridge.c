@@ -76,12 +76,12 @@ struct ucmb_bridge {
     uint64_t drain_covers; /* jobs up to this number */
     struct job *close;
     int hints;
-    int refs; /* the store's own and one a worker */
+    int refs;            /* the store's own and one a worker */
     struct bed *looking; /* whose worker looks at `news`, and will for a job before it sleeps */
     int closing, shut, stopped;
 };
 
-static unsigned generation; /* atomic: forks between the first process and this one */
+static unsigned generation;   /* atomic: forks between the first process and this one */
 static unsigned python_waits; /* atomic: how often a thread of Python began to wait for a task */
 static __thread int python_submits, handed_over;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;

@@ -8,12 +8,10 @@
 
 #include <stdint.h>
 #include <time.h>
-#ifdef SPIN_DEBUG
-#include <stdio.h>
-#endif
 
-/* SPIN_NS is about what waking costs. Who has looked in vain lets one chance pass, then three, and up
- * to SPIN_REST; at once so many who was off its core for STOLEN_NS meanwhile: others want it. */
+/* SPIN_NS is about what waking costs. Who has looked in vain lets one chance pass, then three, and
+ * up to SPIN_REST; at once a quarter of that who was off its core for STOLEN_NS meanwhile: others
+ * want it. */
 enum { SPIN_NS = 100000, SPIN_REST = 127, STOLEN_NS = 500000 };
 
 /* Atomic; of all who look for the same. */
@@ -58,9 +56,6 @@ static inline int spin_while(spin *spin, const unsigned *at, unsigned before) {
         before_ns = now;
         now = now_ns();
     } while (!found && now < until && now - before_ns < STOLEN_NS);
-#ifdef SPIN_DEBUG
-    { static unsigned seen, k; k++; if (!found && seen < 400) { seen++; fprintf(stderr, "%p #%u %s gap %ld vain %u\n", (void*)spin, k, now - before_ns >= STOLEN_NS ? "STOLEN" : "late", (long)(now-before_ns), vain); } }
-#endif
     if (now - before_ns >= STOLEN_NS)
         spin_set(spin, SPIN_REST / 4, SPIN_REST / 4);
     else if (found)

@@ -41,6 +41,16 @@ struct Transfer {
         return ucm_waiter_submit(waiter, ucm_dump, store, &t, &task, nullptr);
     }
     ucm_status wait() { return ucm_waiter_wait(waiter, -1); }
+    ucm_status dump_as_python(ucm_store *store, int64_t deadline_ns) {
+        ucmb_python_submits();
+        const ucm_status status = dump(store, deadline_ns);
+        ucmb_python_submitted();
+        return status;
+    }
+    ucm_status wait_as_python() {
+        ucmb_python_waits();
+        return wait();
+    }
 
     size_t n;
     std::vector<uint8_t> ids;
@@ -87,18 +97,19 @@ class Bridged {
 
   private:
     void serve(bool calls_only) {
-        while (ucmb_job *job = ucmb_pull(bridge_, calls_only)) {
+        ucmb_job *job = ucmb_pull(bridge_, calls_only);
+        while (job) {
             if (job->kind > UCMB_DUMP) {
                 if (job->kind == UCMB_LOOKUP) job->tiers[0] = 1;
-                ucmb_answer(bridge_, job, UCM_OK, 0, "");
+                job = ucmb_answer_pull(bridge_, calls_only, job, UCM_OK, 0, "");
                 continue;
             }
             work_();
-            while (job) {
-                ucmb_job *next = job->next;
+            while (ucmb_job *next = job->next) {
                 ucmb_end(bridge_, job, nullptr, nullptr, nullptr, nullptr);
                 job = next;
             }
+            job = ucmb_end_pull(bridge_, calls_only, job, nullptr, nullptr, nullptr, nullptr);
         }
         ucmb_leave(bridge_);
     }
@@ -158,10 +169,11 @@ TEST_CASE("What threads of all kinds ask at once is answered once each", "[bridg
         threads.emplace_back([&, k] {
             for (int i = 0; i < 300; i++) {
                 Transfer transfer(size_t(1 + i % 3));
-                while (transfer.dump(bridged.store(), i % 7 ? 0 : 1) == UCM_BUSY)
+                const auto dump = k % 2 ? &Transfer::dump : &Transfer::dump_as_python;
+                while ((transfer.*dump)(bridged.store(), i % 7 ? 0 : 1) == UCM_BUSY)
                     std::this_thread::yield();
                 if (i % 5 == k) ucm_cancel(bridged.store(), transfer.task, nullptr);
-                const ucm_status status = transfer.wait();
+                const ucm_status status = k % 2 ? transfer.wait() : transfer.wait_as_python();
                 ended += status == UCM_OK;
                 cancelled += status == UCM_CANCELLED || status == UCM_TIMEOUT;
             }
@@ -179,6 +191,20 @@ TEST_CASE("What threads of all kinds ask at once is answered once each", "[bridg
     for (std::thread &thread : threads) thread.join();
     CHECK(ended + cancelled == 1200);
     CHECK(bridged.close() == UCM_OK);
+}
+
+// Workers and callers look for each other before they sleep, or sleep, as it comes.
+TEST_CASE("Calls that come one right after another are answered too", "[bridge]") {
+    for (const int threads : {1, 3}) {
+        Bridged bridged(threads);
+        for (int i = 0; i < 1000; i++) {
+            Transfer transfer(1);
+            REQUIRE(transfer.dump_as_python(bridged.store(), 0) == UCM_OK);
+            CHECK(transfer.wait_as_python() == UCM_OK);
+            CHECK(lookup(bridged.store()) == UCM_OK);
+        }
+        CHECK(bridged.close() == UCM_OK);
+    }
 }
 
 TEST_CASE("While every worker hangs, what waits ends and what is asked too", "[bridge]") {
