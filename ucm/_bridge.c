@@ -57,7 +57,7 @@ struct ucmb_bridge {
     unsigned generation;
     uint64_t values[UCMB_METRICS]; /* atomic */
     unsigned news;                 /* atomic: changes when there is something to do */
-    spin for_work, for_answers, for_waits;
+    spin for_work, for_expected, for_answers, for_waits;
     pthread_t keeper;
 
     pthread_mutex_t mutex; /* guards all below, and the jobs until they are taken */
@@ -78,6 +78,7 @@ struct ucmb_bridge {
     int hints;
     int refs;            /* the store's own and one a worker */
     struct bed *looking; /* whose worker looks at `news`, and will for a job before it sleeps */
+    int expected; /* a worker was woken for a transfer that is to come, and has not looked for it */
     int closing, shut, stopped;
 };
 
@@ -200,11 +201,16 @@ static void wake_all(ucmb_bridge *b) {
 /* Locked. One worker is enough for a job; those at work look for the next before they sleep. */
 static void wake_one(ucmb_bridge *b, int for_call) {
     __atomic_add_fetch(&b->news, 1, __ATOMIC_RELEASE);
-    handed_over = b->looking == &b->work || (b->looking && for_call);
-    if (handed_over) {
-        b->looking = NULL; /* the next job needs another */
+    /* The next job needs another than who looks, or was woken for this one and finds it. */
+    const int coming = !for_call && b->expected && b->work.woken && !b->calls.first;
+    handed_over = 1;
+    if (b->looking == &b->work || (b->looking && for_call)) {
+        b->looking = NULL;
         return;
     }
+    b->expected = 0;
+    if (coming) return;
+    handed_over = 0;
     /* One that takes everything can look for everything afterwards; the last is for transfers. */
     if (for_call && b->work.asleep - b->work.woken < 2 && wake(&b->call)) return;
     if (!wake(&b->work) && for_call) wake(&b->call);
@@ -536,11 +542,13 @@ static struct job *take_share(ucmb_bridge *b) {
  * before it sleeps. */
 static void rest(ucmb_bridge *b, int calls_only, int soon) {
     struct bed *bed = calls_only ? &b->call : &b->work;
-    if (soon && !b->looking) {
+    const int expected = !calls_only && b->expected;
+    if (expected) b->expected = 0;
+    if ((soon || expected) && !b->looking) {
         const unsigned news = b->news;
         b->looking = bed;
         pthread_mutex_unlock(&b->mutex);
-        const int found = spin_while(&b->for_work, &b->news, news);
+        const int found = spin_while(expected ? &b->for_expected : &b->for_work, &b->news, news);
         pthread_mutex_lock(&b->mutex);
         b->looking = NULL;
         if (found || b->news != news) return;
@@ -561,6 +569,14 @@ static void let_python_wait(ucmb_bridge *b) {
     pthread_mutex_unlock(&b->mutex);
     spin_while(&b->for_waits, &python_waits, waits);
     pthread_mutex_lock(&b->mutex);
+}
+
+void ucmb_expect(ucm_store *s) {
+    ucmb_bridge *b = (ucmb_bridge *)s;
+    if (of_another_process(b) || !(b->methods & (1 << UCMB_LOAD | 1 << UCMB_DUMP))) return;
+    pthread_mutex_lock(&b->mutex);
+    if (!b->looking && !b->transfers.first) b->expected = wake(&b->work);
+    pthread_mutex_unlock(&b->mutex);
 }
 
 void ucmb_python_submits(void) {

@@ -85,6 +85,8 @@ ucmb_job *ucmb_end_pull(ucmb_bridge *bridge, int calls_only, ucmb_job *job, cons
                         const int32_t *errnos, const uint32_t *flags, const uint64_t *lengths);
 ucmb_job *ucmb_answer_pull(ucmb_bridge *bridge, int calls_only, ucmb_job *job, ucm_status status,
                            int32_t os_errno, const char *message);
+/* A transfer will come as soon as its arguments are ready: a worker wakes up meanwhile. */
+void ucmb_expect(ucm_store *store);
 /* Around a submit by a thread of Python, which wants the interpreter back at once. 1 after it: a
  * worker that was awake has the transfer, so that it may be worth while to look for its end. */
 void ucmb_python_submits(void);

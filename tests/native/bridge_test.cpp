@@ -42,6 +42,7 @@ struct Transfer {
     }
     ucm_status wait() { return ucm_waiter_wait(waiter, -1); }
     ucm_status dump_as_python(ucm_store *store, int64_t deadline_ns) {
+        if (n > 1) ucmb_expect(store);
         ucmb_python_submits();
         const ucm_status status = dump(store, deadline_ns);
         ucmb_python_submitted();
@@ -198,7 +199,7 @@ TEST_CASE("Calls that come one right after another are answered too", "[bridge]"
     for (const int threads : {1, 3}) {
         Bridged bridged(threads);
         for (int i = 0; i < 1000; i++) {
-            Transfer transfer(1);
+            Transfer transfer(size_t(1 + i % 2));
             REQUIRE(transfer.dump_as_python(bridged.store(), 0) == UCM_OK);
             CHECK(transfer.wait_as_python() == UCM_OK);
             CHECK(lookup(bridged.store()) == UCM_OK);
