@@ -665,11 +665,6 @@ static void begin_call(ucmb_bridge *b, struct job *job) {
 
 /* Locked. 1: answered; 0: the time is over, or Python is. */
 static int await_call(ucmb_bridge *b, struct job *job, int64_t until_ns) {
-    if (handed_over) { /* else the worker may want this very core */
-        pthread_mutex_unlock(&b->mutex);
-        spin_while(&b->for_answers, &job->answered, 0);
-        pthread_mutex_lock(&b->mutex);
-    }
     while (!job->answered && !b->shut)
         if (!wait_until(&job->cond, &b->mutex, until_ns)) break;
     return job->answered;
@@ -692,6 +687,11 @@ static ucm_status call(ucmb_bridge *b, struct job *job, int64_t until_ns, ucm_er
     ucm_status status;
     pthread_mutex_lock(&b->mutex);
     begin_call(b, job);
+    if (handed_over) { /* else the worker may want this very core */
+        pthread_mutex_unlock(&b->mutex);
+        spin_while(&b->for_answers, &job->answered, 0);
+        pthread_mutex_lock(&b->mutex);
+    }
     if (await_call(b, job, until_ns)) {
         status = job->status;
         if (status != UCM_OK) ucm_fail(err, status, job->os_errno, job->message);
@@ -836,21 +836,25 @@ static ucm_status drain_python(ucmb_bridge *b, uint64_t number, int64_t until_ns
             begin_call(b, b->drain);
         }
         struct job *job = b->drain;
-        if (!await_call(b, job, until_ns)) {
-            if (!b->shut) return UCM_PENDING;
-            return ucm_fail(err, UCM_CLOSED, 0, "the Python interpreter has ended");
+        const uint64_t covers = b->drain_covers;
+        job->refs++;
+        const int answered = await_call(b, job, until_ns);
+        const ucm_status status = answered ? job->status : UCM_PENDING;
+        if (answered) *reports = job->open.reports;
+        if (answered && status != UCM_OK) ucm_fail(err, status, job->os_errno, job->message);
+        if (answered && b->drain == job) { /* of several who wait for it, the first one counts it */
+            report->stored += job->open.report.stored;
+            report->lost += job->open.report.lost;
+            report->unfinished = job->open.report.unfinished;
+            b->drain = NULL;
+            job->refs--;
         }
-        const ucm_status status = job->status;
-        if (status != UCM_OK) ucm_fail(err, status, job->os_errno, job->message);
-        *reports = job->open.reports;
-        report->stored += job->open.report.stored;
-        report->lost += job->open.report.lost;
-        report->unfinished = job->open.report.unfinished;
-        b->drain = NULL;
         pthread_mutex_unlock(&b->mutex);
         drop_call(b, job);
         pthread_mutex_lock(&b->mutex);
-        if (status != UCM_OK || b->drain_covers >= number) return status;
+        if (!answered && b->shut)
+            return ucm_fail(err, UCM_CLOSED, 0, "the Python interpreter has ended");
+        if (!answered || status != UCM_OK || covers >= number) return status;
     }
 }
 

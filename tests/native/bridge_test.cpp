@@ -179,6 +179,11 @@ TEST_CASE("What threads of all kinds ask at once is answered once each", "[bridg
                 cancelled += status == UCM_CANCELLED || status == UCM_TIMEOUT;
             }
         });
+    for (int k = 0; k < 2; k++)
+        threads.emplace_back([&] {
+            ucm_report report{};
+            for (int i = 0; i < 100; i++) CHECK(drain(bridged.store(), report) == UCM_OK);
+        });
     threads.emplace_back([&] {
         ucm_report report{};
         for (int i = 0; i < 100; i++) {
