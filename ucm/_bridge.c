@@ -14,6 +14,9 @@
 
 enum { MAX_HINTS = 64, MAX_BATCH_SHARDS = 1024, NS_PER_MS = 1000000 };
 
+/* For a transfer that is sure to come once the arguments of some hundred shards are read. */
+enum { EXPECTED_NS = 400000 };
+
 enum { QUEUED, RUNNING, ENDING };
 
 struct job {
@@ -79,6 +82,7 @@ struct ucmb_bridge {
     int refs;            /* the store's own and one a worker */
     struct bed *looking; /* whose worker looks at `news`, and will for a job before it sleeps */
     int expected; /* a worker was woken for a transfer that is to come, and has not looked for it */
+    int inside;   /* workers with a job */
     int closing, shut, stopped;
 };
 
@@ -548,7 +552,8 @@ static void rest(ucmb_bridge *b, int calls_only, int soon) {
         const unsigned news = b->news;
         b->looking = bed;
         pthread_mutex_unlock(&b->mutex);
-        const int found = spin_while(expected ? &b->for_expected : &b->for_work, &b->news, news);
+        const int found = expected ? spin_while(&b->for_expected, &b->news, news, EXPECTED_NS)
+                                   : spin_while(&b->for_work, &b->news, news, SPIN_NS);
         pthread_mutex_lock(&b->mutex);
         b->looking = NULL;
         if (found || b->news != news) return;
@@ -567,7 +572,7 @@ static void let_python_wait(ucmb_bridge *b) {
     if (!job->of_python || !job->handed_over) return;
     const unsigned waits = job->waits;
     pthread_mutex_unlock(&b->mutex);
-    spin_while(&b->for_waits, &python_waits, waits);
+    spin_while(&b->for_waits, &python_waits, waits, SPIN_NS);
     pthread_mutex_lock(&b->mutex);
 }
 
@@ -613,6 +618,7 @@ static ucmb_job *pull(ucmb_bridge *b, int calls_only, int soon) {
             soon = 0;
         }
     }
+    b->inside += job != NULL;
     pthread_mutex_unlock(&b->mutex);
     return job ? &job->open : NULL;
 }
@@ -621,18 +627,26 @@ ucmb_job *ucmb_pull(ucmb_bridge *b, int calls_only) {
     return pull(b, calls_only, 0);
 }
 
+/* While others are in the interpreter who has it first takes what has come till then, as one. */
+static ucmb_job *pull_if_alone(ucmb_bridge *b, int calls_only, int soon) {
+    pthread_mutex_lock(&b->mutex);
+    const int others = --b->inside;
+    pthread_mutex_unlock(&b->mutex);
+    return others ? NULL : pull(b, calls_only, soon);
+}
+
 ucmb_job *ucmb_end_pull(ucmb_bridge *b, int calls_only, ucmb_job *job, const int32_t *statuses,
                         const int32_t *errnos, const uint32_t *flags, const uint64_t *lengths) {
     /* Native threads that hand on for others need cores, and are behind another that is woken. */
     const int soon = ((struct job *)job)->of_python;
     ucmb_end(b, job, statuses, errnos, flags, lengths);
-    return pull(b, calls_only, soon);
+    return pull_if_alone(b, calls_only, soon);
 }
 
 ucmb_job *ucmb_answer_pull(ucmb_bridge *b, int calls_only, ucmb_job *job, ucm_status status,
                            int32_t os_errno, const char *message) {
     ucmb_answer(b, job, status, os_errno, message);
-    return pull(b, calls_only, 1);
+    return pull_if_alone(b, calls_only, 1);
 }
 
 void ucmb_leave(ucmb_bridge *b) {
@@ -689,7 +703,7 @@ static ucm_status call(ucmb_bridge *b, struct job *job, int64_t until_ns, ucm_er
     begin_call(b, job);
     if (handed_over) { /* else the worker may want this very core */
         pthread_mutex_unlock(&b->mutex);
-        spin_while(&b->for_answers, &job->answered, 0);
+        spin_while(&b->for_answers, &job->answered, 0, SPIN_NS);
         pthread_mutex_lock(&b->mutex);
     }
     if (await_call(b, job, until_ns)) {

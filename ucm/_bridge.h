@@ -80,7 +80,8 @@ void ucmb_end(ucmb_bridge *bridge, ucmb_job *job, const int32_t *statuses, const
 /* Answers a call. The job is gone then. */
 void ucmb_answer(ucmb_bridge *bridge, ucmb_job *job, ucm_status status, int32_t os_errno,
                  const char *message);
-/* As above, and then as ucmb_pull: the interpreter is not needed between the two. */
+/* As above, for the last of what was pulled, and then as ucmb_pull without the interpreter between
+ * the two; NULL also where ucmb_pull is to be called because others are in the interpreter. */
 ucmb_job *ucmb_end_pull(ucmb_bridge *bridge, int calls_only, ucmb_job *job, const int32_t *statuses,
                         const int32_t *errnos, const uint32_t *flags, const uint64_t *lengths);
 ucmb_job *ucmb_answer_pull(ucmb_bridge *bridge, int calls_only, ucmb_job *job, ucm_status status,

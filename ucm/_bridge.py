@@ -162,8 +162,11 @@ class Bridge:
 
     def _serve(self, calls_only: bool) -> None:
         bridge, answer, end = self._bridge, lib.ucmb_answer_pull, lib.ucmb_end_pull
-        job = lib.ucmb_pull(bridge, calls_only)
-        while job:
+        job = ffi.NULL
+        while True:
+            job = job or lib.ucmb_pull(bridge, calls_only)
+            if not job:
+                break
             # No more of a job than its answer lives on here: the next may be long in coming.
             if job.kind in _TRANSFERS:
                 last = self._transfer(job)

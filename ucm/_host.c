@@ -171,7 +171,7 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
 ucm_status ucmh_task_wait(ucmh_task *task, int64_t timeout_ms) {
     if (timeout_ms == 0) return ucm_waiter_check(task->waiter);
     ucmb_python_waits();
-    if (!task->soon || !spin_while(&for_ends, &task->ended, 0))
+    if (!task->soon || !spin_while(&for_ends, &task->ended, 0, SPIN_NS))
         return ucm_waiter_wait(task->waiter, timeout_ms);
     for (size_t i = 0; i < task->waiter->n; i++) /* without the mutex, which the store may have */
         if (task->waiter->results[i].status != UCM_OK) return task->waiter->results[i].status;

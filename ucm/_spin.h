@@ -40,7 +40,7 @@ static inline void spin_set(spin *spin, unsigned pass, unsigned vain) {
 
 /* 1 once *at, atomic, is no longer `before`; 0 if that takes too long. Who calls holds no lock, the
  * GIL least of all. */
-static inline int spin_while(spin *spin, const unsigned *at, unsigned before) {
+static inline int spin_while(spin *spin, const unsigned *at, unsigned before, int64_t limit_ns) {
     const unsigned pass = __atomic_load_n(&spin->pass, __ATOMIC_RELAXED);
     if (__atomic_load_n(at, __ATOMIC_ACQUIRE) != before) return 1;
     if (pass) {
@@ -48,7 +48,7 @@ static inline int spin_while(spin *spin, const unsigned *at, unsigned before) {
         return 0;
     }
     const unsigned vain = __atomic_load_n(&spin->vain, __ATOMIC_RELAXED);
-    int64_t now = now_ns(), before_ns, until = now + SPIN_NS;
+    int64_t now = now_ns(), before_ns, until = now + limit_ns;
     int found;
     do {
         spin_pause();

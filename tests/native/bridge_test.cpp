@@ -98,8 +98,8 @@ class Bridged {
 
   private:
     void serve(bool calls_only) {
-        ucmb_job *job = ucmb_pull(bridge_, calls_only);
-        while (job) {
+        ucmb_job *job = nullptr;
+        while (job || (job = ucmb_pull(bridge_, calls_only))) {
             if (job->kind > UCMB_DUMP) {
                 if (job->kind == UCMB_LOOKUP) job->tiers[0] = 1;
                 job = ucmb_answer_pull(bridge_, calls_only, job, UCM_OK, 0, "");
