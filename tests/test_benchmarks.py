@@ -62,8 +62,9 @@ def test_python_store_runs():
     command = [sys.executable, BENCHMARKS / "python_store.py", "--repeat", "5", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)["results"]
-    assert all(call["python_us"] > 0 for pair in results.values() for call in pair.values())
+    told = json.loads(done.stdout)
+    assert all(call["with_us"] > 0 for pair in told["results"].values() for call in pair.values())
+    assert all(us > 0 for us in told["wake_us"])
 
 
 def test_posix_peers_runs_without_peers(tmp_path):

@@ -10,7 +10,12 @@
 #include <string.h>
 #include <time.h>
 
+#include "_spin.h"
+
 enum { MAX_HINTS = 64, MAX_BATCH_SHARDS = 1024, NS_PER_MS = 1000000 };
+
+/* For a transfer that is sure to come once the arguments of some hundred shards are read. */
+enum { EXPECTED_NS = 400000 };
 
 enum { QUEUED, RUNNING, ENDING };
 
@@ -18,8 +23,10 @@ struct job {
     ucmb_job open;              /* what Python sees of it */
     struct job *before, *after; /* among the live ones, by number */
     int state;
-    int refs;     /* of a call: its caller's and its worker's */
-    int answered; /* of a call; also told by cond */
+    int refs;          /* of a call: its caller's and its worker's */
+    unsigned answered; /* of a call, atomic; also told by cond */
+    unsigned waits;    /* of a transfer that Python submitted: `python_waits` then */
+    int of_python, handed_over;
     pthread_cond_t cond;
     ucm_status status;
     int32_t os_errno;
@@ -36,6 +43,12 @@ struct queue {
     size_t n;
 };
 
+/* Where workers sleep until they are woken, each for itself. */
+struct bed {
+    pthread_cond_t cond;
+    int asleep, woken; /* those woken count as asleep until they are up */
+};
+
 struct ucmb_bridge {
     ucm_store base;
     ucm_store *lower;
@@ -46,11 +59,13 @@ struct ucmb_bridge {
     uint64_t max_bytes;
     unsigned generation;
     uint64_t values[UCMB_METRICS]; /* atomic */
+    unsigned news;                 /* atomic: changes when there is something to do */
+    spin for_work, for_expected, for_answers, for_waits;
     pthread_t keeper;
 
     pthread_mutex_t mutex; /* guards all below, and the jobs until they are taken */
-    pthread_cond_t work;   /* for workers that take everything */
-    pthread_cond_t call;   /* for the one that takes calls only */
+    struct bed work;       /* of workers that take everything */
+    struct bed call;       /* of the one that takes calls only */
     pthread_cond_t keep;   /* for the keeper */
     pthread_cond_t ended;  /* a job is live no longer */
     struct queue calls, transfers, ending;
@@ -64,11 +79,16 @@ struct ucmb_bridge {
     uint64_t drain_covers; /* jobs up to this number */
     struct job *close;
     int hints;
-    int refs; /* the store's own and one a worker */
+    int refs;            /* the store's own and one a worker */
+    struct bed *looking; /* whose worker looks at `news`, and will for a job before it sleeps */
+    int expected; /* a worker was woken for a transfer that is to come, and has not looked for it */
+    int inside;   /* workers with a job */
     int closing, shut, stopped;
 };
 
-static unsigned generation; /* atomic: forks between the first process and this one */
+static unsigned generation;   /* atomic: forks between the first process and this one */
+static unsigned python_waits; /* atomic: how often a thread of Python began to wait for a task */
+static __thread int python_submits, handed_over;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 
 static void forked(void) {
@@ -81,12 +101,6 @@ static void watch_forks(void) {
 
 static int of_another_process(const ucmb_bridge *b) {
     return b->generation != __atomic_load_n(&generation, __ATOMIC_RELAXED);
-}
-
-static int64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 static int64_t until_of(int64_t timeout_ms) {
@@ -113,6 +127,17 @@ static int wait_until(pthread_cond_t *cond, pthread_mutex_t *mutex, int64_t unti
     if (until_ns == 0) return pthread_cond_wait(cond, mutex) == 0;
     const struct timespec until = {until_ns / 1000000000, (long)(until_ns % 1000000000)};
     return pthread_cond_timedwait(cond, mutex, &until) == 0;
+}
+
+/* What is held under it is short, so whoever finds it taken looks again before it sleeps. */
+static void mutex_init(pthread_mutex_t *mutex) {
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+#ifdef __GLIBC__
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+#endif
+    pthread_mutex_init(mutex, &attr);
+    pthread_mutexattr_destroy(&attr);
 }
 
 static void push(struct queue *queue, struct job *job) {
@@ -162,6 +187,39 @@ static void unlink_live(ucmb_bridge *b, struct job *job) {
     pthread_cond_broadcast(&b->ended);
 }
 
+/* Locked. 1: one that slept is on its way. */
+static int wake(struct bed *bed) {
+    if (bed->asleep == bed->woken) return 0;
+    bed->woken++;
+    pthread_cond_signal(&bed->cond);
+    return 1;
+}
+
+/* Locked. */
+static void wake_all(ucmb_bridge *b) {
+    __atomic_add_fetch(&b->news, 1, __ATOMIC_RELEASE);
+    while (wake(&b->work)) continue;
+    while (wake(&b->call)) continue;
+}
+
+/* Locked. One worker is enough for a job; those at work look for the next before they sleep. */
+static void wake_one(ucmb_bridge *b, int for_call) {
+    __atomic_add_fetch(&b->news, 1, __ATOMIC_RELEASE);
+    /* The next job needs another than who looks, or was woken for this one and finds it. */
+    const int coming = !for_call && b->expected && b->work.woken && !b->calls.first;
+    handed_over = 1;
+    if (b->looking == &b->work || (b->looking && for_call)) {
+        b->looking = NULL;
+        return;
+    }
+    b->expected = 0;
+    if (coming) return;
+    handed_over = 0;
+    /* One that takes everything can look for everything afterwards; the last is for transfers. */
+    if (for_call && b->work.asleep - b->work.woken < 2 && wake(&b->call)) return;
+    if (!wake(&b->work) && for_call) wake(&b->call);
+}
+
 static ucm_status refuse(ucmb_bridge *b, ucm_error *err) {
     if (of_another_process(b))
         return ucm_fail(err, UCM_INVALID, 0, "this store was opened by the parent process");
@@ -190,6 +248,18 @@ static void *copied(char **at, const void *from, size_t bytes) {
     return to;
 }
 
+/* Where it is not 0, Python need not look at each address. */
+static uint64_t stride_of(const ucmb_bridge *b, const ucm_transfer *t) {
+    if (b->n_segments != 1 || t->n < 2) return 0;
+    const uintptr_t first = (uintptr_t)t->addresses[0], second = (uintptr_t)t->addresses[1];
+    if (second <= first) return 0;
+    for (size_t i = 1; i < t->n; i++) {
+        if ((uintptr_t)t->addresses[i] - first != i * (second - first)) return 0;
+        if (t->lengths && t->lengths[i] != t->lengths[0]) return 0;
+    }
+    return second - first;
+}
+
 static struct job *new_transfer(const ucmb_bridge *b, int kind, const ucm_transfer *t) {
     const size_t n = t->n, rows = n * b->n_segments * sizeof(void *);
     const size_t longs = n * sizeof(uint64_t), ints = n * sizeof(uint32_t);
@@ -204,6 +274,7 @@ static struct job *new_transfer(const ucmb_bridge *b, int kind, const ucm_transf
     job->open.tag = t->tag;
     job->open.deadline_ns = t->deadline_ns;
     job->open.n = n;
+    job->open.stride = stride_of(b, t);
     job->open.addresses = copied(&at, t->addresses, rows);
     job->open.lengths = copied(&at, t->lengths, longs);
     job->open.raw_lengths = copied(&at, t->raw_lengths, longs);
@@ -218,6 +289,8 @@ static struct job *new_transfer(const ucmb_bridge *b, int kind, const ucm_transf
     job->done = t->done;
     job->finished = t->finished;
     job->ctx = t->ctx;
+    job->of_python = python_submits;
+    job->waits = __atomic_load_n(&python_waits, __ATOMIC_RELAXED);
     return job;
 }
 
@@ -251,8 +324,8 @@ static void drop_bridge(ucmb_bridge *b) {
     const int left = --b->refs;
     pthread_mutex_unlock(&b->mutex);
     if (left) return;
-    pthread_cond_destroy(&b->work);
-    pthread_cond_destroy(&b->call);
+    pthread_cond_destroy(&b->work.cond);
+    pthread_cond_destroy(&b->call.cond);
     pthread_cond_destroy(&b->keep);
     pthread_cond_destroy(&b->ended);
     pthread_mutex_destroy(&b->mutex);
@@ -276,7 +349,8 @@ static ucm_status accept(ucmb_bridge *b, struct job *job, ucm_task *task, ucm_er
         if (job->open.kind == UCMB_DUMP) b->last_dump = job->open.number;
         if (task) *task = job->open.number;
         push(&b->transfers, job);
-        pthread_cond_signal(&b->work);
+        wake_one(b, 0);
+        job->handed_over = handed_over;
         if (deadline && (!b->keeper_until || deadline < b->keeper_until))
             pthread_cond_signal(&b->keep);
     }
@@ -468,8 +542,65 @@ static struct job *take_share(ucmb_bridge *b) {
     return first;
 }
 
-ucmb_job *ucmb_pull(ucmb_bridge *b, int calls_only) {
+/* Locked. Until there may be something to do. Where that may be soon one worker looks for a while
+ * before it sleeps. */
+static void rest(ucmb_bridge *b, int calls_only, int soon) {
+    struct bed *bed = calls_only ? &b->call : &b->work;
+    const int expected = !calls_only && b->expected;
+    if (expected) b->expected = 0;
+    if ((soon || expected) && !b->looking) {
+        const unsigned news = b->news;
+        b->looking = bed;
+        pthread_mutex_unlock(&b->mutex);
+        const int found = expected ? spin_while(&b->for_expected, &b->news, news, EXPECTED_NS)
+                                   : spin_while(&b->for_work, &b->news, news, SPIN_NS);
+        pthread_mutex_lock(&b->mutex);
+        b->looking = NULL;
+        if (found || b->news != news) return;
+    }
+    bed->asleep++;
+    while (!bed->woken) pthread_cond_wait(&bed->cond, &b->mutex);
+    bed->asleep--;
+    bed->woken--;
+}
+
+/* Locked. A thread of Python that submits wants the interpreter back to wait for its task: who took
+ * it between would be woken twice, and so would that thread. */
+static void let_python_wait(ucmb_bridge *b) {
+    const struct job *job = b->transfers.last;
+    /* One that was woken may have the core of that thread, and would keep it from waiting. */
+    if (!job->of_python || !job->handed_over) return;
+    const unsigned waits = job->waits;
+    pthread_mutex_unlock(&b->mutex);
+    spin_while(&b->for_waits, &python_waits, waits, SPIN_NS);
+    pthread_mutex_lock(&b->mutex);
+}
+
+void ucmb_expect(ucm_store *s) {
+    ucmb_bridge *b = (ucmb_bridge *)s;
+    if (of_another_process(b) || !(b->methods & (1 << UCMB_LOAD | 1 << UCMB_DUMP))) return;
+    pthread_mutex_lock(&b->mutex);
+    if (!b->looking && !b->transfers.first) b->expected = wake(&b->work);
+    pthread_mutex_unlock(&b->mutex);
+}
+
+void ucmb_python_submits(void) {
+    python_submits = 1;
+    handed_over = 0;
+}
+
+int ucmb_python_submitted(void) {
+    python_submits = 0;
+    return handed_over;
+}
+
+void ucmb_python_waits(void) {
+    __atomic_add_fetch(&python_waits, 1, __ATOMIC_RELEASE);
+}
+
+static ucmb_job *pull(ucmb_bridge *b, int calls_only, int soon) {
     struct job *job = NULL;
+    int polite = 0;
     pthread_mutex_lock(&b->mutex);
     while (!job && !b->stopped && !b->shut) {
         if (b->calls.first) {
@@ -478,13 +609,44 @@ ucmb_job *ucmb_pull(ucmb_bridge *b, int calls_only) {
             job->open.next = NULL;
             job->state = RUNNING;
         } else if (!calls_only && b->transfers.first) {
-            job = take_share(b);
+            if (polite++)
+                job = take_share(b);
+            else
+                let_python_wait(b);
         } else {
-            pthread_cond_wait(calls_only ? &b->call : &b->work, &b->mutex);
+            rest(b, calls_only, soon);
+            soon = 0;
         }
     }
+    b->inside += job != NULL;
     pthread_mutex_unlock(&b->mutex);
     return job ? &job->open : NULL;
+}
+
+ucmb_job *ucmb_pull(ucmb_bridge *b, int calls_only) {
+    return pull(b, calls_only, 0);
+}
+
+/* While others are in the interpreter who has it first takes what has come till then, as one. */
+static ucmb_job *pull_if_alone(ucmb_bridge *b, int calls_only, int soon) {
+    pthread_mutex_lock(&b->mutex);
+    const int others = --b->inside;
+    pthread_mutex_unlock(&b->mutex);
+    return others ? NULL : pull(b, calls_only, soon);
+}
+
+ucmb_job *ucmb_end_pull(ucmb_bridge *b, int calls_only, ucmb_job *job, const int32_t *statuses,
+                        const int32_t *errnos, const uint32_t *flags, const uint64_t *lengths) {
+    /* Native threads that hand on for others need cores, and are behind another that is woken. */
+    const int soon = ((struct job *)job)->of_python;
+    ucmb_end(b, job, statuses, errnos, flags, lengths);
+    return pull_if_alone(b, calls_only, soon);
+}
+
+ucmb_job *ucmb_answer_pull(ucmb_bridge *b, int calls_only, ucmb_job *job, ucm_status status,
+                           int32_t os_errno, const char *message) {
+    ucmb_answer(b, job, status, os_errno, message);
+    return pull_if_alone(b, calls_only, 1);
 }
 
 void ucmb_leave(ucmb_bridge *b) {
@@ -498,7 +660,7 @@ void ucmb_answer(ucmb_bridge *b, ucmb_job *open, ucm_status status, int32_t os_e
     job->status = status;
     job->os_errno = os_errno;
     snprintf(job->message, sizeof job->message, "%s", message);
-    job->answered = 1;
+    __atomic_store_n(&job->answered, 1, __ATOMIC_RELEASE);
     b->hints -= open->kind == UCMB_PREFETCH || open->kind == UCMB_TOUCH;
     pthread_cond_broadcast(&job->cond);
     unlink_live(b, job);
@@ -512,8 +674,7 @@ void ucmb_answer(ucmb_bridge *b, ucmb_job *open, ucm_status status, int32_t os_e
 static void begin_call(ucmb_bridge *b, struct job *job) {
     make_live(b, job);
     push(&b->calls, job);
-    pthread_cond_signal(&b->call);
-    pthread_cond_signal(&b->work);
+    wake_one(b, 1);
 }
 
 /* Locked. 1: answered; 0: the time is over, or Python is. */
@@ -540,6 +701,11 @@ static ucm_status call(ucmb_bridge *b, struct job *job, int64_t until_ns, ucm_er
     ucm_status status;
     pthread_mutex_lock(&b->mutex);
     begin_call(b, job);
+    if (handed_over) { /* else the worker may want this very core */
+        pthread_mutex_unlock(&b->mutex);
+        spin_while(&b->for_answers, &job->answered, 0, SPIN_NS);
+        pthread_mutex_lock(&b->mutex);
+    }
     if (await_call(b, job, until_ns)) {
         status = job->status;
         if (status != UCM_OK) ucm_fail(err, status, job->os_errno, job->message);
@@ -684,21 +850,25 @@ static ucm_status drain_python(ucmb_bridge *b, uint64_t number, int64_t until_ns
             begin_call(b, b->drain);
         }
         struct job *job = b->drain;
-        if (!await_call(b, job, until_ns)) {
-            if (!b->shut) return UCM_PENDING;
-            return ucm_fail(err, UCM_CLOSED, 0, "the Python interpreter has ended");
+        const uint64_t covers = b->drain_covers;
+        job->refs++;
+        const int answered = await_call(b, job, until_ns);
+        const ucm_status status = answered ? job->status : UCM_PENDING;
+        if (answered) *reports = job->open.reports;
+        if (answered && status != UCM_OK) ucm_fail(err, status, job->os_errno, job->message);
+        if (answered && b->drain == job) { /* of several who wait for it, the first one counts it */
+            report->stored += job->open.report.stored;
+            report->lost += job->open.report.lost;
+            report->unfinished = job->open.report.unfinished;
+            b->drain = NULL;
+            job->refs--;
         }
-        const ucm_status status = job->status;
-        if (status != UCM_OK) ucm_fail(err, status, job->os_errno, job->message);
-        *reports = job->open.reports;
-        report->stored += job->open.report.stored;
-        report->lost += job->open.report.lost;
-        report->unfinished = job->open.report.unfinished;
-        b->drain = NULL;
         pthread_mutex_unlock(&b->mutex);
         drop_call(b, job);
         pthread_mutex_lock(&b->mutex);
-        if (status != UCM_OK || b->drain_covers >= number) return status;
+        if (!answered && b->shut)
+            return ucm_fail(err, UCM_CLOSED, 0, "the Python interpreter has ended");
+        if (!answered || status != UCM_OK || covers >= number) return status;
     }
 }
 
@@ -781,8 +951,7 @@ static ucm_status bridge_close(ucm_store *s, const ucm_wait_args *args, ucm_repo
     }
     if (status != UCM_PENDING) {
         b->stopped = 1;
-        pthread_cond_broadcast(&b->work);
-        pthread_cond_broadcast(&b->call);
+        wake_all(b);
         pthread_cond_broadcast(&b->keep);
     }
     pthread_mutex_unlock(&b->mutex);
@@ -801,8 +970,7 @@ void ucmb_shut(ucmb_bridge *b) {
     while (b->transfers.first) end_soon(b, b->transfers.first, UCM_CLOSED);
     for (struct job *job = b->oldest; job; job = job->after)
         if (job->refs) pthread_cond_broadcast(&job->cond);
-    pthread_cond_broadcast(&b->work);
-    pthread_cond_broadcast(&b->call);
+    wake_all(b);
     pthread_cond_broadcast(&b->keep);
     pthread_cond_broadcast(&b->ended);
     pthread_mutex_unlock(&b->mutex);
@@ -855,9 +1023,9 @@ ucmb_bridge *ucmb_new(const ucmb_settings *settings) {
     b->max_bytes = settings->max_bytes;
     b->generation = __atomic_load_n(&generation, __ATOMIC_RELAXED);
     b->refs = 2 + settings->threads; /* the store's, and one a worker */
-    pthread_mutex_init(&b->mutex, NULL);
-    cond_init(&b->work);
-    cond_init(&b->call);
+    mutex_init(&b->mutex);
+    cond_init(&b->work.cond);
+    cond_init(&b->call.cond);
     cond_init(&b->keep);
     cond_init(&b->ended);
     const int rc = start_keeper(b);

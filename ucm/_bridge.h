@@ -46,6 +46,7 @@ typedef struct ucmb_job {
     uint64_t tag;
     int64_t deadline_ns;
     size_t n;
+    uint64_t stride; /* from one shard to the next, all of one piece and one length; 0: not so */
     uintptr_t *addresses;
     uint64_t *lengths;
     uint64_t *raw_lengths;
@@ -79,6 +80,20 @@ void ucmb_end(ucmb_bridge *bridge, ucmb_job *job, const int32_t *statuses, const
 /* Answers a call. The job is gone then. */
 void ucmb_answer(ucmb_bridge *bridge, ucmb_job *job, ucm_status status, int32_t os_errno,
                  const char *message);
+/* As above, for the last of what was pulled, and then as ucmb_pull without the interpreter between
+ * the two; NULL also where ucmb_pull is to be called because others are in the interpreter. */
+ucmb_job *ucmb_end_pull(ucmb_bridge *bridge, int calls_only, ucmb_job *job, const int32_t *statuses,
+                        const int32_t *errnos, const uint32_t *flags, const uint64_t *lengths);
+ucmb_job *ucmb_answer_pull(ucmb_bridge *bridge, int calls_only, ucmb_job *job, ucm_status status,
+                           int32_t os_errno, const char *message);
+/* A transfer will come as soon as its arguments are ready: a worker wakes up meanwhile. */
+void ucmb_expect(ucm_store *store);
+/* Around a submit by a thread of Python, which wants the interpreter back at once. 1 after it: a
+ * worker that was awake has the transfer, so that it may be worth while to look for its end. */
+void ucmb_python_submits(void);
+int ucmb_python_submitted(void);
+/* A thread of Python waits for a task, without the interpreter. */
+void ucmb_python_waits(void);
 void ucmb_count(ucmb_bridge *bridge, int which, uint64_t value);
 /* Python is about to end: what waits and what comes is UCM_CLOSED, and the workers leave. */
 void ucmb_shut(ucmb_bridge *bridge);

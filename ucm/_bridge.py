@@ -11,7 +11,7 @@ import os
 import struct
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ucm import errors
 from ucm._abi import ffi, lib
@@ -35,7 +35,7 @@ _OF_DATA = frozenset(("keeps", "loads", "persistent", "verifies", "write_back", 
 _MAX_REPLACED = 4096
 # All addresses there are: a slice of it is had in a tenth of the time that a view of its own takes.
 _MEMORY = memoryview(ffi.buffer(ffi.cast("char *", 0), (1 << 63) - 1))
-_NUMBERS = frozenset((int, bool, Dumped))
+_TRANSFERS = (lib.UCMB_LOAD, lib.UCMB_DUMP)
 
 # In the order of UCMB_DUMP_SHARDS and so on.
 METRICS = tuple(
@@ -76,6 +76,13 @@ def failure(error: BaseException) -> tuple[Status, int]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return Status.NO_SPACE if full else Status.IO, error.errno or 0
     return Status.INTERNAL, 0
+
+
+class _End(NamedTuple):
+    """How to end a transfer: what ``ucmb_end`` takes, and the memory that is in it."""
+
+    arguments: tuple[Any, ...]
+    owners: tuple[Any, ...]
 
 
 class Bridge:
@@ -154,18 +161,23 @@ class Bridge:
         lib.ucmb_count(self._bridge, which, moved)
 
     def _serve(self, calls_only: bool) -> None:
+        bridge, answer, end = self._bridge, lib.ucmb_answer_pull, lib.ucmb_end_pull
+        job = ffi.NULL
         while True:
-            job = lib.ucmb_pull(self._bridge, calls_only)
-            if job == ffi.NULL:
+            job = job or lib.ucmb_pull(bridge, calls_only)
+            if not job:
                 break
-            if job.kind in (lib.UCMB_LOAD, lib.UCMB_DUMP):
-                self._transfer(job)
+            # No more of a job than its answer lives on here: the next may be long in coming.
+            if job.kind in _TRANSFERS:
+                last = self._transfer(job)
+                job = end(bridge, calls_only, *last.arguments)
+                del last
             else:
-                self._call(job)
-            del job
-        lib.ucmb_leave(self._bridge)
+                job = answer(bridge, calls_only, job, *self._call(job))
+        lib.ucmb_leave(bridge)
 
-    def _transfer(self, job: Any) -> None:
+    def _transfer(self, job: Any) -> _End:
+        """Move a batch and end all of its transfers but the last, which is left to the caller."""
         jobs = []
         while job != ffi.NULL:
             jobs.append(job)
@@ -176,15 +188,17 @@ class Bridge:
             except BaseException:  # not known of which transfer: each has its own call then
                 answers = None
             if answers is not None:
-                self._end(jobs, answers)
-                return
+                return self._end(jobs, answers)
         for job in jobs:
             try:
                 answers = self._ask([job])
             except BaseException as error:
                 self._log(error)
                 answers = [error] * job.n
-            self._end([job], answers)
+            last = self._end([job], answers)
+            if job is not jobs[-1]:
+                lib.ucmb_end(self._bridge, *last.arguments)
+        return last
 
     def _ask(self, jobs: Sequence[Any]) -> Sequence[Any]:
         """Have the author's method move a batch; one answer a shard."""
@@ -221,9 +235,12 @@ class Bridge:
 
     def _shards(self, job: Any) -> list[list[memoryview]]:
         assert self._layout is not None
-        n, sizes = job.n, self._layout.segment_sizes
+        n, sizes, given, stride = job.n, self._layout.segment_sizes, job.lengths, job.stride
+        if stride:
+            first, length = job.addresses[0], given[0] if given else self._layout.shard_size
+            rows = _MEMORY[first : first + stride * (n - 1) + length]
+            return [[rows[cut]] for cut in _cuts(n, stride, length)]
         addresses = ffi.unpack(job.addresses, n * len(sizes))
-        given = job.lengths
         lengths = ffi.unpack(given, n) if given else [self._layout.shard_size] * n
         if len(sizes) == 1:
             return [[_MEMORY[a : a + k]] for a, k in zip(addresses, lengths, strict=True)]
@@ -274,28 +291,33 @@ class Bridge:
         if fresh:
             self._store.remove(fresh)
 
-    def _end(self, jobs: Sequence[Any], answers: Sequence[Any]) -> None:
+    def _end(self, jobs: Sequence[Any], answers: Sequence[Any]) -> _End:
+        """End all of these but the last one."""
         dump = jobs[0].kind == lib.UCMB_DUMP
         assert self._layout is not None
         most = int(max(Dumped)) if dump else self._layout.shard_size
         statuses = errnos = ffi.NULL
-        numbers: Sequence[int] = answers
-        if not (
-            _NUMBERS.issuperset(map(type, answers)) and 0 <= min(answers) <= max(answers) <= most
-        ):
+        kind = "I" if dump else "Q"
+        try:
+            flat = array.array(kind, list(answers))  # one pass tells, where all is well
+            good = max(flat) <= most
+        except (TypeError, OverflowError):
+            good = False
+        if not good:
             numbers, bad = self._judged(dump, answers, most)
             statuses, errnos = (ffi.new("int32_t[]", len(answers)) for _ in range(2))
             for i, status, os_errno in bad:
                 statuses[i], errnos[i] = status, os_errno
-        flat = array.array("I" if dump else "Q", numbers)
+            flat = array.array(kind, numbers)
         made = ffi.from_buffer("uint32_t[]" if dump else "uint64_t[]", flat)
         at = 0
         for job in jobs:
-            count = job.n
             mine = (statuses + at, errnos + at) if statuses else (ffi.NULL, ffi.NULL)
-            flags, lengths = (made + at, ffi.NULL) if dump else (ffi.NULL, made + at)
-            lib.ucmb_end(self._bridge, job, *mine, flags, lengths)
-            at += count
+            arguments = (job, *mine, *((made + at, ffi.NULL) if dump else (ffi.NULL, made + at)))
+            if job is not jobs[-1]:
+                at += job.n
+                lib.ucmb_end(self._bridge, *arguments)
+        return _End(arguments, (made, statuses, errnos))
 
     def _judged(
         self, dump: bool, answers: Sequence[Any], most: int
@@ -318,7 +340,7 @@ class Bridge:
             numbers.append(number)
         return numbers, bad
 
-    def _call(self, job: Any) -> None:
+    def _call(self, job: Any) -> tuple[Status, int, bytes]:
         status, os_errno, message = Status.OK, 0, ""
         try:
             if self._lower:
@@ -330,7 +352,7 @@ class Bridge:
             self._log(error)
             status, os_errno = failure(error)
             message = str(error) or type(error).__name__
-        lib.ucmb_answer(self._bridge, job, status, os_errno, message.encode(errors="replace"))
+        return status, os_errno, message.encode(errors="replace")
 
     def _answer(self, job: Any) -> None:
         kind, store = job.kind, self._store
@@ -387,6 +409,12 @@ def _tiers(found: list[Any]) -> bytes:
 @functools.lru_cache(64)
 def _cutter(n: int) -> struct.Struct:
     return struct.Struct("16s" * n)  # cuts all at once, in a tenth of the time that slices take
+
+
+@functools.lru_cache(16)
+def _cuts(n: int, stride: int, length: int) -> list[slice]:
+    """Shards at equal distances: to make a slice takes longer than to have it cut."""
+    return [slice(at, at + length) for at in range(0, n * stride, stride)]
 
 
 def _ids(job: Any) -> list[bytes]:

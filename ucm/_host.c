@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "_spin.h"
 #include "ucm/task_v1.h"
 
 #ifndef UCM_STORE_VERSION
@@ -45,8 +46,13 @@ struct ucmh_events {
 struct ucmh_task {
     ucm_waiter *waiter;
     int refs;          /* atomic: the owner's and the running transfer's */
+    unsigned ended;    /* atomic: the results are there */
+    int soon;          /* that may take less time than to fall asleep */
     ucmh_event *watch; /* atomic: NULL, what to tell at the end, or ENDED */
 };
+
+/* One thread waits for long tasks, and another for short ones. */
+static __thread spin for_ends;
 
 static ucmh_event ended_event;
 #define ENDED (&ended_event)
@@ -93,6 +99,7 @@ static void drop_task(ucmh_task *task) {
 
 static void task_ended(void *user) {
     ucmh_task *task = user;
+    __atomic_store_n(&task->ended, 1, __ATOMIC_RELEASE);
     ucmh_event *watch = __atomic_exchange_n(&task->watch, ENDED, __ATOMIC_ACQ_REL);
     if (watch) tell(watch);
     drop_task(task);
@@ -108,12 +115,6 @@ int ucmh_task_watch(ucmh_task *task, ucmh_events *events, uint64_t token) {
         return 0;
     free(event);
     return none == ENDED ? 1 : 0;
-}
-
-static int64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *block_ids,
@@ -148,6 +149,7 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
     transfer.tag = tag;
     transfer.priority = priority;
     transfer.deadline_ns = deadline_ms > 0 ? start + deadline_ms * 1000000 : 0;
+    ucmb_python_submits();
     for (;;) {
         status = ucm_waiter_submit(made->waiter, dump ? ucm_dump : ucm_load, store, &transfer,
                                    &out->number, &out->error);
@@ -156,6 +158,7 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
         nanosleep(&pause, NULL);
         if (pause_ns < 2000000) pause_ns *= 2;
     }
+    made->soon = ucmb_python_submitted();
     if (status != UCM_OK) {
         drop_task(made); /* of the transfer that never ran */
         ucmh_task_free(made);
@@ -166,8 +169,13 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
 }
 
 ucm_status ucmh_task_wait(ucmh_task *task, int64_t timeout_ms) {
-    return timeout_ms == 0 ? ucm_waiter_check(task->waiter)
-                           : ucm_waiter_wait(task->waiter, timeout_ms);
+    if (timeout_ms == 0) return ucm_waiter_check(task->waiter);
+    ucmb_python_waits();
+    if (!task->soon || !spin_while(&for_ends, &task->ended, 0, SPIN_NS))
+        return ucm_waiter_wait(task->waiter, timeout_ms);
+    for (size_t i = 0; i < task->waiter->n; i++) /* without the mutex, which the store may have */
+        if (task->waiter->results[i].status != UCM_OK) return task->waiter->results[i].status;
+    return UCM_OK;
 }
 
 const ucm_result *ucmh_task_results(ucmh_task *task) {

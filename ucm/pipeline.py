@@ -401,6 +401,11 @@ class Stack:
             self.close(-1)
             raise
         self.capabilities = names_of(self._stores[0].capabilities)
+        self.top_is_python = isinstance(kinds[0], PythonKind)
+
+    def expect(self) -> None:
+        """Let a store in Python wake up while a transfer's arguments are read."""
+        lib.ucmb_expect(self._stores[0])
 
     def _open(self, word: str, library: Library, place: Place, values: _Values) -> None:
         name, which = self._unique_id, place.name.partition("#")[2]

@@ -22,6 +22,7 @@ from ucm.task import Task
 
 _SLICE_MS = 100  # how long a wait stays out of Python, so that Ctrl-C works
 _ALL, _PREFIX, _LAST = 0, 1, 2
+_MANY = 16  # shards: to read their arguments takes about as long as to wake a thread
 _TRUTH = bytes([0] + 255 * [1])  # of a byte: a thousand bools are had faster so than one by one
 
 
@@ -263,6 +264,8 @@ class Store:
             )
         memory.check_event(event, "events" in self.capabilities)
         ids, n = memory.ids(block_ids)
+        if n >= _MANY and self._service.stack.top_is_python:
+            self._call("expect")
         shards = memory.shard_indexes(shard_index, n, layout.shards_per_block)
         sizes = layout.segment_sizes
         keep: Any = (block_ids, shard_index)

@@ -41,6 +41,17 @@ struct Transfer {
         return ucm_waiter_submit(waiter, ucm_dump, store, &t, &task, nullptr);
     }
     ucm_status wait() { return ucm_waiter_wait(waiter, -1); }
+    ucm_status dump_as_python(ucm_store *store, int64_t deadline_ns) {
+        if (n > 1) ucmb_expect(store);
+        ucmb_python_submits();
+        const ucm_status status = dump(store, deadline_ns);
+        ucmb_python_submitted();
+        return status;
+    }
+    ucm_status wait_as_python() {
+        ucmb_python_waits();
+        return wait();
+    }
 
     size_t n;
     std::vector<uint8_t> ids;
@@ -87,18 +98,19 @@ class Bridged {
 
   private:
     void serve(bool calls_only) {
-        while (ucmb_job *job = ucmb_pull(bridge_, calls_only)) {
+        ucmb_job *job = nullptr;
+        while (job || (job = ucmb_pull(bridge_, calls_only))) {
             if (job->kind > UCMB_DUMP) {
                 if (job->kind == UCMB_LOOKUP) job->tiers[0] = 1;
-                ucmb_answer(bridge_, job, UCM_OK, 0, "");
+                job = ucmb_answer_pull(bridge_, calls_only, job, UCM_OK, 0, "");
                 continue;
             }
             work_();
-            while (job) {
-                ucmb_job *next = job->next;
+            while (ucmb_job *next = job->next) {
                 ucmb_end(bridge_, job, nullptr, nullptr, nullptr, nullptr);
                 job = next;
             }
+            job = ucmb_end_pull(bridge_, calls_only, job, nullptr, nullptr, nullptr, nullptr);
         }
         ucmb_leave(bridge_);
     }
@@ -152,19 +164,25 @@ struct Gate {
 
 TEST_CASE("What threads of all kinds ask at once is answered once each", "[bridge]") {
     Bridged bridged(3, [] {}, 40);
-    std::atomic<int> ended{0}, cancelled{0};
+    std::atomic<int> ended{0}, cancelled{0}, drained{0};
     std::vector<std::thread> threads;
     for (int k = 0; k < 4; k++)
         threads.emplace_back([&, k] {
             for (int i = 0; i < 300; i++) {
                 Transfer transfer(size_t(1 + i % 3));
-                while (transfer.dump(bridged.store(), i % 7 ? 0 : 1) == UCM_BUSY)
+                const auto dump = k % 2 ? &Transfer::dump : &Transfer::dump_as_python;
+                while ((transfer.*dump)(bridged.store(), i % 7 ? 0 : 1) == UCM_BUSY)
                     std::this_thread::yield();
                 if (i % 5 == k) ucm_cancel(bridged.store(), transfer.task, nullptr);
-                const ucm_status status = transfer.wait();
+                const ucm_status status = k % 2 ? transfer.wait() : transfer.wait_as_python();
                 ended += status == UCM_OK;
                 cancelled += status == UCM_CANCELLED || status == UCM_TIMEOUT;
             }
+        });
+    for (int k = 0; k < 2; k++)
+        threads.emplace_back([&] {
+            ucm_report report{};
+            for (int i = 0; i < 100; i++) drained += drain(bridged.store(), report) == UCM_OK;
         });
     threads.emplace_back([&] {
         ucm_report report{};
@@ -178,7 +196,22 @@ TEST_CASE("What threads of all kinds ask at once is answered once each", "[bridg
     });
     for (std::thread &thread : threads) thread.join();
     CHECK(ended + cancelled == 1200);
+    CHECK(drained == 200);
     CHECK(bridged.close() == UCM_OK);
+}
+
+// Workers and callers look for each other before they sleep, or sleep, as it comes.
+TEST_CASE("Calls that come one right after another are answered too", "[bridge]") {
+    for (const int threads : {1, 3}) {
+        Bridged bridged(threads);
+        for (int i = 0; i < 1000; i++) {
+            Transfer transfer(size_t(1 + i % 2));
+            REQUIRE(transfer.dump_as_python(bridged.store(), 0) == UCM_OK);
+            CHECK(transfer.wait_as_python() == UCM_OK);
+            CHECK(lookup(bridged.store()) == UCM_OK);
+        }
+        CHECK(bridged.close() == UCM_OK);
+    }
 }
 
 TEST_CASE("While every worker hangs, what waits ends and what is asked too", "[bridge]") {
