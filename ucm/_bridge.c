@@ -598,6 +598,12 @@ void ucmb_python_waits(void) {
     __atomic_add_fetch(&python_waits, 1, __ATOMIC_RELEASE);
 }
 
+/* Locked. Who was woken for a job may have taken another: what is left has somebody on the way. */
+static void pass_on(ucmb_bridge *b) {
+    if (b->work.woken || (!b->calls.first && !b->transfers.first)) return;
+    if (!wake(&b->work) && b->calls.first && !b->call.woken) wake(&b->call);
+}
+
 static ucmb_job *pull(ucmb_bridge *b, int calls_only, int soon) {
     struct job *job = NULL;
     int polite = 0;
@@ -618,7 +624,10 @@ static ucmb_job *pull(ucmb_bridge *b, int calls_only, int soon) {
             soon = 0;
         }
     }
-    b->inside += job != NULL;
+    if (job) {
+        b->inside++;
+        pass_on(b);
+    }
     pthread_mutex_unlock(&b->mutex);
     return job ? &job->open : NULL;
 }

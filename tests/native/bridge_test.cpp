@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -66,8 +67,9 @@ struct Transfer {
 class Bridged {
   public:
     explicit Bridged(
-        int threads, std::function<void()> work = [] {}, size_t max_shards = 1000)
-        : work_(std::move(work)) {
+        int threads, std::function<void()> work = [] {}, size_t max_shards = 1000,
+        std::function<void()> call = [] {})
+        : work_(std::move(work)), call_(std::move(call)) {
         ucm_layout layout{};
         layout.capacity = layout.raw_capacity = kBytes;
         layout.shards_per_block = layout.n_segments = 1;
@@ -101,6 +103,7 @@ class Bridged {
         ucmb_job *job = nullptr;
         while (job || (job = ucmb_pull(bridge_, calls_only))) {
             if (job->kind > UCMB_DUMP) {
+                if (job->kind == UCMB_LOOKUP) call_();
                 if (job->kind == UCMB_LOOKUP) job->tiers[0] = 1;
                 job = ucmb_answer_pull(bridge_, calls_only, job, UCM_OK, 0, "");
                 continue;
@@ -115,7 +118,7 @@ class Bridged {
         ucmb_leave(bridge_);
     }
 
-    std::function<void()> work_;
+    std::function<void()> work_, call_;
     ucmb_bridge *bridge_;
     std::vector<std::thread> workers_;
 };
@@ -212,6 +215,27 @@ TEST_CASE("Calls that come one right after another are answered too", "[bridge]"
         }
         CHECK(bridged.close() == UCM_OK);
     }
+}
+
+TEST_CASE("A transfer waits for no call while a worker has nothing to do", "[bridge]") {
+    using namespace std::chrono;
+    std::atomic<int> taken{0}, wanted{0}, stuck{0};
+    Bridged bridged(
+        2, [&] { taken++; }, 1000,
+        [&] {
+            const auto until = steady_clock::now() + 5s;
+            while (taken < wanted && steady_clock::now() < until) std::this_thread::yield();
+            stuck += taken < wanted;
+        });
+    for (int round = 1; round <= 300 && !stuck; round++) {
+        Transfer transfer(1);
+        wanted = round;
+        REQUIRE(transfer.dump(bridged.store()) == UCM_OK);
+        REQUIRE(lookup(bridged.store()) == UCM_OK);
+        REQUIRE(transfer.wait() == UCM_OK);
+    }
+    CHECK(stuck == 0);
+    REQUIRE(bridged.close() == UCM_OK);
 }
 
 TEST_CASE("While every worker hangs, what waits ends and what is asked too", "[bridge]") {
