@@ -2,7 +2,8 @@
 
 AUDIT in the environment names a file that gets one line for each shard: what happened (saved,
 changed: it was altered while it was being saved, loaded), its block, its place, a hash of its
-bytes. Without AUDIT nothing is hashed. CPU seconds of each method are counted, and what was found.
+bytes. Without AUDIT nothing is hashed. Seconds of each method are counted, CPU and in all, and what
+was found.
 """
 
 import ctypes
@@ -27,25 +28,28 @@ METHODS = (
     "request_finished_all_groups",
 )
 _spent: dict[str, float] = {}
+_lasted: dict[str, float] = {}
 _sources: dict[str, int] = {}
 _told: list[str] = []
 
 
 def take_spent():
-    """Begin anew; return the seconds of CPU by method, the tokens found by source, and events."""
-    now = {"seconds": dict(_spent), "tokens": dict(_sources), "events": list(_told)}
-    for each in (_spent, _sources, _told):
+    """Begin anew; return the seconds by method, of CPU and in all, tokens by source, and events."""
+    counted = {"seconds": _spent, "lasted": _lasted, "tokens": _sources}
+    now = {**{name: dict(each) for name, each in counted.items()}, "events": list(_told)}
+    for each in (*counted.values(), _told):
         each.clear()
     return now
 
 
 def _counted(name, function):
     def call(*args, **kwargs):
-        start = time.thread_time()
+        start, began = time.thread_time(), time.perf_counter()
         try:
             return function(*args, **kwargs)
         finally:
             _spent[name] = _spent.get(name, 0.0) + time.thread_time() - start
+            _lasted[name] = _lasted.get(name, 0.0) + time.perf_counter() - began
 
     return call
 

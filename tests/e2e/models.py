@@ -68,7 +68,8 @@ def make_mla(folder: Path) -> None:
     make_tokenizer(folder)
     torch.manual_seed(0)
     config = DeepseekV2Config(
-        **SMALL,
+        # vLLM's class does not tie them: it would take whatever lies in memory for the last layer.
+        **{**SMALL, "tie_word_embeddings": False},
         num_key_value_heads=SMALL["num_attention_heads"],
         first_k_dense_replace=SMALL["num_hidden_layers"],  # no experts
         q_lora_rank=None,

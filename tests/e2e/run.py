@@ -33,6 +33,7 @@ SCENES = (
     "workers",
     "concurrent",
     "ttft",
+    "defaults",
     "serve",
     "disaggregation",
     "offload",
@@ -40,7 +41,8 @@ SCENES = (
     "example",
 )
 SMALL = ("modes", "failures")
-MODELS = {"ttft": "smollm2", "serve": "smollm2", "mla": "mla"}  # besides the random one
+# Besides the random one.
+MODELS = {"ttft": "smollm2", "defaults": "smollm2", "serve": "smollm2", "mla": "mla"}
 
 
 class Test:
@@ -72,8 +74,11 @@ def machine():
     }
 
 
-def play(place, scenes, small, long):
-    """Run scenes; return what each found, with an error where it failed."""
+def play(place, scenes, small, long, keep):
+    """Run scenes; return what each found, with an error where it failed.
+
+    ``keep`` is called with that after each.
+    """
     folder = place.runs / time.strftime("%Y%m%d-%H%M%S")
     report = {}
     with Engines(place, folder) as engines:
@@ -91,6 +96,7 @@ def play(place, scenes, small, long):
             else:
                 shutil.rmtree(folder / name)  # blocks; the logs lie beside it
             entry["seconds"] = round(time.monotonic() - start)
+            keep(report)
     return report
 
 
@@ -122,19 +128,25 @@ def main():
     scenes = args.only or (SMALL if args.small else SCENES)
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     start, before = time.monotonic(), machine()
+
+    def seconds():
+        return round(time.monotonic() - start)
+
+    def keep(report):
+        if args.json:
+            whole = {"machine": before, "scenes": report, "seconds": seconds()}
+            args.json.write_text(json.dumps(whole, indent=2) + "\n")
+
     try:
         place.prepare(args.wheel.absolute(), {MODELS[name] for name in scenes if name in MODELS})
-        report = play(place, scenes, args.small, args.long)
+        report = play(place, scenes, args.small, args.long, keep)
     except Failed as failure:
         say(f"FAILED: {failure}")
         return 1
     show(report)
-    seconds = round(time.monotonic() - start)
-    if args.json:
-        whole = {"machine": before, "scenes": report, "seconds": seconds}
-        args.json.write_text(json.dumps(whole, indent=2) + "\n")
     failed = [name for name, entry in report.items() if "failed" in entry]
-    say(f"FAILED: {', '.join(failed)}, {seconds} s" if failed else f"all is well, {seconds} s")
+    word = f"FAILED: {', '.join(failed)}" if failed else "all is well"
+    say(f"{word}, {seconds()} s")
     return 1 if failed else 0
 
 

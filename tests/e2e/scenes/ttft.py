@@ -78,12 +78,17 @@ def miss(engine, prompt):
     before = engine.store_ms()
     engine.run(prompt, outputs=1)
     seconds = engine.spent()["seconds"]
-    after, now = None, engine.store_ms()
-    while after != now:  # it is stored behind the engine's back
-        time.sleep(1)
-        after, now = now, engine.store_ms()
     by_method = {name: 1000 * value for name, value in seconds.items()}
-    return {**by_method, "of threads of the store": now - before}
+    return {**by_method, "of threads of the store": settled_ms(engine) - before}
+
+
+def settled_ms(engine):
+    """Return the CPU time of the store's threads, once they have stored what they were given."""
+    before, now = None, engine.store_ms()
+    while before != now:
+        time.sleep(1)
+        before, now = now, engine.store_ms()
+    return now
 
 
 def forget(folder):

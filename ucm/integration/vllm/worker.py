@@ -20,8 +20,9 @@ from ucm.logs import logger
 from ucm.store_api import Store
 from ucm.task import Task
 
-# Layers are handed over in groups: a call costs 0.1 ms of the engine's thread, whatever it moves.
-_LOAD_GROUPS = 8  # or a few more: the first one, which nothing hides, is small
+# Layers are handed over in groups: a call costs 0.1 ms of the engine's thread, and each group opens
+# the blocks' files again. They double in size: the first one, which nothing hides, is small.
+_LOAD_GROUPS = 2  # and those before the largest
 _SAVE_GROUPS = 3  # or fewer: where there is less than this for each
 _SAVE_GROUP_BYTES = 16 << 20
 _BACKGROUND = -1  # the priority of what this thread does not wait for
