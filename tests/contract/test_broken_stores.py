@@ -125,7 +125,7 @@ NATIVE = {
         CLOSED + "    if (report) report->unfinished = 0;\n",
         "close_counts or drain_reports",
         "REPORTS",
-        "drain counts what is unfinished, close not",
+        "close does not count what is unfinished as drain",
     ),
 }
 

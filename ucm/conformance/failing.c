@@ -28,6 +28,7 @@ static long step;                   /* atomic: how many more changes until one f
 static long found;                  /* atomic: calls below the folder while there was a mode */
 static long failed;                 /* atomic: steps that failed */
 static unsigned char unsynced[FDS]; /* atomic: descriptors that were written to since a sync */
+static long was[FDS];               /* atomic: 1 + bytes of the file when it was opened; 0: ? */
 
 EXPORT void ucm_failing(int new_mode) {
     __atomic_store_n(&mode, new_mode, __ATOMIC_SEQ_CST);
@@ -164,6 +165,16 @@ FILE_CALL(WRITES, 1, ssize_t, pwritev64, (int fd, const struct iovec *v, int n, 
 FILE_CALL(NAMES, 0, int, ftruncate64, (int fd, off64_t length), (fd, length))
 #endif
 
+/* Notes how long a file was that will be written to. */
+static int opened(int fd, int flags) {
+    struct stat file;
+    if (fd < 0 || fd >= FDS || (flags & O_ACCMODE) == O_RDONLY || idle()) return fd;
+    const int before = errno;
+    if (fstat(fd, &file) == 0) __atomic_store_n(&was[fd], (long)file.st_size + 1, __ATOMIC_SEQ_CST);
+    errno = before;
+    return fd;
+}
+
 #define OPEN_CALL(folder_fd, name, parameters, arguments)     \
     EXPORT int name parameters;                               \
     EXPORT int name parameters {                              \
@@ -176,7 +187,7 @@ FILE_CALL(NAMES, 0, int, ftruncate64, (int fd, off64_t length), (fd, length))
             va_end(rest);                                     \
             if (name_fails(folder_fd, path)) return -1;       \
         }                                                     \
-        return next arguments;                                \
+        return opened(next arguments, flags);                 \
     }
 
 OPEN_CALL(AT_FDCWD, open, (const char *path, int flags, ...), (path, flags, bits))
@@ -186,13 +197,15 @@ OPEN_CALL(AT_FDCWD, open64, (const char *path, int flags, ...), (path, flags, bi
 OPEN_CALL(at, openat64, (int at, const char *path, int flags, ...), (at, path, flags, bits))
 #endif
 
-/* One that fails has closed it, and what was not synced is gone, as on a network file system. */
+/* One that fails has closed it, and what was appended since it was opened and not synced is gone,
+ * as on a network file system. */
 EXPORT int close(int fd) {
     NEXT(int, close, (int));
-    const int written =
-        fd >= 0 && fd < FDS && __atomic_exchange_n(&unsynced[fd], 0, __ATOMIC_SEQ_CST);
+    if (fd < 0 || fd >= FDS) return next(fd);
+    const long size = __atomic_exchange_n(&was[fd], 0, __ATOMIC_SEQ_CST);
+    const int written = __atomic_exchange_n(&unsynced[fd], 0, __ATOMIC_SEQ_CST);
     if (!written || !file_fails(fd, WRITES)) return next(fd);
-    const long cut = syscall(SYS_ftruncate, fd, 0L);
+    const long cut = size ? syscall(SYS_ftruncate, fd, size - 1) : 0;
     next(fd);
     errno = cut ? errno : EIO;
     return -1;

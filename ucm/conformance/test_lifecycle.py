@@ -77,8 +77,10 @@ def test_close_counts_shards_of_blocks_that_stay_unfinished(
     if "write_back" not in store.capabilities:  # which may lose what it has not stored yet
         more = len(kit.dump_pieces(store, other.pieces()[2:]).pieces)
     report = store.close(kit.WAIT_MS)
-    expect_report(store, report, stored=more, unfinished=3 + more)
-    assert report.unfinished or not said.unfinished, "drain counts what is unfinished, close not"
+    assert report.pending == 0
+    if said.unfinished:  # else they are kept by a layer, which loses them now
+        counted = (report.stored, report.lost, report.unfinished)
+        assert counted == (more, 0, 3 + more), "close does not count what is unfinished as drain"
 
 
 @stands_for(Promise.CLOSES)

@@ -4,7 +4,7 @@ import ucm
 
 
 class Flip(ucm.CodecBase):
-    """Stands anywhere over another store: "Cache|Flip|Posix"."""
+    """Inverts every bit, anywhere over another store: "Cache|Flip|Posix"."""
 
     encoding = "flip.1"
 
