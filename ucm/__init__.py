@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ucm.hookspecs import hookimpl
     from ucm.layout import Layout
     from ucm.loader import Option
-    from ucm.python_store import Dumped, LayerBase, StoreBase
+    from ucm.python_store import CodecBase, Dumped, LayerBase, StoreBase
     from ucm.registry import PluginInfo, plugins
     from ucm.store_api import Report, Store, open_pipeline
     from ucm.task import Result, Task
@@ -65,7 +65,7 @@ _HOMES = {
     "ucm.hookspecs": ("hookimpl",),
     "ucm.layout": ("Layout",),
     "ucm.loader": ("Option",),
-    "ucm.python_store": ("Dumped", "LayerBase", "StoreBase"),
+    "ucm.python_store": ("CodecBase", "Dumped", "LayerBase", "StoreBase"),
     "ucm.registry": ("PluginInfo", "plugins"),
     "ucm.store_api": ("Report", "Store", "open_pipeline"),
     "ucm.task": ("Result", "Task"),
@@ -76,6 +76,7 @@ __all__ = [
     "BusyError",
     "CancelledError",
     "ClosedError",
+    "CodecBase",
     "ConfigError",
     "CorruptError",
     "Dumped",

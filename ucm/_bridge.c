@@ -954,6 +954,11 @@ static ucm_status bridge_close(ucm_store *s, const ucm_wait_args *args, ucm_repo
         const int late = (b->base.capabilities & UCM_CAP_WRITE_BACK) != 0;
         report->stored = b->lower || late ? 0 : b->stored;
         report->lost = report->unfinished = report->pending = 0;
+        if (b->close && status != UCM_PENDING) {
+            if (b->close->open.reports) report->stored = b->close->open.report.stored;
+            report->lost = b->close->open.report.lost;
+            report->unfinished = b->close->open.report.unfinished;
+        }
         for (struct job *job = b->oldest; job; job = job->after)
             if (job->open.kind == UCMB_DUMP) report->pending += job->open.n;
         b->stored = 0;

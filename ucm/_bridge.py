@@ -368,17 +368,20 @@ class Bridge:
         elif kind == lib.UCMB_TOUCH:
             store.touch(_ids(job))
         elif kind == lib.UCMB_DRAIN:
-            report = store.drain()
-            if report is not None:
-                job.report.lost, job.report.unfinished = report.lost, report.unfinished
-                if "write_back" in self.capabilities:
-                    job.reports, job.report.stored = 1, report.stored
+            self._report(job, store.drain())
         else:
-            self._close()
+            report = self._close()
+            self._report(job, report if hasattr(report, "unfinished") else None)
 
-    def _close(self) -> None:
+    def _report(self, job: Any, report: Any) -> None:
+        if report is not None:
+            job.report.lost, job.report.unfinished = report.lost, report.unfinished
+            if "write_back" in self.capabilities:
+                job.reports, job.report.stored = 1, report.stored
+
+    def _close(self) -> Any:
         try:
-            self._store.close()
+            return self._store.close()
         finally:
             if self._lower:
                 self._lower.shut()

@@ -66,8 +66,6 @@ class PythonKind:
 
     def lower_layout(self, layout: Any, values: Sequence[Value], keep: list[Any]) -> Any:
         """Return the native layout for the store below; ``keep`` has what it points to."""
-        if layout.flags & ~lib.UCM_LAYOUT_PAGES:
-            raise errors.UnsupportedError(f"{self.name}: a flag of its layout is not known here")
         answer: Any = getattr(self._make, "lower_layout", None)
         encoding = getattr(self._make, "encoding", "")
         own = answer is not None and getattr(answer, "__func__", answer) is not _DEFAULT
@@ -148,9 +146,7 @@ def _options(values: Sequence[Value]) -> dict[str, Any]:
 
 
 def layout_from(native: Any) -> Layout:
-    """Read a native layout."""
-    if native.memory not in (lib.UCM_MEMORY_HOST, lib.UCM_MEMORY_CUDA):
-        raise errors.UnsupportedError(f"layout: memory of kind {native.memory} is not known here")
+    """Read a native layout, of which ``pipeline`` has checked flags and memory."""
     planes = strided("ucm_plane", native.planes, native.n_planes, native.plane_stride)
     dtypes = {plane.dtype for plane in planes}
     dtype = dtypes.pop() if len(dtypes) == 1 else 0

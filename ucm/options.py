@@ -427,7 +427,10 @@ def resolve(
                 missing.append(f"{option.name}: {word} needs it and it is not given. {option.help}")
                 continue
             raw = flat[key] if given else option.initial
-            values.append(Value(option, check_value(option, raw, key if given else None), given))
+            checked = check_value(option, raw, key if given else None)
+            if option.initial is None and checked in ("", []):
+                missing.append(f"{key}: {word} needs it and it is empty. {option.help}")
+            values.append(Value(option, checked, given))
         resolved.append(values)
 
     for values in resolved:

@@ -91,8 +91,8 @@ class StoreBase:
         dumped well counts as stored.
         """
 
-    def close(self) -> None:
-        """Release everything; the last call."""
+    def close(self) -> Report | None:
+        """Release everything; the last call. It may report as ``drain`` does."""
 
     @staticmethod
     def fill(shard: Sequence[Any], data: Any) -> int:
@@ -155,6 +155,60 @@ class LayerBase(StoreBase):
     def remove(self, block_ids: list[bytes]) -> None:
         """Remove from the store below."""
         self.lower.remove(block_ids)
+
+
+class CodecBase(LayerBase):
+    """Derive from this to write a layer that changes the bytes of each shard, and nothing else.
+
+    Define ``encode``, ``decode`` and ``encoding``, and ``encoded_size`` if the bytes may become
+    more. The same bytes must come back: the lengths of shards vary.
+    """
+
+    @classmethod
+    def encoded_size(cls, size: int) -> int:
+        """Return the most bytes that a shard of up to ``size`` bytes may be encoded to."""
+        return size
+
+    def encode(self, data: bytes) -> bytes:
+        """Return what is stored below in place of a shard's bytes."""
+        raise errors.UnsupportedError(f"{type(self).__name__} has no encode")
+
+    def decode(self, data: bytes) -> bytes:
+        """Return a shard's bytes again. What it raises ends the shard as CORRUPT."""
+        raise errors.UnsupportedError(f"{type(self).__name__} has no decode")
+
+    @classmethod
+    def lower_layout(cls, layout: Layout, options: Mapping[str, Any]) -> Layout:
+        """Make room for ``encoded_size``."""
+        return layout.resized(cls.encoded_size(layout.shard_size))
+
+    def dump(
+        self, block_ids: list[bytes], shard_index: list[int], shards: list[list[memoryview]]
+    ) -> Sequence[int | BaseException | None] | None:
+        """Dump what is encoded into the store below."""
+        encoded = [self.encode(b"".join(shard)) for shard in shards]
+        return self.lower.dump(block_ids, shard_index, encoded)
+
+    def load(
+        self, block_ids: list[bytes], shard_index: list[int], shards: list[list[memoryview]]
+    ) -> Sequence[int | BaseException]:
+        """Load from the store below, and decode."""
+        size = self.lower.layout.shard_size if self.lower.layout else 0
+        rooms = [bytearray(size) for _ in shards]
+        ends = self.lower.load(block_ids, shard_index, rooms)
+        return [self._decoded(*row) for row in zip(ends, rooms, shards, strict=True)]
+
+    def _decoded(
+        self, end: int | BaseException, room: bytearray, shard: list[memoryview]
+    ) -> int | BaseException:
+        if isinstance(end, BaseException):
+            return end
+        try:
+            return self.fill(shard, self.decode(bytes(memoryview(room)[:end])))
+        except errors.StoreError as error:
+            return error
+        except Exception as error:
+            return errors.CorruptError(f"{type(self).__name__}.decode: {error}")
 
 
 def defines(store: object, method: str) -> bool:

@@ -103,7 +103,8 @@ class Registry:
         dist, _, name = word.rpartition(":")
         with self._lock:
             entries = [e for e in self._entries.get(name, []) if not dist or e.origin == dist]
-            broken = [info for info in self._broken if name in (info.name, info.origin)]
+            broken = [i for i in self._broken if name in (i.name, i.origin) or i.origin == dist]
+            files = [info.error for info in self._broken if info.origin == PLUGINS_ENV]
             known = sorted(self._entries)
         if len(entries) == 1:
             return entries[0]
@@ -113,9 +114,10 @@ class Registry:
             raise errors.PluginError(f"the store {word!r} was refused: {broken[0].error}")
         near = difflib.get_close_matches(name.capitalize(), known, 1, 0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        refused = f"; of {PLUGINS_ENV} was refused: {'; '.join(map(str, files))}" if files else ""
         raise errors.ConfigError(
             f"store_pipeline: there is no store {word!r}{hint}; known: {', '.join(known)}. "
-            "'ucm plugins' says where each comes from"
+            f"'ucm plugins' says where each comes from{refused}"
         )
 
     def describe(self) -> list[PluginInfo]:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ucm._abi import ffi
+from ucm._abi import ffi, lib
 
 import ucm
 from ucm import loader, pipeline, registry
@@ -73,6 +73,23 @@ def attic(built):
     return library
 
 
+@pytest.fixture(scope="session")
+def encrypt(built):
+    """Compile a layer in C++, of today, against the later header, as its author might."""
+    crypto = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "libcrypto"], capture_output=True, text=True
+    )
+    if crypto.returncode:
+        pytest.skip("the headers of OpenSSL are not installed")
+    library, source = built / "Encrypt.so", ROOT / "examples" / "encrypt_store"
+    command = ["c++", "-std=c++17", "-shared", "-fPIC", f"-I{built}/New", f"-I{NOW}", "-pthread"]
+    whole = built / "encrypt.cpp"
+    parts = ("plugin", "seal", "store")
+    whole.write_text("".join(f'#include "{source}/{part}.cpp"\n' for part in parts))
+    subprocess.run([*command, whole, "-o", library, *crypto.stdout.split()], check=True)
+    return library
+
+
 def path_of(folder, name):
     """Return the library of a layer."""
     return OURS.get(name.lower(), f"{folder}/{name}.so")
@@ -130,6 +147,31 @@ def test_any_host_runs_any_mixture(built, host, pipeline):
 def test_a_store_in_cpp_is_compiled_with_a_later_header(built, attic, host):
     facts = run_host(built, host, "OldLayer|Attic")
     assert {name: facts[name] for name in GOOD} == GOOD
+
+
+@pytest.fixture
+def key(tmp_path):
+    """Make the options of Encrypt."""
+    file = tmp_path / "key"
+    file.write_text("5f" * 32)
+    file.chmod(0o600)
+    return {"encrypt_key_file": str(file)}
+
+
+@pytest.mark.parametrize("host", ["OldHost", "NewHost"])
+@pytest.mark.parametrize("pipeline", ["OldLayer|Encrypt|NewBottom", "Encrypt|OldBottom"])
+def test_a_layer_in_cpp_is_compiled_with_a_later_header(built, encrypt, key, host, pipeline):
+    facts = run_host(built, host, pipeline, **key)
+    assert {name: facts[name] for name in GOOD} == GOOD
+    assert set(facts.get("faults", [])) <= {0}
+
+
+def test_a_layer_that_changes_the_bytes_hands_on_no_unknown_result_flag(built, encrypt, key):
+    def faults(pipeline):
+        return run_host(built, "OldHost", pipeline, layer_strict="true", **key)["faults"][0]
+
+    assert faults("OldLayer|NewBottom") > 0  # the layer sees the flag
+    assert faults("OldLayer|Encrypt|NewBottom") == 0
 
 
 def test_two_versions_of_the_cpp_helper_share_no_state(attic):
@@ -220,6 +262,77 @@ def test_pending_is_no_result(open_mixed, layers):
 def test_an_unknown_status_of_drain_is_an_error(open_mixed, pipeline):
     with open_mixed(pipeline, bottom_drain=99) as store, pytest.raises(ucm.StoreError):
         store.drain()
+
+
+STANDS = [
+    "Posix", "OldBottom", "NewBottom", "Cache|Empty", "Compress|Empty", "Fault|Empty",
+    "OldLayer|Empty", "NewLayer|Empty",
+]  # fmt: skip
+TOUCH_NO_MEMORY = ["Empty", "Fake"]
+
+
+def with_top_layout(monkeypatch, change):
+    """Have the host change every top layout."""
+
+    def top_layout(*args, make=pipeline._top_layout):
+        layout = make(*args)
+        change(layout)
+        return layout
+
+    monkeypatch.setattr(pipeline, "_top_layout", top_layout)
+
+
+@pytest.mark.parametrize("layers", STANDS)
+def test_memory_of_a_later_kind_is_refused(open_mixed, monkeypatch, layers):
+    with_top_layout(monkeypatch, lambda layout: setattr(layout, "memory", 2))
+    with pytest.raises((ucm.UnsupportedError, ucm.PluginError), match="memory"):
+        open_mixed(layers)
+
+
+@pytest.mark.parametrize("layers", [*STANDS, *TOUCH_NO_MEMORY])
+def test_a_flag_of_a_later_layout_is_refused(open_mixed, monkeypatch, layers):
+    with_top_layout(monkeypatch, lambda layout: setattr(layout, "flags", 1 << 63))
+    with pytest.raises(ucm.UnsupportedError):
+        open_mixed(layers)
+
+
+@pytest.mark.parametrize("function", ["ucmh_open", "ucmh_ask_lower_layout"])
+@pytest.mark.parametrize("layers", [*STANDS, *TOUCH_NO_MEMORY])
+def test_a_flag_of_a_later_call_is_refused(open_mixed, monkeypatch, layers, function):
+    if function == "ucmh_ask_lower_layout" and "|" not in layers:
+        return  # nobody asks the bottom
+
+    class Later:
+        def __getattr__(self, name):
+            return getattr(lib, name) if name != function else self.call
+
+        def call(self, plugin, args, *rest):
+            args.flags |= 1 << 63
+            return getattr(lib, function)(plugin, args, *rest)
+
+    monkeypatch.setattr(pipeline, "lib", Later())
+    with pytest.raises(ucm.UnsupportedError):
+        open_mixed(layers)
+
+
+@pytest.mark.parametrize("dtype", [-1, 99])
+@pytest.mark.parametrize("layers", ["Compress|OldBottom", PIPELINES[-3], PIPELINES[-1]])
+def test_numbers_of_a_later_type_are_bytes(open_mixed, monkeypatch, layers, dtype):
+    with_top_layout(monkeypatch, lambda layout: setattr(layout.planes[0], "dtype", dtype))
+    with open_mixed(layers, dtype="bf16") as store:
+        assert moved(store)
+
+
+@pytest.mark.parametrize("layers", ["Cache|OldBottom", "Compress|NewBottom", "Posix"])
+def test_a_report_of_a_later_host_is_filled_in_as_far_as_it_is_known(open_mixed, layers):
+    with open_mixed(layers) as store:
+        assert moved(store)
+        memory = ffi.new("uint64_t[]", [64, 0, 0, 0, 0, 7, 7, 7, 7])  # three more members, and past
+        report = ffi.cast("ucm_report *", memory)
+        args = ffi.new("ucm_wait_args *", {"struct_size": 24, "timeout_ms": 60000})
+        handle = ffi.cast("ucm_store *", store.native_handle())
+        assert handle.ops.drain(handle, args, report, ffi.NULL) == 0
+        assert list(memory) == [64, 8, 0, 0, 0, 7, 7, 7, 7]
 
 
 @pytest.mark.parametrize(

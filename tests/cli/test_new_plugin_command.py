@@ -38,6 +38,12 @@ def test_the_lines_that_it_prints_name_the_folder_and_not_a_package_of_an_index(
 
 
 @pytest.mark.parametrize("kind", OLD)
+def test_who_builds_a_library_is_told_where_its_header_is(ucm_command, tmp_path, kind):
+    (first, *_) = write(ucm_command, kind, tmp_path / "made")["next"]
+    assert first.startswith("export PKG_CONFIG_PATH=" if kind in ("c", "cpp") else "pip install ")
+
+
+@pytest.mark.parametrize("kind", OLD)
 def test_its_tests_import_nothing_that_installing_it_does_not_bring(ucm_command, tmp_path, kind):
     made = tmp_path / "made"
     write(ucm_command, kind, made)

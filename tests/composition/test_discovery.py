@@ -229,3 +229,12 @@ def test_the_header_compiles_where_get_include_says(tmp_path):
     source = tmp_path / "header.c"
     source.write_text('#include "ucm/store_v1.h"\n#include "ucm/task_v1.h"\n')
     compile_library(source, tmp_path / "header.so", "-Wpedantic")
+
+
+def test_a_word_that_nobody_has_is_told_which_files_were_refused(registered, tmp_path):
+    (tmp_path / "acme.so").write_text("no library")
+    registered(tmp_path / "acme.so")
+    with pytest.raises(ucm.ConfigError, match=r"there is no store 'Other'.*acme.so.*does not load"):
+        ucm.open_pipeline("Other", block_size=4096)
+    with pytest.raises(ucm.PluginError, match=r"'UCM_PLUGINS:Other' was refused.*acme.so"):
+        ucm.open_pipeline("UCM_PLUGINS:Other", block_size=4096)

@@ -113,6 +113,16 @@ def test_a_required_option_is_asked_for_by_name(error_of):
     assert message.startswith("storage_backends: Posix needs it")
 
 
+def test_a_required_text_of_a_python_store_is_not_empty(registered):
+    class Asks(ucm.StoreBase):
+        OPTIONS = (ucm.Option("asks_folder", "string", None, help="Where it is."),)
+
+    registered(Asks=Asks)
+    for given in ("", None):
+        with pytest.raises(ucm.ConfigError, match=r"^asks_folder: Asks needs it and it is"):
+            ucm.open_pipeline("Asks", block_size=4096, asks_folder=given)
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [

@@ -107,6 +107,37 @@ def test_lengths_before_encoding_reach_the_store_below(opened):
     assert store.stats()["Compress"]["dump_bytes_total"] == 15
 
 
+class Longer(ucm.CodecBase):
+    """Puts something before the bytes."""
+
+    encoding = "longer.1"
+
+    @classmethod
+    def encoded_size(cls, size):
+        return size + 2
+
+    def encode(self, data):
+        return b"<>" + data
+
+    def decode(self, data):
+        if not data.startswith(b"<>"):
+            raise ValueError("no mark")
+        return data[2:]
+
+
+def test_a_codec_says_only_what_becomes_of_the_bytes(opened):
+    store = opened("Longer|Memory", Longer=Longer)
+    store.wait(dump(store, ONE, TWO))
+    assert made[0].blocks[ONE] == b"<>" + ONE * 4
+    assert made[0].layout.encoding == "longer.1"
+    made[0].blocks[TWO] = b"??" + TWO * 4
+    task, rooms = load(store, ONE, TWO)
+    assert ends(store, task) == [Status.OK, Status.CORRUPT]
+    assert rooms[0] == ONE * 4
+    store.wait(dump(store, TWO))  # which replaces what could not be read
+    assert made[0].blocks[TWO] == b"<>" + TWO * 4
+
+
 def _address(data):
     import ctypes
 

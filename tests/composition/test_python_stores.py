@@ -308,6 +308,16 @@ def test_a_close_that_had_to_wait_reports_all_that_was_stored(opened):
     assert store.close().stored == 2
 
 
+def test_a_close_method_may_report_what_is_lost_and_unfinished(opened):
+    class Reports(Memory):
+        def close(self):
+            return ucm.Report(0, 2, 0, 3)
+
+    store = opened("Reports", Reports=Reports)
+    store.wait(dump(store, ONE))
+    assert store.close() == ucm.Report(1, 2, 0, 3)
+
+
 def test_a_close_method_that_hangs_is_called_once(opened):
     class Slow(Memory):
         def close(self):

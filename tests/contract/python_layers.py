@@ -23,28 +23,17 @@ class Watch(ucm.LayerBase):
         self.lower.remove(block_ids)
 
 
-class Zlib(ucm.LayerBase):
+class Zlib(ucm.CodecBase):
     """Compresses shards with zlib."""
 
     encoding = "zlib.1"
 
     @classmethod
-    def lower_layout(cls, layout, options):
-        return layout.resized(layout.shard_size + layout.shard_size // 1000 + 64)
+    def encoded_size(cls, size):
+        return size + size // 1000 + 64
 
-    def dump(self, block_ids, shard_index, shards):
-        packed = [zlib.compress(b"".join(shard), 1) for shard in shards]
-        return self.lower.dump(block_ids, shard_index, packed)
+    def encode(self, data):
+        return zlib.compress(data, 1)
 
-    def load(self, block_ids, shard_index, shards):
-        rooms = [bytearray(self.lower.layout.shard_size) for _ in shards]
-        ends = self.lower.load(block_ids, shard_index, rooms)
-        return [self._unpack(*row) for row in zip(ends, rooms, shards, strict=True)]
-
-    def _unpack(self, end, room, shard):
-        if isinstance(end, Exception):
-            return end
-        try:
-            return self.fill(shard, zlib.decompress(room[:end]))
-        except zlib.error as error:
-            return ucm.CorruptError(str(error))
+    def decode(self, data):
+        return zlib.decompress(data)

@@ -32,8 +32,9 @@ BROKEN = {
     "Unchecked": ("DAMAGE", "under_an_open_store"),
     "InPlace": ("KILLED", "is_killed"),
     "ErrorsHidden": ("FAILS", "files_that_fail"),
+    "PublishesInVain": ("FAILS", "whichever_call_failed"),
 }
-FOLDERS = ("ClosesEarly", "Unchecked", "InPlace", "ErrorsHidden")
+FOLDERS = ("ClosesEarly", "Unchecked", "InPlace", "ErrorsHidden", "PublishesInVain")
 IN_FOLDER = ["--ucm-option", "folder={tmp}", "--ucm-files", "{tmp}/{id}"]
 HASTE = ["--ucm-timeout", "0.4"]
 ENOUGH = " or ".join(tests for _, tests in BROKEN.values())
@@ -90,12 +91,16 @@ def test_a_run_in_which_all_hangs_ends_after_five_and_has_its_card(cards):
 
 LOOKUP = "    if (a->flags) return unknown_flags(err);\n    if (a->mode"
 DONE = "        t->done(t->ctx, i, &result);\n"
+UNLOCKED = "            pthread_mutex_unlock(&heap->mutex);\n        }\n" + DONE
+CONTINUES = "            continue;\n        }"
+CLOSED = "    fill_report(heap, report);\n    destroy(heap);\n"
 NATIVE = {
     # Never returns from a lookup of five blocks.
     "blocks": (
         LOOKUP,
         "    while (a->n == 5) nanosleep(&(struct timespec){1, 0}, NULL);\n" + LOOKUP,
         "new_store_has_no_block or test_round_trip_of_a_block_of_any_size",
+        "ENDS",
         "it is in expect_found, test_lookup.py:",
     ),
     # Never ends the task of every fifth dumped shard.
@@ -103,21 +108,38 @@ NATIVE = {
         DONE,
         "        if (dump && heap->values[DUMPED] % 5 == 0) return UCM_OK;\n" + DONE,
         "wait_may_be_repeated or any_order",
+        "ENDS",
         "within 400 ms",
+    ),
+    # Calls done before it leaves its lock.
+    "locks": (
+        UNLOCKED,
+        "            t->done(t->ctx, i, &result);\n" + UNLOCKED.replace("        }", CONTINUES),
+        "other_threads_while or any_order",
+        "CALLBACKS",
+        "metrics waits for a lock of the thread that calls it",
+    ),
+    # Counts no unfinished shard when it closes.
+    "forgets": (
+        CLOSED,
+        CLOSED + "    if (report) report->unfinished = 0;\n",
+        "close_counts or drain_reports",
+        "REPORTS",
+        "close does not count what is unfinished as drain",
     ),
 }
 
 
 @pytest.mark.parametrize("how", NATIVE)
-def test_a_native_store_that_hangs_is_given_up_and_the_next_tests_run(cards, tmp_path, how):
-    right, wrong, tests, reason = NATIVE[how]
+def test_a_broken_native_store_is_caught_and_the_next_tests_run(cards, tmp_path, how):
+    right, wrong, tests, promise, reason = NATIVE[how]
     source = HEAP_SOURCE.read_text()
     assert source.count(right) == 1
     (tmp_path / "heap.c").write_text(source.replace(right, wrong))
     library = compile_library(tmp_path / "heap.c", tmp_path / "heap.so")
     read, _ = cards(("Heap", tests, *HASTE), UCM_PLUGINS=str(library))
     (broken,) = read["Heap"]["broken"]
-    assert broken["promise"] == "ENDS"
+    assert broken["promise"] == promise
     assert len(broken["tests"]) == 1
     assert reason in broken["reason"]
     assert sum(part["passed"] for part in read["Heap"]["parts"].values()) >= 1

@@ -69,6 +69,8 @@ def command(name: str, kind: str | None, into: Path | None, as_json: bool) -> No
         target.write_text(_renamed(path.read_text(), old, name))
         files.append(os.fspath(target))
     steps = [
+        # pip builds where only what it installs for that is to be found.
+        *(["export PKG_CONFIG_PATH=$(ucm config --pkgconfigdir)"] if kind in ("c", "cpp") else []),
         # A name without a slash is a package on the index to pip.
         f"pip install {folder if folder.is_absolute() else f'./{folder}'}",
         f"ucm plugins {name}",

@@ -189,9 +189,31 @@ def _fail(opened: Callable[..., Store], numbers: Sequence[int]) -> None:
     say("slow or failed", system.ucm_failing_found())
 
 
+def _fail_steps(opened: Callable[..., Store], numbers: Sequence[int]) -> None:
+    """Have the first call fail that changes a file or folder, then the second of the next dump."""
+    import ctypes
+
+    fail_step = ctypes.CDLL(None).ucm_failing_step
+    fail_step.restype = ctypes.c_long
+    with opened() as store:
+        for steps, number in enumerate(numbers):
+            block = block_of(number)
+            failed_before = fail_step(steps)  # none fails of the first block
+            failed = dump_each(store, [block], REFUSED)
+            lost = store.drain(kit.WAIT_MS).lost
+            if steps and fail_step(0) == failed_before:
+                return  # it takes fewer calls
+            # Without write-back done itself tells: lost is no excuse for its OK.
+            stored = not failed and not (lost and "write_back" in store.capabilities)
+            say("stored" if stored else "lost", number)
+            if stored:
+                kit.expect_published(store, block)
+
+
 _OPERATIONS: dict[str, Callable[[Callable[..., Store], Sequence[int]], None]] = {
     "write": _write,
     "fill": _fill,
     "refuse writes": _refuse_writes,
     "fail": _fail,
+    "fail steps": _fail_steps,
 }

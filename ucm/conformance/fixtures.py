@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import random
@@ -61,14 +60,16 @@ def _registered(pipeline: str) -> str:
 
 def known(word: str, place: str) -> None:
     """See to it that a word of a pipeline is known: if it is not, as ``module:Class`` says."""
-    with contextlib.suppress(ConfigError):
+    try:
         registry().find(word)
         return
+    except ConfigError as error:
+        unknown = error
     module, _, class_name = place.partition(":")
     try:
         store_class = getattr(importlib.import_module(module), class_name)
     except (ImportError, AttributeError) as error:
-        raise pytest.UsageError(f"--ucm-pipeline {word!r}: {error}") from error
+        raise pytest.UsageError(f"--ucm-pipeline {word!r}: {error}; {unknown}") from error
     origin, _, name = word.rpartition(":")
     registry().register(name, store_class, origin=origin or module)
 

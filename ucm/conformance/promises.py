@@ -69,6 +69,11 @@ class Promise(enum.Enum):
         "Every call may be made from any thread, and from many at once.",
         "guard what calls share with a lock; run the suite under ThreadSanitizer if it is native",
     )
+    CALLBACKS = (
+        "threads",
+        "done and finished are called with no lock held.",
+        "take what is to be said under the lock, leave it, and only then call",
+    )
     ENDS = (
         "timeouts",
         "Every accepted task ends, and no call blocks for ever.",
@@ -112,7 +117,7 @@ class Promise(enum.Enum):
     REPORTS = (
         "closing",
         "Drain and close say what became of all that was accepted: stored, lost or pending.",
-        "stored: shards written since the last report, their block whole or not; lost: given up",
+        "stored: since the last report, block whole or not; unfinished: now, of those that are not",
     )
     CLOSES = (
         "closing",
@@ -142,7 +147,7 @@ class Promise(enum.Enum):
     FAILS = (
         "faults",
         "An error of a read or write below fails its shard with that error, and nothing else.",
-        "hand on the status and errno of each shard; publish nothing after a failed write",
+        "check what write, fsync, close and rename return; publish nothing after one that failed",
     )
     SLOW = (
         "faults",

@@ -24,6 +24,7 @@ from ucm.conformance.fixtures import OpenStore, Target, classes_of
 from ucm.conformance.promises import Promise, stands_for
 from ucm.conformance.storage import Storage, damage
 
+STEPS = 64  # most calls of one dump that fail, one after the other
 # How a shard may end that is not there any more, or cannot be had now.
 GONE = (Status.NOT_FOUND, Status.CORRUPT, Status.INCOMPATIBLE, Status.IO, Status.UNAVAILABLE)
 
@@ -165,6 +166,13 @@ def test_writes_that_the_system_refuses_cost_their_blocks_and_no_other(
         pytest.skip("none of its files is longer than 16 KiB")
 
 
+def failing_in(folder: Path) -> dict[str, str]:
+    """Return variables of a process in which calls on files in a folder can be made to fail."""
+    failing = Path(__file__).with_name("failing.so")
+    first = filter(None, (str(failing), os.environ.get("LD_PRELOAD")))
+    return {"LD_PRELOAD": ":".join(first), "ucm_failing_folder": str(folder)}
+
+
 @stands_for(Promise.FAILS)
 def test_files_that_fail_cost_their_blocks_and_slow_ones_time(
     target: Target, open_store: OpenStore, child: Child
@@ -172,13 +180,24 @@ def test_files_that_fail_cost_their_blocks_and_slow_ones_time(
     need_folder(target)
     with open_store(**SIZES) as store:
         need(store, "persistent")
-    failing = Path(__file__).with_name("failing.so")
-    first = filter(None, (str(failing), os.environ.get("LD_PRELOAD")))
-    variables = {"LD_PRELOAD": ":".join(first), "ucm_failing_folder": str(child.folder)}
-    if child.run("fail", range(8), variables=variables)[-1].endswith(" 0"):
+    if child.run("fail", range(8), variables=failing_in(child.folder))[-1].endswith(" 0"):
         pytest.skip(
             "its reads and writes are not calls of the C library, which can be made to fail"
         )
+
+
+@stands_for(Promise.FAILS)
+def test_what_was_said_to_be_stored_is_there_whichever_call_failed(
+    target: Target, open_store: OpenStore, child: Child
+) -> None:
+    need_folder(target)
+    with open_store(**SIZES) as store:
+        need(store, "persistent")
+    numbers = range(STEPS)
+    said = breaking.last_said(child.run("fail steps", numbers, variables=failing_in(child.folder)))
+    if len(said) == 1:
+        pytest.skip("no call of its dumps is one of the C library, which can be made to fail")
+    expect_whole_or_none(open_store, numbers[: len(said)], said)
 
 
 # What a layer is told from below

@@ -65,6 +65,24 @@ def test_drain_counts_shards_of_unfinished_blocks(store: Store, rng: random.Rand
     expect_report(store, store.drain(kit.WAIT_MS), stored=1)
 
 
+@stands_for(Promise.REPORTS)
+def test_close_counts_shards_of_blocks_that_stay_unfinished(
+    store: Store, rng: random.Random
+) -> None:
+    drained, other = kit.new_blocks(store, rng, 2)
+    kit.dump_pieces(store, drained.pieces()[1:])
+    said = store.drain(kit.WAIT_MS)
+    expect_report(store, said, stored=3, unfinished=3)
+    more = 0
+    if "write_back" not in store.capabilities:  # which may lose what it has not stored yet
+        more = len(kit.dump_pieces(store, other.pieces()[2:]).pieces)
+    report = store.close(kit.WAIT_MS)
+    assert report.pending == 0
+    if said.unfinished:  # else they are kept by a layer, which loses them now
+        counted = (report.stored, report.lost, report.unfinished)
+        assert counted == (more, 0, 3 + more), "close does not count what is unfinished as drain"
+
+
 @stands_for(Promise.CLOSES)
 def test_close_finishes_what_was_accepted(open_store: OpenStore, rng: random.Random) -> None:
     store = open_store(block_size=4 << 18, shard_size=1 << 18)

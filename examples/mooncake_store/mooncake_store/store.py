@@ -123,6 +123,7 @@ class UcmMooncakeStore(ucm.StoreBase):
     def close(self):
         """Leave the cluster; what this process gave to the pool goes with it."""
         self._client.close()
+        return self.drain()
 
     def _key(self, block_id):
         return f"{self._root}{self._space}/{block_id.hex()}"

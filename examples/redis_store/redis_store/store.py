@@ -145,6 +145,7 @@ class RedisStore(ucm.StoreBase):
     def close(self):
         """Close the connections."""
         self._server.connection_pool.disconnect()
+        return self.drain()
 
     def _key(self, block_id):
         return f"{self._root}{self._space}:{block_id.hex()}"

@@ -274,7 +274,9 @@ enum {
      * the caller has waited already. */
     UCM_TRANSFER_EVENT = 1u << 0,
     /* dump: what is published under these ids is not what it should be. The first such shard of a
-     * block begins a new copy, which replaces the old one when it is complete. */
+     * block begins a new copy, which replaces the old one when it is complete. A copy that is
+     * unfinished already becomes that new copy, and what it has counts; a store that cannot turn it
+     * into one gives it up, as lost. */
     UCM_TRANSFER_REPLACE = 1u << 1
 };
 
