@@ -8,6 +8,12 @@
 #include "ucm/store_v1.h"
 
 namespace ucm::compress {
+
+struct Ranks {
+    uint8_t of[256];                      // by symbol
+    uint8_t symbols[256 + kMostMembers];  // and back; a table of 256 begins at any rank of a class
+};
+
 namespace {
 
 constexpr size_t kRunBytes = 64, kMost = 2048;
@@ -23,6 +29,7 @@ constexpr uint8_t kUses = 15;     // of classes, before others are chosen
 constexpr uint8_t kSome = 2;      // of them
 constexpr float kWorse = 1.007f;  // they may code so much longer than where they were chosen
 constexpr size_t kPiece = 2048;   // a multiple of 64
+constexpr int kLines = 16;        // fetched at once: more would be waited for
 
 void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
     size_t i = 0;
@@ -71,11 +78,6 @@ struct Identity {
     }
 };
 constexpr Identity kIdentity;
-
-struct Ranks {
-    uint8_t of[256];                      // by symbol
-    uint8_t symbols[256 + kMostMembers];  // and back; a table of 256 begins at any rank of a class
-};
 
 // Symbols by rank: those of classes first, each in exchange for the one that was there.
 void rank(const Classes &classes, Ranks &ranks) {
@@ -229,6 +231,7 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     const size_t planes = plane_bytes(dtype, n);
     if (planes + 2 + kMostMembers > most) return 0;
     kernels_.split[dtype](raw, n, symbols_.base(), out);
+    fetch(kLines);
     // In a small tile, choosing takes as long as coding.
     const bool small = n < kFewSymbols;
     if (small && kept.uses > 0 && kept.dtype == dtype) {
@@ -245,6 +248,7 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     }
     uint32_t counts[256];
     const size_t total = count_some(kernels_, symbols_.base(), n, counts);
+    fetch(kLines);
     const Classes classes = choose_classes(counts, total, n, 1 << symbol_bits(dtype));
     if (double(planes) + classes.bits * double(n) / 8 > double(most)) return 0;
     const size_t coded = code(classes, n, out + planes, most - planes);
@@ -257,13 +261,30 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     return planes + coded;
 }
 
+void ClassCoder::fetch(int lines) {
+    for (; lines > 0 && ahead_ < ahead_end_; lines--, ahead_ += 64) __builtin_prefetch(ahead_);
+}
+
+// The first level piece by piece, so that ranks are coded where they are hot.
+size_t ClassCoder::code_first(const Ranks &ranks, int width, size_t n, uint8_t *codes) {
+    alignas(64) uint8_t piece[kPiece + kKernelSlack];
+    size_t passed = 0;
+    for (size_t i = 0; i < n; i += kPiece) {
+        const size_t count = std::min(kPiece, n - i);
+        fetch(kLines);
+        kernels_.translate(symbols_.base() + i, count, ranks.of, piece);
+        passed += kernels_.code[width - 1](piece, count, codes + i * size_t(width) / 8,
+                                           ranks_.base() + passed);
+    }
+    return passed;
+}
+
 // What symbols_ has; 0: it takes more than `most`.
 size_t ClassCoder::code(const Classes &classes, size_t n, uint8_t *out, size_t most) {
     if (most < 2 + kMostMembers) return 0;
     uint8_t *const begin = out, *const end = out + most, *const ranks = ranks_.base();
     Ranks table;
     rank(classes, table);
-    kernels_.translate(symbols_.base(), n, table.of, ranks);
     out[1] = classes.widths;
     out = write_members(classes, out + 2, out);
     size_t passed = n;
@@ -271,11 +292,14 @@ size_t ClassCoder::code(const Classes &classes, size_t n, uint8_t *out, size_t m
         const int width = classes.width(level);
         const size_t bytes = bytes_of_codes(passed, width);
         if (bytes > size_t(end - out)) return 0;
-        passed = kernels_.code[width - 1](ranks, passed, out);
+        fetch(kLines);
+        passed = level == 0 ? code_first(table, width, n, out)
+                            : kernels_.code[width - 1](ranks, passed, out, ranks);
         out += bytes;
     }
     if (passed > size_t(end - out)) return 0;
-    kernels_.translate(ranks, passed, table.symbols + classes.listed, out);
+    const uint8_t *last = classes.levels == 0 ? symbols_.base() : ranks;
+    kernels_.translate(last, passed, table.symbols + classes.listed, out);
     return size_t(out - begin) + passed;
 }
 
@@ -301,6 +325,7 @@ bool ClassCoder::decode(const uint8_t *stored, size_t bytes, int dtype, size_t n
         const size_t length = bytes_of_codes(counts[level], width);
         if (length > size_t(end - at) || !clean_end(at, counts[level], width)) return false;
         codes[level] = at;
+        fetch(kLines);
         counts[level + 1] = kernels_.count[width - 1](at, counts[level]);
         at += length;
     }
@@ -312,6 +337,7 @@ bool ClassCoder::decode(const uint8_t *stored, size_t bytes, int dtype, size_t n
     for (int level = classes.levels; level-- > 1;) {
         const int width = classes.width(level);
         members -= classes.size(level);
+        fetch(kLines);
         kernels_.decode[width - 1](codes[level], counts[level], members, from, to);
         std::swap(from, to);
     }
@@ -324,6 +350,7 @@ bool ClassCoder::decode(const uint8_t *stored, size_t bytes, int dtype, size_t n
     const uint8_t *next = from;
     for (size_t i = 0; i < n; i += kPiece) {
         const size_t count = std::min(kPiece, n - i);
+        fetch(kLines);
         next = kernels_.decode[width - 1](codes[0] + i * size_t(width) / 8, count, classes.members,
                                           next, to);
         kernels_.merge[dtype](to, stored, n, i, count, raw + i * element_bytes(dtype));

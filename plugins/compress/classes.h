@@ -21,6 +21,8 @@ struct Classes {
     int size(int level) const { return (1 << width(level)) - 1; }
 };
 
+struct Ranks;
+
 // The codec "classes" of docs/frame-format.md. One thread at a time; allocates in the constructor
 // only.
 class ClassCoder {
@@ -43,13 +45,19 @@ class ClassCoder {
     // nothing depends.
     bool decode(const uint8_t *stored, size_t bytes, int dtype, size_t n, uint8_t *raw);
 
+    // What will be read next: it is fetched beside the work on what is given now.
+    void expect(const uint8_t *next, size_t bytes) { ahead_ = next, ahead_end_ = next + bytes; }
+
     uint64_t memory_bytes() const { return symbols_.bytes() + ranks_.bytes(); }
 
   private:
+    void fetch(int lines);
+    size_t code_first(const Ranks &ranks, int width, size_t n, uint8_t *codes);
     size_t code(const Classes &classes, size_t n, uint8_t *out, size_t most);
 
     const Kernels &kernels_;
     Mapping symbols_, ranks_;
+    const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
 };
 
 // From counts of `total` symbols out of n.

@@ -57,6 +57,9 @@ class TileCoder {
     // it can be read, and nothing depends on them.
     bool decode(Tile tile, const uint8_t *stored, uint8_t *raw, uint32_t raw_bytes);
 
+    // What encode() or decode() will be given next.
+    void expect(const uint8_t *next, size_t bytes) { classes_.expect(next, bytes); }
+
     uint64_t memory_bytes() const {
         return classes_.memory_bytes() + planes_.bytes() + encoder_memory_.bytes() +
                decoder_memory_.bytes();
@@ -83,7 +86,7 @@ class TileCoder {
     const Kernels &kernels_;
     Numbers seen_[kDtypes];  // by what the layout says: what a place begins with
     // Tiles of noise in a row in which zstd found nothing, and how many it is not asked of.
-    uint8_t noise_failures_ = 0, noise_wait_ = 0;
+    uint8_t noise_failures_ = 0, noise_wait_ = 7;
     ClassCoder classes_;
     Mapping planes_;
     Mapping encoder_memory_, decoder_memory_;  // the two below live there

@@ -13,7 +13,6 @@ namespace {
 constexpr uint16_t kVersion = 2;
 constexpr uint16_t kLossy = 1;              // of the flags; no writer of ours sets it
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
-constexpr uint32_t kMostAhead = 24576;      // bytes that the first cache takes at once
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
 
 struct Trailer {
@@ -77,13 +76,6 @@ Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity
         (index == 0 && (payload != trailer.raw_bytes || trailer.index_hash != 0)))
         return {UCM_CORRUPT, 0};
     return {UCM_OK, trailer.raw_bytes};
-}
-
-// A small tile is coded or decoded before the processor sees in which order its bytes are read.
-// Inlined: gcc leaves out calls of a function that only fetches.
-[[gnu::always_inline]] inline void prefetch(const uint8_t *from, uint32_t bytes) {
-    if (bytes > kMostAhead) return;
-    for (uint32_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
 
 // After its checksum. The sums are what bounds every access to payload and shard. Calls visit(i,
@@ -292,6 +284,12 @@ void FrameCoder::encode_part(void *const *row, uint64_t length, Mode mode, uint8
             raw = scratch_.base();
         }
         const uint64_t raw_hash = kernels_.hash(raw, bytes, i);
+        // The next one, if there is one and it lies in one segment.
+        const uint64_t end = tiles[i].offset + bytes,
+                       more = i + 1 < part.last ? tiles[i + 1].bytes : 0;
+        const uint8_t *next =
+            more && end + more <= length ? geometry_.find(row, end, more) : nullptr;
+        coder_.expect(next, next ? more : 0);
         uint8_t *out = frame + part.stored_at + part.stored;
         const Tile tile = coder_.encode(raw, bytes, places_[i], mode, out);
         const uint64_t stored_hash =
@@ -365,7 +363,8 @@ void FrameCoder::decode_part(const uint8_t *frame, const uint8_t *index, void *c
         const Entry entry = entry_at(index, i);
         const uint64_t stored_hash = kernels_.hash(stored, entry.stored(), i);
         if (std::memcmp(&stored_hash, entry.stored_hash, sizeof entry.stored_hash) != 0) return;
-        if (i + 1 < part.last) prefetch(stored + entry.stored(), entry_at(index, i + 1).stored());
+        const uint32_t next = i + 1 < part.last ? entry_at(index, i + 1).stored() : 0;
+        coder_.expect(stored + entry.stored(), next);
         uint8_t *direct = geometry_.find(row, offset, entry.raw());
         uint8_t *raw = direct ? direct : scratch_.base();
         if (!coder_.decode({TileCodec(entry.codec), entry.dtype, entry.stored()}, stored, raw,

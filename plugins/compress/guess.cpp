@@ -40,24 +40,63 @@ bool is_noise(const uint32_t (&counts)[256], uint32_t n) {
     return float(equal) < float(n) * (1 + float(n) / 256 + 1.5f * 0.0884f);
 }
 
-// Bits of a symbol, the bits of a byte from `shift` on, as the codec of this mode would code it.
-float symbol(const uint32_t (&counts)[256], int shift, int bits, Mode mode) {
+// How often the `bits` bits from `shift` on are what. Neighbours are not added to one field in
+// turn, which would wait for itself.
+void fold(const uint32_t (&counts)[256], int shift, int bits, uint32_t (&fields)[256]) {
+    const int size = 1 << bits, step = 1 << shift;
+    for (int at = 0; at < 256; at += size * step)
+        for (int low = 0; low < step; low++)
+            for (int f = 0; f < size; f++) fields[f] += counts[at + f * step + low];
+}
+
+// Bits of a symbol, the bits of a byte from `shift` on, as the codec of this mode would code it;
+// perhaps fewer where these are `enough` already.
+float symbol(const uint32_t (&counts)[256], int shift, int bits, Mode mode, float enough) {
     uint32_t fields[256] = {};
-    uint32_t total = 0;
-    for (uint32_t byte = 0; byte < 256; byte++) {
-        fields[byte >> shift & ((1u << bits) - 1)] += counts[byte];
-        total += counts[byte];
+    fold(counts, shift, bits, fields);
+    uint32_t total = 0, equal = 0, none = 0;
+    for (uint32_t count : fields) {
+        total += count;
+        equal += count * count;
+        none += count == 0;
     }
     if (total == 0) return 8;
-    // Numbers have few exponents: noise is soon seen.
-    if (mode == Mode::kFast && std::count(fields, fields + 256, 0u) < 128) return float(bits);
-    if (mode == Mode::kFast)
+    if (mode == Mode::kFast) {
+        // Numbers have few exponents: noise is soon seen.
+        if (none < 128) return float(bits);
+        // No code is shorter than this entropy, and choosing classes takes longer.
+        const float least = 2 * std::log2(float(total)) - std::log2(float(equal));
+        if (least >= enough) return least;
         return float(choose_classes(fields, total, kTileBytes, 1 << bits).bits);
+    }
     float sum = 0, seen = 0;
     for (uint32_t count : fields)
         if (count) sum += float(count) * std::log2(float(count)), seen++;
     // A sample shows less entropy than there is (Miller 1955).
     return std::log2(float(total)) - (sum - (seen - 1) * 0.72f) / float(total);
+}
+
+// What a byte takes as a number of this dtype; perhaps less where that is `enough` already.
+float cost_of(int dtype, const Counts &counts, Mode mode, float enough) {
+    struct Field {
+        const uint32_t (&counts)[256];
+        int shift, bits, beside, all;
+    };
+    // Small codes whole bytes.
+    const bool small = mode == Mode::kSmall;
+    const Field fields[kDtypes] = {
+        {counts.any, 0, 8, 0, 8},
+        {counts.half, 0, 8, 8, 16},
+        small ? Field{counts.odd, 0, 8, 8, 16} : Field{counts.odd, 2, 5, 11, 16},
+        {counts.word, 0, 8, 24, 32},
+        small ? Field{counts.any, 0, 8, 0, 8} : Field{counts.any, 3, 4, 4, 8},
+        small ? Field{counts.any, 0, 8, 0, 8} : Field{counts.any, 2, 5, 3, 8},
+    };
+    if (dtype == UCM_DTYPE_BYTES) return 31.0f / 32;
+    const auto &[of, shift, bits, beside, all] = fields[dtype];
+    const float beside_bits = float(beside), all_bits = float(all);
+    return (symbol(of, shift, bits, mode, enough * all_bits - beside_bits) + beside_bits) /
+           all_bits;
 }
 
 }  // namespace
@@ -78,19 +117,10 @@ Guess guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
     for (uint32_t i = 0; i < n; i++) counts.any[sample[i]]++;
     if (is_noise(counts.any, n)) return {UCM_DTYPE_BYTES, true};
     count(sample, n, counts);
-    // What a byte takes.
     float cost[kDtypes];
-    cost[UCM_DTYPE_BYTES] = 31.0f / 32;
-    cost[UCM_DTYPE_BF16] = (symbol(counts.half, 0, 8, mode) + 8) / 16;
-    cost[UCM_DTYPE_FP32] = (symbol(counts.word, 0, 8, mode) + 24) / 32;
-    if (mode == Mode::kSmall) {  // codes whole bytes
-        cost[UCM_DTYPE_FP16] = (symbol(counts.odd, 0, 8, mode) + 8) / 16;
-        cost[UCM_DTYPE_FP8_E4M3] = cost[UCM_DTYPE_FP8_E5M2] = symbol(counts.any, 0, 8, mode) / 8;
-    } else {
-        cost[UCM_DTYPE_FP16] = (symbol(counts.odd, 2, 5, mode) + 11) / 16;
-        cost[UCM_DTYPE_FP8_E4M3] = (symbol(counts.any, 3, 4, mode) + 4) / 8;
-        cost[UCM_DTYPE_FP8_E5M2] = (symbol(counts.any, 2, 5, mode) + 3) / 8;
-    }
+    cost[first] = cost_of(first, counts, mode, 8);
+    for (int dtype = 0; dtype < kDtypes; dtype++)
+        if (dtype != first) cost[dtype] = cost_of(dtype, counts, mode, cost[first]);
     const int best = int(std::min_element(cost, cost + kDtypes) - cost);
     const bool stays = cost[first] < cost[best] * 1.01f && cost[first] < cost[UCM_DTYPE_BYTES];
     return {stays ? first : best, false};

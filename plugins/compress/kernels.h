@@ -39,8 +39,8 @@ struct Kernels {
     void (*translate)(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to);
 
     // One level, by its width less 1. Ranks below the size of the class, 1 or 3, are codes; the
-    // others are passed on, less that size, to the front of `ranks`. Returns how many.
-    size_t (*code[2])(uint8_t *ranks, size_t n, uint8_t *codes);
+    // others are passed on, less that size, to `passed`, which may be `ranks`. Returns how many.
+    size_t (*code[2])(const uint8_t *ranks, size_t n, uint8_t *codes, uint8_t *passed);
     // How many of n codes pass on.
     size_t (*count[2])(const uint8_t *codes, size_t n);
     // Back: a symbol of `members`, or the next of `passed`; returns what is left of these.

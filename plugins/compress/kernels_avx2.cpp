@@ -196,16 +196,11 @@ void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t 
                    raw + i * 2);
 }
 
-// Bits of a where the mask is zero, of b where it is not.
-inline __m256i choose(__m256i mask, __m256i a, __m256i b) {
-    return _mm256_or_si256(_mm256_andnot_si256(mask, a), _mm256_and_si256(mask, b));
-}
-
 // The sign and mantissa of 32 bytes, in nibbles; two of them in the lower half of each word.
 inline __m256i nibble_pairs(__m256i bytes) {
-    const __m256i each = choose(_mm256_set1_epi8(8), bytes, _mm256_srli_epi16(bytes, 4));
-    return _mm256_maddubs_epi16(_mm256_and_si256(each, _mm256_set1_epi8(15)),
-                                _mm256_set1_epi16(0x1001));
+    const __m256i mantissa = _mm256_and_si256(bytes, _mm256_set1_epi8(7));
+    const __m256i sign = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), _mm256_set1_epi8(8));
+    return _mm256_maddubs_epi16(_mm256_or_si256(mantissa, sign), _mm256_set1_epi16(0x1001));
 }
 
 void split_fp8_e4m3(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *planes) {
@@ -223,16 +218,22 @@ void split_fp8_e4m3(const uint8_t *raw, size_t n, uint8_t *symbols, uint8_t *pla
 void merge_fp8_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t first,
                     size_t count, uint8_t *raw) {
     planes += first / 2;
-    const __m256i exponent = _mm256_set1_epi8(0x78), sign = _mm256_set1_epi8(char(0x80));
+    const __m256i low = _mm256_set1_epi8(15), exponent = _mm256_set1_epi8(0x78);
+    // Where the sign and mantissa in a nibble go.
+    const __m256i apart = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -128, -127, -126, -125, -124, -123, -122, -121));
+    const auto join = [&](const uint8_t *from, __m256i rest, uint8_t *to) {
+        const __m256i moved = _mm256_slli_epi16(load(from), 3);
+        store(to, _mm256_or_si256(_mm256_and_si256(moved, exponent), rest));
+    };
     size_t i = 0;
-    for (; i + 32 <= count; i += 32) {
-        const __m256i pairs = _mm256_cvtepu8_epi16(
-            _mm_loadu_si128(reinterpret_cast<const __m128i *>(planes + i / 2)));
-        // The upper nibble to the byte above; what else is in upper halves, `exponent` covers.
-        const __m256i each = _mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4));
-        const __m256i rest = choose(sign, each, _mm256_slli_epi16(each, 4));
-        const __m256i moved = _mm256_slli_epi16(load(symbols + i), 3);
-        store(raw + i, choose(exponent, rest, moved));
+    for (; i + 64 <= count; i += 64) {
+        const __m256i pairs = _mm256_permute4x64_epi64(load(planes + i / 2), 0xd8);
+        const __m256i even = _mm256_shuffle_epi8(apart, _mm256_and_si256(pairs, low));
+        const __m256i odd =
+            _mm256_shuffle_epi8(apart, _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low));
+        join(symbols + i, _mm256_unpacklo_epi8(even, odd), raw + i);
+        join(symbols + i + 32, _mm256_unpackhi_epi8(even, odd), raw + i + 32);
     }
     merge_e4m3(symbols + i, planes + i / 2, n, 0, count - i, raw + i);
 }
@@ -301,14 +302,14 @@ inline uint8_t *code_lane(const uint8_t *ranks, uint8_t *codes, uint8_t *to) {
 }
 
 template <int Width>
-size_t code(uint8_t *ranks, size_t n, uint8_t *codes) {
-    uint8_t *to = ranks;
+size_t code(const uint8_t *ranks, size_t n, uint8_t *codes, uint8_t *passed) {
+    uint8_t *to = passed;
     size_t i = 0;
     for (; i + 32 <= n; i += 32) to = code_lane<Width>(ranks + i, codes + i * Width / 8, to);
-    if (i == n) return size_t(to - ranks);
+    if (i == n) return size_t(to - passed);
     uint8_t rest[32] = {};  // of the first member: their codes are zero
     memcpy(rest, ranks + i, n - i);
-    return size_t(code_lane<Width>(rest, codes + i * Width / 8, to) - ranks);
+    return size_t(code_lane<Width>(rest, codes + i * Width / 8, to) - passed);
 }
 
 // 32 symbols; returns what of `passed` is left.

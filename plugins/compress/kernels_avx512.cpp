@@ -200,19 +200,19 @@ size_t count_codes(const uint8_t *codes, size_t n) {
 }
 
 template <int Width>
-size_t code(uint8_t *ranks, size_t n, uint8_t *codes) {
+size_t code(const uint8_t *ranks, size_t n, uint8_t *codes, uint8_t *passed) {
     const __m512i size = _mm512_set1_epi8(kClass<Width>);
     size_t count = 0;
     for (size_t i = 0; i < n; i += 64) {
         const __m512i rank = _mm512_maskz_loadu_epi8(lanes(n - i), ranks + i);
-        const uint64_t passed = _mm512_cmpge_epu8_mask(rank, size);
+        const uint64_t passing = _mm512_cmpge_epu8_mask(rank, size);
         if (Width == 2)
             _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + i / 4),
                              pack_crumbs(_mm512_min_epu8(rank, size)));
         else
-            memcpy(codes + i / 8, &passed, 8);
-        store(ranks + count, _mm512_maskz_compress_epi8(passed, _mm512_sub_epi8(rank, size)));
-        count += size_t(_mm_popcnt_u64(passed));
+            memcpy(codes + i / 8, &passing, 8);
+        store(passed + count, _mm512_maskz_compress_epi8(passing, _mm512_sub_epi8(rank, size)));
+        count += size_t(_mm_popcnt_u64(passing));
     }
     return count;
 }

@@ -257,14 +257,14 @@ inline size_t code_lane(const uint8_t *ranks, uint8_t *codes, uint8_t *to) {
 }
 
 template <int Width>
-size_t code(uint8_t *ranks, size_t n, uint8_t *codes) {
+size_t code(const uint8_t *ranks, size_t n, uint8_t *codes, uint8_t *passed) {
     size_t i = 0, count = 0;
     for (; i + 64 <= n; i += 64)
-        count += code_lane<Width>(ranks + i, codes + i * Width / 8, ranks + count);
+        count += code_lane<Width>(ranks + i, codes + i * Width / 8, passed + count);
     if (i == n) return count;
     uint8_t rest[64] = {};  // what is behind the last rank does not pass
     memcpy(rest, ranks + i, n - i);
-    return count + code_lane<Width>(rest, codes + i * Width / 8, ranks + count);
+    return count + code_lane<Width>(rest, codes + i * Width / 8, passed + count);
 }
 
 template <int Width>

@@ -28,11 +28,6 @@ void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to)
     for (size_t i = 0; i < n; i++) to[i] = table[from[i]];
 }
 
-template <int Width>
-size_t code(uint8_t *ranks, size_t n, uint8_t *codes) {
-    return code_end<Width>(ranks, n, codes, ranks);
-}
-
 }  // namespace
 
 const Kernels kScalarKernels = {
@@ -45,7 +40,7 @@ const Kernels kScalarKernels = {
     largest,
     tally,
     translate,
-    {code<1>, code<2>},
+    {code_end<1>, code_end<2>},
     {count_passing<1>, count_passing<2>},
     {decode_end<1>, decode_end<2>},
 };

@@ -186,8 +186,9 @@ void check_level(const Bytes &ranks, int width) {
     const size_t n = ranks.size(), bytes = (n * size_t(width) + 7) / 8, size = (1u << width) - 1;
     const Guarded mine[2] = {Guarded(ranks, kKernelSlack), Guarded(ranks, kKernelSlack)};
     const Guarded codes[2] = {Guarded(bytes + kKernelSlack), Guarded(bytes + kKernelSlack)};
-    const size_t passed = kPlain.code[width - 1](mine[0].data(), n, codes[0].data());
-    CHECK(kFast.code[width - 1](mine[1].data(), n, codes[1].data()) == passed);
+    const size_t passed =
+        kPlain.code[width - 1](mine[0].data(), n, codes[0].data(), mine[0].data());
+    CHECK(kFast.code[width - 1](mine[1].data(), n, codes[1].data(), mine[1].data()) == passed);
     CHECK(codes[0].front(bytes) == codes[1].front(bytes));
     CHECK(mine[0].front(passed) == mine[1].front(passed));
 
