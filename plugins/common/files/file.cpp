@@ -13,8 +13,8 @@
 namespace ucm::files {
 namespace {
 
-// So much is added to a checksum and copied at a time: the copy finds it in the cache, and the memory
-// takes what it wrote while the next is read.
+// So much is added to a checksum and copied at a time: the copy finds it in the cache, and fetches
+// the next meanwhile.
 constexpr size_t kStepBytes = 4u << 10;
 
 void copy_and_add(uint8_t *to, const uint8_t *from, size_t n, PayloadChecksum *sum) {
