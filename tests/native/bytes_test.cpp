@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
 // What touches every byte of a block file, for each kind of processor.
-#include "byte_kernels.h"
-
 #include <xxhash.h>
 
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <vector>
+
+#include "byte_kernels.h"
 
 using ucm::ByteKernels;
 

@@ -17,6 +17,10 @@ namespace {
 // the next meanwhile.
 constexpr size_t kStepBytes = 4u << 10;
 
+const void *end_of(const iovec &piece) {
+    return static_cast<const uint8_t *>(piece.iov_base) + piece.iov_len;
+}
+
 void copy_and_add(uint8_t *to, const uint8_t *from, size_t n, PayloadChecksum *sum) {
     for (size_t done = 0; done < n; done += kStepBytes) {
         const size_t step = std::min(kStepBytes, n - done);
@@ -60,7 +64,11 @@ bool DirectMemory::covers(const void *memory, uint64_t bytes) const {
 void Rows::append(std::vector<iovec> &pieces, void *const *addresses, uint64_t length) const {
     for (size_t i = 0; length > 0; i++) {
         const uint64_t part = std::min(length, segments_[i]);
-        pieces.push_back({addresses[i], size_t(part)});
+        // Neighbours, as slots of one frame are, become one: the kernel looks at each by itself.
+        if (!pieces.empty() && end_of(pieces.back()) == addresses[i])
+            pieces.back().iov_len += part;
+        else
+            pieces.push_back({addresses[i], size_t(part)});
         length -= part;
     }
 }

@@ -99,7 +99,8 @@ class Rows {
     // Could whole pages of it go through O_DIRECT as they are?
     bool aligned(void *const *addresses, uint64_t length) const;
     bool all_in(const DirectMemory &memory, void *const *addresses, uint64_t length) const;
-    // Between the bytes of a shard from offset on and flat memory; `sum` gets them, if there is one.
+    // Between the bytes of a shard from offset on and flat memory; `sum` gets them, if there is
+    // one.
     void gather(void *const *addresses, uint64_t offset, uint64_t bytes, uint8_t *to,
                 PayloadChecksum *sum = nullptr) const;
     void scatter(const uint8_t *from, uint64_t bytes, void *const *addresses, uint64_t offset,
