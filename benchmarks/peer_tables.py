@@ -46,10 +46,9 @@ def speed_ratios(result, name, operation):
 
 
 def cpu_ratios(result, name, operation):
-    pairs = result["rounds"][name]
-    return [
-        p["ours"][operation]["cpu_seconds"] / p["other"][operation]["cpu_seconds"] for p in pairs
-    ]
+    """Return how many times as much time ours took; a round of fio less its start may be none."""
+    pairs = [(p["ours"][operation], p["other"][operation]) for p in result["rounds"][name]]
+    return [o["cpu_seconds"] / p["cpu_seconds"] for o, p in pairs if p["cpu_seconds"] > 0]
 
 
 def others(result):

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <cctype>
-#include <new>
 #include <system_error>
 
 #include "buffers.h"
@@ -66,14 +65,6 @@ uint64_t header_checksum(const uint8_t *header, uint64_t bytes) {
     XXH3_64bits_update(&state, zero, sizeof zero);
     XXH3_64bits_update(&state, header + kAtChecksum + 8, bytes - kAtChecksum - 8);
     return XXH3_64bits_digest(&state);
-}
-
-uint64_t payload_seed(const BlockId &id, uint32_t shard, uint64_t length) {
-    uint8_t identity[UCM_BLOCK_ID_BYTES + 12];
-    std::memcpy(identity, id.bytes, sizeof id.bytes);
-    put32(identity + UCM_BLOCK_ID_BYTES, shard);
-    put64(identity + UCM_BLOCK_ID_BYTES + 4, length);
-    return XXH3_64bits(identity, sizeof identity);
 }
 
 bool entry_sound(const ShardEntry &entry, uint64_t header_bytes, uint64_t file_bytes) {
@@ -201,37 +192,6 @@ HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t fil
         at += kEntryBytes;
     }
     return HeaderState::kSound;
-}
-
-uint64_t payload_checksum(const BlockId &id, uint32_t shard, uint64_t length, const iovec *pieces,
-                          size_t n) {
-    if (n == 1)
-        return XXH3_64bits_withSeed(pieces[0].iov_base, pieces[0].iov_len,
-                                    payload_seed(id, shard, length));
-    XXH3_state_t state{};  // reset_withSeed looks at what was there
-    XXH3_64bits_reset_withSeed(&state, payload_seed(id, shard, length));
-    for (size_t i = 0; i < n; i++)
-        XXH3_64bits_update(&state, pieces[i].iov_base, pieces[i].iov_len);
-    return XXH3_64bits_digest(&state);
-}
-
-PayloadChecksum::PayloadChecksum()
-    : state_(XXH3_createState(),
-             [](void *state) { XXH3_freeState(static_cast<XXH3_state_t *>(state)); }) {
-    if (!state_) throw std::bad_alloc();
-}
-
-void PayloadChecksum::begin(const BlockId &id, uint32_t shard, uint64_t length) {
-    XXH3_64bits_reset_withSeed(static_cast<XXH3_state_t *>(state_.get()),
-                               payload_seed(id, shard, length));
-}
-
-void PayloadChecksum::add(const void *bytes, size_t n) {
-    XXH3_64bits_update(static_cast<XXH3_state_t *>(state_.get()), bytes, n);
-}
-
-uint64_t PayloadChecksum::end() const {
-    return XXH3_64bits_digest(static_cast<const XXH3_state_t *>(state_.get()));
 }
 
 std::string block_folder(const BlockId &id) {

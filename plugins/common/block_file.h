@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: MIT
 //
-// The block file of docs/block-format.md: names, header, checksums, and which directory a block
-// lives in. No I/O on block files happens here.
+// The block file of docs/block-format.md: names, header, and which directory a block lives in. No
+// I/O on block files happens here.
 #pragma once
 
-#include <sys/uio.h>
-
 #include <array>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -69,22 +66,6 @@ enum class HeaderState {
 // Judges the first `have` bytes of a file of file_bytes that is named after `id`.
 HeaderState decode_block_header(const uint8_t *data, uint64_t have, uint64_t file_bytes,
                                 const BlockId &id, BlockHeader &out, uint64_t *need);
-
-// Over `length` bytes in n pieces.
-uint64_t payload_checksum(const BlockId &id, uint32_t shard, uint64_t length, const iovec *pieces,
-                          size_t n);
-
-// The same, of bytes that come one after another.
-class PayloadChecksum {
-  public:
-    PayloadChecksum();
-    void begin(const BlockId &id, uint32_t shard, uint64_t length);
-    void add(const void *bytes, size_t n);
-    uint64_t end() const;
-
-  private:
-    std::unique_ptr<void, void (*)(void *)> state_;  // an XXH3_state_t
-};
 
 // "abc/abcdef..." under a space, and its folder "abc".
 std::string block_name(const BlockId &id);

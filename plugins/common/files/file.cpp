@@ -4,41 +4,30 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <unistd.h>
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
 
 #include <algorithm>
 #include <cerrno>
 
+#include "byte_kernels.h"
+
 namespace ucm::files {
 namespace {
 
-// So much is copied and added to a checksum at a time: the second one finds it in the cache.
-constexpr uint64_t kStepBytes = 64u << 10;
+// So much is added to a checksum and copied at a time: the copy finds it in the cache, and fetches
+// the next meanwhile.
+constexpr size_t kStepBytes = 4u << 10;
 
-#ifdef __SSE2__
-// Past the cache: whoever reads it next is a device, or another core, and the lines that are
-// overwritten need not be fetched first.
-void copy_past_cache(uint8_t *to, const uint8_t *from, size_t n) {
-    constexpr size_t kLine = 64;
-    const size_t head = std::min(n, (kLine - reinterpret_cast<uintptr_t>(to) % kLine) % kLine);
-    std::memcpy(to, from, head);
-    to += head;
-    from += head;
-    n -= head;
-    for (; n >= kLine; n -= kLine, to += kLine, from += kLine)
-        for (size_t i = 0; i < kLine; i += sizeof(__m128i))
-            _mm_stream_si128(reinterpret_cast<__m128i *>(to + i),
-                             _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + i)));
-    _mm_sfence();
-    std::memcpy(to, from, n);
+const void *end_of(const iovec &piece) {
+    return static_cast<const uint8_t *>(piece.iov_base) + piece.iov_len;
 }
-#else
-void copy_past_cache(uint8_t *to, const uint8_t *from, size_t n) {
-    std::memcpy(to, from, n);
+
+void copy_and_add(uint8_t *to, const uint8_t *from, size_t n, PayloadChecksum *sum) {
+    for (size_t done = 0; done < n; done += kStepBytes) {
+        const size_t step = std::min(kStepBytes, n - done);
+        if (sum) sum->add(from + done, step);
+        byte_kernels().copy(to + done, from + done, step);
+    }
 }
-#endif
 
 }  // namespace
 
@@ -75,7 +64,11 @@ bool DirectMemory::covers(const void *memory, uint64_t bytes) const {
 void Rows::append(std::vector<iovec> &pieces, void *const *addresses, uint64_t length) const {
     for (size_t i = 0; length > 0; i++) {
         const uint64_t part = std::min(length, segments_[i]);
-        pieces.push_back({addresses[i], size_t(part)});
+        // Neighbours, as slots of one frame are, become one: the kernel looks at each by itself.
+        if (!pieces.empty() && end_of(pieces.back()) == addresses[i])
+            pieces.back().iov_len += part;
+        else
+            pieces.push_back({addresses[i], size_t(part)});
         length -= part;
     }
 }
@@ -110,17 +103,20 @@ void Rows::each_part(void *const *addresses, uint64_t offset, uint64_t bytes, Ea
     }
 }
 
-void Rows::gather(void *const *addresses, uint64_t offset, uint64_t bytes, uint8_t *to) const {
+void Rows::gather(void *const *addresses, uint64_t offset, uint64_t bytes, uint8_t *to,
+                  PayloadChecksum *sum) const {
     each_part(addresses, offset, bytes, [&](const uint8_t *memory, uint64_t before, size_t part) {
-        std::memcpy(to + before, memory, part);
+        copy_and_add(to + before, memory, part, sum);
     });
+    byte_kernels().settle();
 }
 
-void Rows::scatter(const uint8_t *from, uint64_t bytes, void *const *addresses,
-                   uint64_t offset) const {
+void Rows::scatter(const uint8_t *from, uint64_t bytes, void *const *addresses, uint64_t offset,
+                   PayloadChecksum *sum) const {
     each_part(addresses, offset, bytes, [&](uint8_t *memory, uint64_t before, size_t part) {
-        copy_past_cache(memory, from + before, part);
+        copy_and_add(memory, from + before, part, sum);
     });
+    byte_kernels().settle();
 }
 
 uint64_t Rows::checksum(std::vector<iovec> &pieces, const BlockId &id, uint32_t shard,
@@ -273,21 +269,17 @@ void File::pass(uint64_t bytes, bool checksums) {
 void File::pass_part(Placed &shard, uint64_t offset, uint64_t bytes, uint8_t *buffer,
                      bool checksums) {
     const bool write = way_ == Io::Way::kWrite;
-    const uint64_t length = shard.entry.length, end = offset + bytes;
-    if (offset == 0 && checksums) scratch_.sum.begin(id_, shard.shard, length);
-    while (offset < std::min(end, length)) {
-        const uint64_t step = std::min(kStepBytes, std::min(end, length) - offset);
-        if (write) rows_->gather(shard.addresses, offset, step, buffer);
-        if (checksums) scratch_.sum.add(buffer, step);
-        if (!write) rows_->scatter(buffer, step, shard.addresses, offset);
-        buffer += step;
-        offset += step;
-    }
-    const size_t padding = size_t(end - offset);
+    const uint64_t length = shard.entry.length;
+    const uint64_t payload = offset < length ? std::min(bytes, length - offset) : 0;
+    PayloadChecksum *sum = checksums ? &scratch_.sum : nullptr;
+    if (offset == 0 && sum) sum->begin(id_, shard.shard, length);
+    if (payload > 0 && write) rows_->gather(shard.addresses, offset, payload, buffer, sum);
+    if (payload > 0 && !write) rows_->scatter(buffer, payload, shard.addresses, offset, sum);
+    const size_t padding = size_t(bytes - payload);
     if (write)
-        std::memset(buffer, 0, padding);
+        std::memset(buffer + payload, 0, padding);
     else
-        shard.padded = all_zero(buffer, padding);
+        shard.padded = all_zero(buffer + payload, padding);
 }
 
 void File::take_in(bool checksums) {

@@ -15,6 +15,7 @@
 #include "directory.h"
 #include "engine.h"
 #include "medium.h"
+#include "payload_checksum.h"
 #include "writer_lock.h"
 
 namespace ucm::files {
@@ -98,10 +99,12 @@ class Rows {
     // Could whole pages of it go through O_DIRECT as they are?
     bool aligned(void *const *addresses, uint64_t length) const;
     bool all_in(const DirectMemory &memory, void *const *addresses, uint64_t length) const;
-    // Between the bytes of a shard from offset on and flat memory.
-    void gather(void *const *addresses, uint64_t offset, uint64_t bytes, uint8_t *to) const;
-    void scatter(const uint8_t *from, uint64_t bytes, void *const *addresses,
-                 uint64_t offset) const;
+    // Between the bytes of a shard from offset on and flat memory; `sum` gets them, if there is
+    // one.
+    void gather(void *const *addresses, uint64_t offset, uint64_t bytes, uint8_t *to,
+                PayloadChecksum *sum = nullptr) const;
+    void scatter(const uint8_t *from, uint64_t bytes, void *const *addresses, uint64_t offset,
+                 PayloadChecksum *sum = nullptr) const;
     uint64_t checksum(std::vector<iovec> &pieces, const BlockId &id, uint32_t shard,
                       void *const *addresses, uint64_t length) const;
 
