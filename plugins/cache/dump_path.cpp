@@ -87,9 +87,9 @@ void DumpPath::process(const JobRef &job, size_t row, Lock &lock) {
         if (next == row && core_.version == version) {
             core_.wakeups.dumps_want_room = true;
             table_.want(true);
-            // Frames that others hold must come free, unless there are to be more soon.
-            if (core_.segment.shared() && !table_.may_grow() &&
-                !table_.header().pressure.exchange(1))
+            // Frames that others hold must come free, unless there are to be more soon, for dumps.
+            const bool more = table_.may_grow() && !table_.dumps_hold_all();
+            if (core_.segment.shared() && !more && !table_.header().pressure.exchange(1))
                 table_.ring_all();
             const int64_t soon_ns = monotonic_ns() + kForeignNs;
             wait_until(core_.wakeups.dumps, lock,

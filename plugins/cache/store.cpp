@@ -359,6 +359,8 @@ bool CacheStore::leave(int64_t until_ns) {
         bool more;
         {
             const Table::Hold hold(core.table);
+            // Others may have completed blocks of this member since.
+            if (core.table.changed_hands()) engine_->writer.find_own();
             more = engine_->writer.leave(outcome);
         }
         outcome.give(lock, core.log);

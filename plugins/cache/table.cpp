@@ -671,8 +671,10 @@ Table::Inheritance Table::adopt() {
     // Whoever had this member's place is dead: its lock could be taken.
     if (!begun_) dead.push_back(member_);
     begun_ = true;
+    // Who died in its first look here may own records, and had not joined yet.
     const auto gone = [&](uint32_t m) {
-        return std::find(dead.begin(), dead.end(), m) != dead.end();
+        return std::find(dead.begin(), dead.end(), m) != dead.end() ||
+               (m < kMembers && m != member_ && bell(m).joined.load(kAcquire) == 0);
     };
     if (dead.empty()) return all;
     each([&](uint32_t r) {

@@ -76,8 +76,9 @@ void Watch::check(Lock &, Outcome &outcome) {
     writer_.settle_foreign(outcome);
     writer_.flush_for_drains();
     table_.wake_resting(monotonic_ns());
-    if (table_.header().pressure.exchange(0)) {
-        writer_.spill(outcome);
+    if (table_.header().pressure.load()) {
+        // Whoever has nothing to give leaves it to others, who look less often than who waits.
+        if (writer_.spill(outcome)) table_.header().pressure.store(0);
         writer_.make_room();
     }
 }

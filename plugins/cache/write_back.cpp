@@ -180,11 +180,8 @@ bool WriteBack::spill(Outcome &outcome) {
             if (table_.record(block.record).users) saved_.push_back(block);
             continue;
         }
-        auto found = works_.find(block);
-        if (found != works_.end()) {
-            not_unsaved(found->second);
-            works_.erase(found);
-        }
+        // All that is here is below; of a block of another member that may not be settled yet.
+        end_accounts(block, End::kStored);
         return true;
     }
     return false;

@@ -215,6 +215,32 @@ TEST_CASE("more unfinished blocks than fit, of several stores, all get through",
     REQUIRE(b->loads_back(of_a));
 }
 
+TEST_CASE("what another store wrote below for one counts when its frame is taken", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory, 4), b = open(name, memory, 4);
+    const auto dump = [](Stack &stack, const std::vector<BlockId> &ids, uint32_t shard) {
+        for (auto &id : ids) {
+            Move move(stack, {{id, shard}});
+            REQUIRE(move.dump_patiently() == UCM_OK);
+            REQUIRE(move.wait() == UCM_OK);
+        }
+    };
+    for (uint64_t round = 0; round < 3; round++) {
+        const auto ids = make_ids(1, 100 * round), more = make_ids(4, 100 * round + 10);
+        dump(*a, ids, 0);
+        REQUIRE(a->drain() == UCM_OK);
+        dump(*a, more, 0);  // which take its frame
+        REQUIRE(a->drain() == UCM_OK);
+        const uint64_t before = memory->counters().dumped;
+        dump(*b, ids, 1);
+        b->drain(nullptr, 1);  // a is to write it
+        while (memory->counters().dumped == before) std::this_thread::yield();
+        dump(*b, make_ids(4, 100 * round + 20), 0);  // before b has looked at what a did
+        REQUIRE(b->drain(nullptr, 10000) == UCM_OK);
+    }
+}
+
 TEST_CASE("what one store removes is gone for all", "[shared]") {
     const Name name;
     const auto memory = std::make_shared<Memory>();
