@@ -227,9 +227,11 @@ void BlockIndex::hear_now() {
 // What is heard may be older than what this process did since: then the file is asked.
 void BlockIndex::hear_of(const Change &change) {
     const bool add = change.what == Change::kPublished;
+    Folder &folder = folders_[folder_of(change.id)];
+    Hold hold(folder);  // nobody may see, or settle, the doubt without what it is of
     const bool unsure = !add || (doubt_count_ > 0 && doubted(change.id));
     if (unsure) doubt(change.id);
-    apply(change.id, add && !unsure);
+    apply(folder, hash_of(change.id), add && !unsure);
 }
 
 bool BlockIndex::walk_wanted(int64_t now_ns) const {
@@ -245,12 +247,9 @@ BlockIndex::Answer BlockIndex::find(const BlockId &id) const {
     const uint32_t epoch = epoch_.load(std::memory_order_acquire);
     if (epoch == 0) return Answer::kUnsure;
     const Folder &folder = folders_[folder_of(id)];
-    const uint64_t hash = hash_of(id);
-    {
-        Hold hold(folder);
-        if (folder.epoch != epoch) return Answer::kUnsure;
-        if (folder.table.has(hash)) return Answer::kPresent;
-    }
+    Hold hold(folder);
+    if (folder.epoch != epoch) return Answer::kUnsure;
+    if (folder.table.has(hash_of(id))) return Answer::kPresent;
     const bool unsure = doubt_count_.load(std::memory_order_acquire) > 0 && doubted(id);
     return unsure ? Answer::kUnsure : Answer::kAbsent;
 }
@@ -342,8 +341,10 @@ void BlockIndex::removed(const BlockId &id, const Maker *maker) {
 
 // Another process may have published it anew, and have been heard already: the file is asked.
 void BlockIndex::missed(const BlockId &id) {
+    Folder &folder = folders_[folder_of(id)];
+    Hold hold(folder);
     doubt(id);
-    apply(id, false);
+    apply(folder, hash_of(id), false);
 }
 
 void BlockIndex::doubt(const BlockId &id) {

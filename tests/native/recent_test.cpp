@@ -599,6 +599,29 @@ TEST_CASE("where locks do not reach the others there is no index", "[index]") {
     REQUIRE(host.logged("'nolock'"));
 }
 
+TEST_CASE("a file that is there is never said to be absent, however often it is doubted",
+          "[index][threads]") {
+    Indexes indexes(kLocal, 64);
+    BlockIndex &index = indexes.ours;
+    const BlockId id = make_id(1);
+    indexes.place.put(id);
+    index.published(id, true, &indexes.place.maker);
+    std::atomic<bool> stop{false};
+    std::thread doubter([&] {
+        while (!stop) index.missed(id);
+    });
+    std::thread walker([&] {
+        while (!stop) walk(index, indexes.place);
+    });
+    int absent = 0;
+    for (int i = 0; i < (kSanitizer ? 30000 : 300000); i++)
+        absent += index.find(id) == Answer::kAbsent;
+    stop = true;
+    doubter.join();
+    walker.join();
+    CHECK(absent == 0);
+}
+
 TEST_CASE("whatever happens at once, in the end the index is what the folders hold",
           "[index][threads]") {
     constexpr uint64_t kBlocks = 64, kTurns = kSanitizer ? 300 : 1500;
