@@ -36,13 +36,9 @@ namespace {
 
 constexpr size_t kLine = 64;
 constexpr size_t kAhead = 512;  // the best of 512 to 2048 on the machines tried
-constexpr size_t kPage = 4096;
 
 void stream_lines(uint8_t *to, const uint8_t *from, size_t n) {
     for (size_t i = 0; i < n; i += kLine) {
-        // Where the next page lies takes long to look up.
-        if (i % kPage == 0)
-            _mm_prefetch(reinterpret_cast<const char *>(to) + i + kPage, _MM_HINT_T0);
         _mm_prefetch(reinterpret_cast<const char *>(from) + i + kAhead, _MM_HINT_NTA);
         const auto *source = reinterpret_cast<const __m128i *>(from + i);
         auto *target = reinterpret_cast<__m128i *>(to + i);

@@ -287,12 +287,6 @@ bool BlockIndex::look(const BlockId &id, bool *learned) {
     return true;
 }
 
-void BlockIndex::apply(const BlockId &id, bool add) {
-    Folder &folder = folders_[folder_of(id)];
-    Hold hold(folder);
-    apply(folder, hash_of(id), add);
-}
-
 // To be called with the folder held.
 void BlockIndex::apply(Folder &folder, uint64_t hash, bool add) {
     try {
@@ -321,7 +315,11 @@ void BlockIndex::forget(Folder &folder) {
 void BlockIndex::published(const BlockId &id, bool anew, const Maker *maker) {
     if (!file_system_.private_locks.empty()) return;
     const bool told = !anew && find(id) == Answer::kPresent;
-    apply(id, true);
+    {
+        Folder &folder = folders_[folder_of(id)];
+        Hold hold(folder);
+        apply(folder, hash_of(id), true);
+    }
     if (told) return;
     const size_t noted = ring_.note(id, Change::kPublished);
     if (file_system_.local && noted >= kTellAtOnce) ring_.flush(maker);

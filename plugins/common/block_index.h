@@ -113,7 +113,6 @@ class BlockIndex {
     void hear_of(const Change &change);
     void hear_if_due();
     bool heard_within(int64_t ns) const;
-    void apply(const BlockId &id, bool add);
     void apply(Folder &folder, uint64_t hash, bool add);
     void hear_now();
     void doubt(const BlockId &id);

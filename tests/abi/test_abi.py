@@ -296,12 +296,13 @@ def test_a_flag_of_a_later_layout_is_refused(open_mixed, monkeypatch, layers):
         open_mixed(layers)
 
 
-@pytest.mark.parametrize("function", ["ucmh_open", "ucmh_ask_lower_layout"])
-@pytest.mark.parametrize("layers", [*STANDS, *TOUCH_NO_MEMORY])
-def test_a_flag_of_a_later_call_is_refused(open_mixed, monkeypatch, layers, function):
-    if function == "ucmh_ask_lower_layout" and "|" not in layers:
-        return  # nobody asks the bottom
+# Nobody asks the bottom for the layout below it.
+LATER_CALLS = [("ucmh_open", layers) for layers in [*STANDS, *TOUCH_NO_MEMORY]]
+LATER_CALLS += [("ucmh_ask_lower_layout", layers) for layers in STANDS if "|" in layers]
 
+
+@pytest.mark.parametrize(("function", "layers"), LATER_CALLS)
+def test_a_flag_of_a_later_call_is_refused(open_mixed, monkeypatch, layers, function):
     class Later:
         def __getattr__(self, name):
             return getattr(lib, name) if name != function else self.call

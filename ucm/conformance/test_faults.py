@@ -134,19 +134,19 @@ def child(target: Target, tmp_path: Path) -> Child:
     return Child(target, tmp_path)
 
 
-def need_folder(target: Target) -> None:
-    """Leave the test out where the target's storage is not in the test's own folder."""
+def need_storage(target: Target, open_store: OpenStore) -> None:
+    """Leave the test out where the target keeps nothing in the test's own folder."""
     if not any("{tmp}" in value for value in target.options.values()):
         pytest.skip("no option has '{tmp}' in it, so its storage is not in the test's folder")
+    with open_store(**SIZES) as store:
+        need(store, "persistent")
 
 
 @stands_for(Promise.FULL)
 def test_a_full_disk_costs_what_does_not_fit_and_says_so(
     target: Target, open_store: OpenStore, child: Child
 ) -> None:
-    need_folder(target)
-    with open_store(**SIZES) as store:
-        need(store, "persistent")
+    need_storage(target, open_store)
     inside = breaking.in_tmpfs(child.folder, TMPFS_BYTES)
     why = breaking.why_not(inside)
     if why:
@@ -159,9 +159,7 @@ def test_a_full_disk_costs_what_does_not_fit_and_says_so(
 def test_writes_that_the_system_refuses_cost_their_blocks_and_no_other(
     target: Target, open_store: OpenStore, child: Child
 ) -> None:
-    need_folder(target)
-    with open_store(**SIZES) as store:
-        need(store, "persistent")
+    need_storage(target, open_store)
     if child.run("refuse writes", range(8))[:1] == ["fitted 7"]:
         pytest.skip("none of its files is longer than 16 KiB")
 
@@ -177,9 +175,7 @@ def failing_in(folder: Path) -> dict[str, str]:
 def test_files_that_fail_cost_their_blocks_and_slow_ones_time(
     target: Target, open_store: OpenStore, child: Child
 ) -> None:
-    need_folder(target)
-    with open_store(**SIZES) as store:
-        need(store, "persistent")
+    need_storage(target, open_store)
     if child.run("fail", range(8), variables=failing_in(child.folder))[-1].endswith(" 0"):
         pytest.skip(
             "its reads and writes are not calls of the C library, which can be made to fail"
@@ -190,9 +186,7 @@ def test_files_that_fail_cost_their_blocks_and_slow_ones_time(
 def test_what_was_said_to_be_stored_is_there_whichever_call_failed(
     target: Target, open_store: OpenStore, child: Child
 ) -> None:
-    need_folder(target)
-    with open_store(**SIZES) as store:
-        need(store, "persistent")
+    need_storage(target, open_store)
     numbers = range(STEPS)
     said = breaking.last_said(child.run("fail steps", numbers, variables=failing_in(child.folder)))
     if len(said) == 1:
