@@ -11,7 +11,7 @@ from place import check
 from scenes.ttft import settled_ms
 
 LENGTH, SAVED, SHORT = 4000, 2000, 64
-ROUNDS, SAVES, REPEATS = 9, 3, 3
+ROUNDS, SAVES, REPEATS = 7, 3, 5
 DEFAULT = "layer by layer, saved behind the engine (the default)"
 WAYS = {
     DEFAULT: {},
@@ -88,12 +88,14 @@ def sizes(test, engine):
             value for name, value in engine.spent()["seconds"].items() if "of that" not in name
         )
         cpu = (spent + settled_ms(engine) - before) / REPEATS
-        engine.run(long, 1)  # the small ones have to go from memory
-        engine.spent()
-        disk = [engine.run([prompt], 1, salt=salt)[0]["ttft_ms"] for salt in salts]
-        tokens = engine.spent()["tokens"]
-        most = tokens.get("DISK", 0) > 0.9 * REPEATS * blocks * BLOCK
-        check(most, f"defaults: {blocks} blocks: found {tokens}")
+        engine.run(long, 1)  # most of the small ones go from memory
+        disk = []
+        for salt in salts:
+            engine.spent()
+            (result,) = engine.run([prompt], 1, salt=salt)
+            if set(engine.spent()["tokens"]) == {"DISK"}:
+                disk.append(result["ttft_ms"])
+        check(disk, f"defaults: {blocks} blocks: none was only on the disk")
         memory = [engine.run([prompt], 1, salt=salt)[0]["ttft_ms"] for salt in salts]
         found[str(blocks)] = {"computed": computed, "disk": disk, "memory": memory, "cpu": [cpu]}
     return found
