@@ -107,14 +107,15 @@ class Place:
         check(done.returncode == 0, done.stderr)
         return done.stdout
 
-    def block_ids(self, prompt, tokens, namespace):
+    def block_ids(self, prompt, tokens, namespace, rank=0):
         """Return the ids that ucm.block_ids gives to a prompt's blocks."""
         code = (
             "import json, sys, ucm\n"
             "tokens, size, name = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]\n"
-            "print(' '.join(i.hex() for i in ucm.block_ids(tokens, size, name)))"
+            "ids = ucm.block_ids(tokens, size, name, rank=int(sys.argv[4]))\n"
+            "print(' '.join(i.hex() for i in ids))"
         )
-        return self.ask(code, json.dumps(prompt), str(tokens), namespace).split()
+        return self.ask(code, json.dumps(prompt), str(tokens), namespace, str(rank)).split()
 
     def text(self, model):
         """Return the token ids of a long English text."""

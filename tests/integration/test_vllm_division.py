@@ -1,9 +1,11 @@
 """Who holds which part of a block, and what it is called."""
 
+import numpy as np
 import pytest
+from kv_tensors import BLOCKS, DIM, HEADS, TOKENS, Tensor
 
 import ucm
-from ucm.integration.vllm.division import Workers, divide
+from ucm.integration.vllm.division import Workers, divide, lay_out
 
 LAYERS = [f"model.layers.{i}.self_attn.attn" for i in range(4)]
 
@@ -71,3 +73,26 @@ def test_stages_of_a_pipeline_are_told_by_their_layers():
 def test_groups_that_cannot_be_are_refused_by_name(groups, size, message):
     with pytest.raises(ucm.ConfigError, match=f"kv_head_groups: .*{message}"):
         divide(worker(0, size), LAYERS, groups)
+
+
+def test_engines_of_other_tensor_parallelism_miss_and_say_why_where_heads_do_not_lie_apart(caplog):
+    found = []
+    for size in (1, 2):
+        held = HEADS // size
+        cache = Tensor(np.zeros((BLOCKS, TOKENS, held, DIM), np.float16))
+        workers = Workers(0, size, held, HEADS, replicated=False)
+        found.append(lay_out({"layer.0": cache}, BLOCKS, workers, HEADS)[1])
+        if size == 1:
+            said = caplog.text
+    one, two = found
+    assert one.parts == ("tp0",)
+    assert one.identity != two.identity
+    assert "kv_head_groups: no effect" in said
+    assert "2 KV heads do not lie one behind the other" in said
+
+
+def test_heads_that_lie_apart_are_shared_and_nothing_is_said(kv, caplog):
+    cache = {"layer.0": Tensor(kv[0])}
+    _, division = lay_out(cache, BLOCKS, Workers(0, 1, HEADS, HEADS, replicated=False), HEADS)
+    assert division.parts == ("heads0of2", "heads1of2")
+    assert not caplog.text

@@ -3,6 +3,7 @@
 import types
 
 from ucm.integration.vllm.events import Announcer
+from ucm.integration.vllm.scheduler import SchedulerSide
 
 HASHES = [b"p0", b"p1", b"p2"]
 REQUEST = types.SimpleNamespace(all_token_ids=list(range(14)), lora_request=None)
@@ -14,7 +15,7 @@ def told(announcer):
 
 def test_a_block_is_told_of_once_with_its_tokens_and_its_parent():
     announcer = Announcer(4)
-    announcer.planned(REQUEST, HASHES, [0, 2])
+    announcer.planned(REQUEST, HASHES, [0, 2], 1)
     assert announcer.take() == []
     announcer.stored({b"p2": 1, b"other": 1}, 1)
     (block,) = announcer.take()
@@ -32,7 +33,7 @@ def test_a_block_is_told_of_once_with_its_tokens_and_its_parent():
 
 def test_a_block_is_told_of_when_every_rank_has_stored_its_part():
     announcer = Announcer(4)
-    announcer.planned(REQUEST, HASHES, [0])
+    announcer.planned(REQUEST, HASHES, [0], 1)
     announcer.stored({b"p0": 1}, 2)
     assert announcer.take() == []
     announcer.stored({b"p0": 1}, 2)
@@ -43,16 +44,35 @@ def test_blocks_of_an_adapter_name_it():
     lora = types.SimpleNamespace(adapter_id=3, name="poet")
     request = types.SimpleNamespace(all_token_ids=list(range(4)), lora_request=lora)
     announcer = Announcer(4)
-    announcer.planned(request, HASHES, [0])
+    announcer.planned(request, HASHES, [0], 1)
     announcer.stored({b"p0": 1}, 1)
     (block,) = announcer.take()
     assert (block["lora_id"], block["lora_name"]) == (3, "poet")
 
 
-def test_what_is_never_stored_is_forgotten_in_the_end(monkeypatch):
-    monkeypatch.setattr("ucm.integration.vllm.events._PLANNED_MAX", 2)
+def test_what_a_save_could_not_store_is_forgotten_with_its_end():
     announcer = Announcer(4)
-    announcer.planned(REQUEST, HASHES, [0, 1, 2])
+    announcer.planned(REQUEST, HASHES, [0, 1, 2], 1)
+    announcer.stored({b"p0": 1}, 1)
+    announcer.planned(REQUEST, HASHES, [2], 2)  # once more
+    announcer.ended([1, 9])
+    assert list(announcer._planned) == [b"p2"]
+    announcer.ended([2])
+    assert not any((announcer._planned, announcer._saves, announcer._save_of, announcer._parts))
+    assert told(announcer) == [([b"p0"], None)]
+
+
+def test_a_step_that_waits_for_its_saves_numbers_them_for_those_who_are_told():
+    side = SchedulerSide(4, lambda request: HASHES, planned=lambda *each: None)
+    assert [side._numbered("r"), side._numbered("r")] == [1, 2]
+    assert side.ended({1: 1}) == [1]
+    assert not side.finished("r")  # nobody holds blocks for that
+
+
+def test_of_too_much_under_way_the_oldest_is_forgotten(monkeypatch):
+    monkeypatch.setattr("ucm.integration.vllm.events._PLANNED_TOKENS", 8)
+    announcer = Announcer(4)
+    announcer.planned(REQUEST, HASHES, [0, 1, 2], 1)
     announcer.stored(dict.fromkeys(HASHES, 1), 1)
     assert told(announcer) == [([b"p1"], b"p0"), ([b"p2"], b"p1")]
 
@@ -60,6 +80,6 @@ def test_what_is_never_stored_is_forgotten_in_the_end(monkeypatch):
 def test_what_only_some_ranks_could_store_begins_anew():
     announcer = Announcer(4)
     for _ in range(2):
-        announcer.planned(REQUEST, HASHES, [0])
+        announcer.planned(REQUEST, HASHES, [0], 1)
         announcer.stored({b"p0": 1}, 2)
     assert announcer.take() == []

@@ -148,26 +148,44 @@ def test_a_folder_of_weights_may_be_mounted_anywhere(tmp_path):
 def engine_config(**changed):
     values = {"model": "org/m", "revision": None, "dtype": "torch.bfloat16", "cache_dtype": "auto"}
     values |= {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "theta": 10000.0}
-    values |= {"data_parallel_rank": 0, **changed}
+    values |= {"data_parallel_rank": 0, "max_model_len": 4096, "rope": {}, **changed}
     v = types.SimpleNamespace(**values)
     hf = types.SimpleNamespace(
-        to_dict=lambda: {"rope_theta": v.theta, "transformers_version": id(v)}
+        to_dict=lambda: {"rope_theta": v.theta, "transformers_version": id(v)},
+        rope_parameters=v.rope,
     )
+    more = ("architectures", "quantization_config", "model_impl", "original_max_model_len")
     return types.SimpleNamespace(
         model_config=types.SimpleNamespace(
-            model=v.model, revision=v.revision, dtype=v.dtype, hf_config=hf, quantization=None
+            model=v.model,
+            revision=v.revision,
+            dtype=v.dtype,
+            hf_config=hf,
+            quantization=None,
+            max_model_len=v.max_model_len,
+            override_generation_config={},
+            try_get_generation_config=lambda: values.get("generation", {}),
+            **{key: values[key] for key in more if key in values},
         ),
+        speculative_config=values.get("speculative_config"),
         cache_config=types.SimpleNamespace(cache_dtype=v.cache_dtype),
         parallel_config=v,
         load_config=types.SimpleNamespace(load_format="auto"),
     )
 
 
-def test_whatever_changes_the_bytes_changes_the_namespace():
-    def name(**changed):
-        config = engine_config(**changed)
-        return names.namespace(config.model_config.model, names.model_parts(config))
+def name(**changed):
+    config = engine_config(**changed)
+    return names.namespace(config.model_config.model, names.model_parts(config))
 
+
+def drafted(model):
+    return types.SimpleNamespace(
+        draft_model_config=types.SimpleNamespace(model=model, revision=None)
+    )
+
+
+def test_whatever_changes_the_bytes_changes_the_namespace():
     assert name() == name()
     changes = [
         {"revision": "main"},
@@ -175,8 +193,54 @@ def test_whatever_changes_the_bytes_changes_the_namespace():
         {"cache_dtype": "fp8"},
         {"theta": 5e5},
         {"decode_context_parallel_size": 2},
+        {"quantization_config": {"linear": "fp8_per_tensor_dynamic"}},
+        {"model_impl": "transformers"},
+        {"speculative_config": drafted("org/draft")},
+        {"speculative_config": drafted("org/better")},
     ]
     assert len({name(), *(name(**change) for change in changes)}) == len(changes) + 1
+    assert name(speculative_config=drafted("org/m")) == name()  # it has layers for that itself
+
+
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("model", "same", "other"),
+    [
+        ({"rope": {"rope_type": "yarn"}}, [2048, 65536], []),
+        ({"rope": {"full": {"rope_type": "default"}, "local": {}}}, [2048, 65536], []),
+        ({"rope": LONGROPE}, [2048, 4096], [4097, 131072]),
+        ({"rope": {"full": LONGROPE, "local": {"rope_type": "default"}}}, [2048, 4096], [8192]),
+        ({"architectures": ["Llama4ForCausalLM"]}, [2048, 32768], [32769, 131072]),
+    ],
+    ids=["yarn", "two kinds", "longrope", "one is longrope", "llama4"],
+)
+def test_engines_that_allow_other_lengths_share_blocks_up_to_where_keys_are_turned_otherwise(
+    model, same, other
+):
+    short, long = ({name(**model, max_model_len=n) for n in lengths} for lengths in (same, other))
+    assert (len(short), len(long)) == (1, bool(other))
+    assert not short & long
+
+
+def test_an_embedding_of_which_nothing_is_known_keeps_lengths_apart():
+    for rope in ({"rope_type": "dynamic"}, {"rope_type": "new"}, {"rope_type": "longrope"}):
+        assert name(rope=rope, max_model_len=2048) != name(rope=rope, max_model_len=4096)
+
+
+def test_a_length_that_was_fitted_to_memory_later_has_decided_nothing():
+    one, two = (
+        name(rope=LONGROPE, max_model_len=n, original_max_model_len=-1) for n in (4096, 8192)
+    )
+    assert one == two
+
+
+def test_a_generation_config_decides_before_the_length_does():
+    llama = {"architectures": ["Llama4ForConditionalGeneration"], "max_model_len": 2048}
+    tuned = name(**llama, generation={"attn_temperature_tuning": True})
+    assert tuned == name(**{**llama, "max_model_len": 65536})
+    assert tuned != name(**llama)
 
 
 def test_the_processes_of_one_engine_share_a_unique_id_and_others_do_not():

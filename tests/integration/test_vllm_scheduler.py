@@ -6,6 +6,7 @@ import pytest
 
 import ucm
 from ucm.hashing import Namer
+from ucm.integration.vllm import scheduler
 from ucm.integration.vllm.scheduler import Part, Policy, SchedulerSide
 
 SIZE = 4  # tokens of a block
@@ -120,6 +121,32 @@ def test_matching_may_be_repeated_and_tells_the_same(side, store):
     one = request("one", 14)
     publish(store, one, [0, 1])
     assert [side.matched_tokens(one, 0)[0] for _ in range(3)] == [8, 8, 8]
+
+
+def test_a_request_that_waits_for_room_is_not_looked_up_in_every_step(side, store, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(scheduler, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    one = request("one", 14)
+    publish(store, one, [0, 1])
+    assert [side.matched_tokens(one, 0)[0] for _ in range(5)] == [8] * 5
+    asked = store.looked_up
+    publish(store, one, [2])
+    assert side.matched_tokens(one, 4)[0] == 8  # the engine has found a block itself
+    assert side.matched_tokens(one, 0)[0] == 12
+    store.known.clear()
+    assert side.matched_tokens(one, 0)[0] == 12
+    assert store.looked_up == asked + 2 + 3
+    clock[0] += 1
+    assert side.matched_tokens(one, 0)[0] == 0
+
+
+def test_a_reset_makes_answers_that_are_remembered_void(side, store):
+    one = request("one", 14)
+    publish(store, one, [0, 1])
+    side.matched_tokens(one, 0)
+    store.known.clear()  # as names that nobody knows do
+    side.forget()
+    assert side.matched_tokens(one, 0)[0] == 0
 
 
 def test_a_prompt_that_is_stored_whole_leaves_a_block_to_compute(side, store):
@@ -319,6 +346,23 @@ def test_hit_ratio_limits_what_a_prompt_finds_in_all(store, local, tokens):
     assert side.admit(one, tokens) == (5, local // SIZE, tokens // SIZE)
 
 
+def test_hit_ratio_is_what_was_written_and_not_what_binary_makes_of_it(store):
+    side, one = attached(store, hit_ratio=0.57), request("one", 400)
+    publish(store, one, range(100))
+    assert side.matched_tokens(one, 0)[0] == 228
+
+
+def test_a_preempted_request_is_not_to_blame_for_what_fails_in_its_former_blocks(side, store):
+    one, two = request("one", 14), request("two", 9, "q")
+    publish(store, two, [0, 1])
+    run(side, one, [7, 3, 9, 5])
+    side.plan(step(preempted=[one]))
+    run(side, two, [3, 9, 4])
+    assert side.load_failed({3}) >= {3, 9, 5}  # an older step may have told of it
+    publish(store, one, [0, 1, 2])
+    assert side.matched_tokens(one, 0)[0] == 12
+
+
 def test_prompts_below_the_threshold_are_neither_loaded_nor_saved(store):
     side, one, two = (
         attached(store, persist_token_threshold=15),
@@ -337,7 +381,7 @@ def test_hits_below_their_threshold_are_not_loaded(store):
     publish(store, one, [0, 1])
     assert side.matched_tokens(one, 0)[0] == 0
     publish(store, one, [2])
-    assert side.matched_tokens(one, 0)[0] == 12
+    assert side.matched_tokens(request("two", 17), 0)[0] == 12
 
 
 def test_a_request_holds_its_blocks_as_long_as_something_of_it_is_being_saved(store):

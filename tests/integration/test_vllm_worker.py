@@ -1,6 +1,7 @@
 """Blocks on their way between KV cache and store, and what a failure costs."""
 
 import time
+import types
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from kv_tensors import BLOCKS
 
 import ucm
 from ucm.hashing import Namers
+from ucm.integration.vllm import worker as worker_module
+from ucm.integration.vllm.collector import Collector
 from ucm.integration.vllm.metadata import Load, Plan, Save
 from ucm.integration.vllm.worker import Moving, WorkerSide
 
@@ -35,7 +38,7 @@ def worker(layout, tmp_path, moving):
 PLAIN = Moving()
 
 
-def make(layout, folder, agree=alone, moving=PLAIN):
+def make(layout, folder, agree=alone, moving=PLAIN, metrics=None):
     store = ucm.open_pipeline(
         "Posix",
         storage_backends=str(folder),
@@ -44,7 +47,7 @@ def make(layout, folder, agree=alone, moving=PLAIN):
         tensor_size=layout.segment_size,
         dtype="fp16",
     )
-    return WorkerSide(store, layout, NAMER, agree, moving)
+    return WorkerSide(store, layout, NAMER, agree, moving, metrics)
 
 
 def step(worker, plan):
@@ -200,6 +203,34 @@ def test_a_layer_is_there_once_it_has_been_waited_for(layout, tmp_path, kv):
         assert (kv[i, 3:6].view(np.uint16) == before[i, :3].view(np.uint16)).all()
     worker.save(plan)
     assert worker.take_failed() == set()
+    worker.detach().close()
+
+
+class Measured(Collector):
+    """Keeps how long what moved took."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.seconds = {}
+
+    def moved(self, what, requests, blocks, block_size, seconds, failures):
+        self.seconds[what] = seconds
+
+
+def test_a_load_lasts_until_its_end_and_not_until_that_of_its_forward(
+    layout, tmp_path, monkeypatch
+):
+    clock, measured = [1.0], Measured()
+    worker = make(layout, tmp_path, moving=Moving(layerwise=True), metrics=measured)
+    save_all(worker)
+    monkeypatch.setattr(worker_module, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    plan = load([0, 1], [3, 4])
+    worker.load(plan)
+    for name in layout.names:
+        worker.wait_layer(name)
+    clock[0] += 100
+    worker.save(plan)
+    assert measured.seconds["load"] == 0
     worker.detach().close()
 
 

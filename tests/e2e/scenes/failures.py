@@ -8,7 +8,7 @@ import time
 
 from engines import BLOCK, audited, same, transfer
 from place import check, say
-from scenes.modes import MODES
+from scenes.modes import MODES, TWO
 
 LENGTH, BAD = 2000, 5
 BLOCKS = LENGTH // BLOCK
@@ -21,6 +21,7 @@ def run(test):
     for mode in ("default",) if test.small else ("default", "async-load", "direct"):
         found[f"damaged files, {mode}"] = damaged(test, prepared, mode)
     if not test.small:
+        found["one of two workers"] = one_of_two(test, prepared)
         found["policy fail"] = policy_fail(test, prepared)
         found["late"] = late(test, prepared)
         found["disk full"] = disk_full(test, prepared)
@@ -96,6 +97,47 @@ def damaged(test, prepared, mode):
             same(f"{mode}: the directory is gone", result, right)
     say(f"failures: {mode}: damaged blocks are computed and stored again; no directory: a miss")
     return {"recoveries": recomputed, "hits": hits}
+
+
+def one_of_two(test, prepared):
+    """A worker finds a damaged block, the other one does not: both compute it again.
+
+    Then the request goes away before that, and vLLM's own cache keeps nothing of it.
+    """
+    storage, prompt = test.folder / "half", prepared.other
+    storage.mkdir()
+    config = transfer(storage, pipeline="Compress|Posix")
+    with test.engines.start("half", transfer=config, enable_prefix_caching=True, **TWO) as engine:
+        _, right = engine.run([prompt[: BAD * BLOCK + 1], prompt])
+        bad = test.place.block_ids(prompt, BLOCK, engine.namespace(), rank=1)[BAD]
+
+        def damage(known=()):
+            """Damage the second worker's part, once it is stored and none of the known files."""
+
+            def stored():
+                found = [path for path in blocks(storage) if path.name == bad]
+                return [path for path in found if path.stat().st_ino not in known]
+
+            wait_for(stored, "half: the second worker's block in the store")
+            (path,) = stored()
+            check(engine.reset(), "half: vLLM refuses to reset its cache")
+            flip(path)
+            return path.stat().st_ino
+
+        first = damage()
+        (got,) = engine.run([prompt])
+        same("half: one worker's block is damaged", got, right)
+        check(RECOMPUTED in engine.text(), "half: no failed load was noticed")
+        damage({first})
+        (gone,) = engine.together([prompt], abort={0: 1})
+        check(gone is None, f"half: an aborted request said {gone}")
+        (got,) = engine.run([prompt])
+        hits = engine.hits(BLOCKS)
+        same("half: after a request that went away", got, right)
+        wanted = [(BLOCKS, 0, BLOCKS)] * 2
+        check(hits[1:3] == wanted and hits[3][1] <= BAD, f"half: found {hits}")
+    say("failures: half: one worker's damaged block is computed by both, and in no cache before")
+    return {"hits": hits}
 
 
 def remove(storage):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ucm.errors import ConfigError
+from ucm.errors import ConfigError, UnsupportedError
 from ucm.hashing import rank_name
+from ucm.integration.vllm.layout import KvLayout
+from ucm.logs import logger
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +65,24 @@ def divide(workers: Workers, layers: Sequence[str], groups: int | None) -> Divis
     names = tuple(f"heads{g}of{groups}{stage}" for g in held)
     keeps = workers.tensor_rank % copies == 0
     return Division(names, keeps, ["heads", groups, stages], worker)
+
+
+def lay_out(
+    kv_caches: Mapping[str, Any], blocks: int, workers: Workers, groups: int | None
+) -> tuple[KvLayout, Division]:
+    """Cut blocks by heads if that is asked for and can be done, else by rank."""
+    whole = KvLayout(kv_caches, blocks)
+    if groups is not None and not workers.replicated:
+        division = divide(workers, whole.names, groups)
+        try:
+            parts = len(division.parts)
+            return KvLayout(kv_caches, blocks, parts, workers.heads), division
+        except UnsupportedError as error:
+            logger.warning(
+                "kv_head_groups: no effect, blocks are shared with engines of the same tensor "
+                "parallelism only, because %s", error,
+            )  # fmt: skip
+    return whole, divide(workers, whole.names, None)
 
 
 def _range(layers: Sequence[str]) -> str:

@@ -13,6 +13,8 @@ from ucm.integration.vllm.division import Workers
 from ucm.weights import adapter_identity
 
 _ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
+# What vLLM keeps like those, block by block, where its hybrid manager is off.
+_LOCAL = ("SlidingWindowSpec", "ChunkedLocalAttentionSpec", "SlidingWindowMLASpec")
 _ADAPTERS_MAX = 4096
 
 
@@ -27,12 +29,17 @@ def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
             raise UnsupportedError(f"UCMConnector: {name} is {value}; only 1 is supported yet")
     cache = vllm_config.cache_config
     if kv_cache_config is None:  # the two-argument form
+        _check_attention(vllm_config.model_config)
         return int(cache.block_size)
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
+        kinds = {type(group.kv_cache_spec).__name__ for group in groups}
+        helps = kinds & set(_ATTENTION) and kinds <= {*_ATTENTION, *_LOCAL}
+        out = "; start vLLM with --disable-hybrid-kv-cache-manager" if helps else ""
         raise UnsupportedError(
-            f"UCMConnector: the model has {len(groups)} groups of KV caches; hybrid models, which "
-            "have several, are not supported yet"
+            f"UCMConnector: the model has {len(groups)} groups of KV caches, of the kinds "
+            f"{', '.join(sorted(kinds))}; hybrid models, which have several, are not supported "
+            f"yet{out}"
         )
     kind = type(groups[0].kv_cache_spec).__name__
     if kind not in _ATTENTION:
@@ -41,6 +48,20 @@ def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
         )
     # With decode context parallelism a block covers the tokens of several ranks.
     return int(getattr(kv_cache_config, "hash_block_size", None) or cache.block_size)
+
+
+def _check_attention(model: Any) -> None:
+    """Refuse what is known by a model's configuration alone."""
+    for name, value in (
+        ("sliding window", model.get_sliding_window()),
+        ("attention chunk size", getattr(model, "attention_chunk_size", None)),
+        ("hybrid model", getattr(model, "is_hybrid", False)),
+    ):
+        if value:
+            raise UnsupportedError(
+                f"UCMConnector: {name} is {value}; only full attention is supported in the "
+                "two-argument form"
+            )
 
 
 def bound_caches(forward_context: Any) -> dict[str, Any]:
@@ -77,13 +98,17 @@ def tensor_rank() -> int:
 def workers(vllm_config: Any, kv_cache_config: Any) -> Workers:
     """Return this worker's place."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    groups = getattr(kv_cache_config, "kv_cache_groups", None) or ()
+    if kv_cache_config is None:
+        mla = bool(model.use_mla)
+    else:
+        groups = kv_cache_config.kv_cache_groups
+        mla = any(type(group.kv_cache_spec).__name__ == "MLAAttentionSpec" for group in groups)
     return Workers(
         tensor_rank=tensor_rank(),
         tensor_size=int(parallel.tensor_parallel_size),
         heads=int(model.get_num_kv_heads(parallel)),
         all_heads=int(model.get_total_num_kv_heads()),
-        replicated=any(type(g.kv_cache_spec).__name__ == "MLAAttentionSpec" for g in groups),
+        replicated=mla,
         stages=int(parallel.pipeline_parallel_size),
     )
 

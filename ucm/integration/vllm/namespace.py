@@ -15,6 +15,12 @@ from typing import Any
 from ucm.weights import weights_identity
 
 FORMULA = 1  # another number keeps blocks of another formula apart
+# Rotary embeddings that turn keys alike however long an engine lets prompts be.
+_ANY_LENGTH = (
+    "default", "linear", "llama3", "mllama4", "proportional", "yarn", "deepseek_yarn",
+    "deepseek_llama_scaling", "bailing_mrope", "openpangu",
+)  # fmt: skip
+_LLAMA4_TUNED = 32768  # longer ones have its attention tuned, unless generation configs say
 MAX_NAME = 64
 _DIGEST = 12
 
@@ -63,8 +69,11 @@ def model_parts(vllm_config: Any) -> dict[str, Any]:
     model, cache = vllm_config.model_config, vllm_config.cache_config
     parallel = vllm_config.parallel_config
     described = model.hf_config.to_dict() if hasattr(model.hf_config, "to_dict") else {}
-    for private in ("transformers_version", "_name_or_path"):
+    # Some models write max_model_len there, which by_length() judges.
+    for private in ("transformers_version", "_name_or_path", "max_model_len"):
         described.pop(private, None)
+    # Told where they are set, so that usual engines keep the names of what they have stored.
+    rare = {"by_length": by_length(model), **_unusual(vllm_config)}
     return {
         "revision": getattr(model, "revision", None),
         "commit": getattr(model.hf_config, "_commit_hash", None),
@@ -78,7 +87,68 @@ def model_parts(vllm_config: Any) -> dict[str, Any]:
             getattr(parallel, "prefill_context_parallel_size", 1),
             getattr(parallel, "decode_context_parallel_size", 1),
         ],
+        **{name: value for name, value in rare.items() if value},
     }
+
+
+def by_length(model: Any) -> list[Any]:
+    """Return what the longest allowed prompt decides over a model's keys; mostly nothing.
+
+    vLLM chooses LongRoPE's factors and Llama 4's temperatures by it. What it does in embeddings
+    that are not known here cannot be told, so the length itself keeps them apart.
+    """
+    longest = model.max_model_len
+    auto = getattr(model, "original_max_model_len", None) == -1  # fitted after these choices
+    decided: list[Any] = []
+
+    def over(limit: int) -> Any:
+        return "auto" if auto else longest > limit
+
+    if any("Llama4" in str(name) for name in getattr(model, "architectures", None) or ()):
+        said = {**model.try_get_generation_config(), **model.override_generation_config}
+        decided.append(said.get("attn_temperature_tuning", over(_LLAMA4_TUNED)))
+    for rope in _ropes(getattr(model, "hf_text_config", None) or model.hf_config):
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        original = rope.get("original_max_position_embeddings")
+        if kind == "longrope" and original:
+            decided.append(over(original))
+        elif kind not in _ANY_LENGTH:
+            decided.append(longest)
+    return decided
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Return a model's rotary embeddings: one, or one for each type of layers."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = given and all(isinstance(value, dict) for value in given.values())
+    return list(given.values()) if nested else [given]
+
+
+def _unusual(vllm_config: Any) -> dict[str, Any]:
+    """Gather what few engines set: weights, code or media from elsewhere, and drafts."""
+    model = vllm_config.model_config
+    media = getattr(model, "multimodal_config", None)
+    draft = getattr(getattr(vllm_config, "speculative_config", None), "draft_model_config", None)
+    own = draft is not None and (draft.model, draft.revision) != (model.model, model.revision)
+    implementation = str(getattr(model, "model_impl", "auto"))
+    return {
+        "code_revision": getattr(model, "code_revision", None),
+        "implementation": implementation if implementation != "auto" else None,
+        "classes": getattr(model, "model_class_overrides", None),
+        "quantized": _text(getattr(model, "quantization_config", None)),
+        "weights_from": getattr(model, "model_weights", None),
+        "loader": _text(getattr(vllm_config.load_config, "model_loader_extra_config", None)),
+        # Media are named by what they are, not by how much of them is left out.
+        "pruning": media.get_video_pruning_spec() if media is not None else None,
+        # A draft's layers stand among the model's own.
+        "draft": [model_name(str(draft.model)), draft.revision, weights_identity(str(draft.model))]
+        if own and draft is not None
+        else None,
+    }
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if value else None
 
 
 def data_parallel_rank(vllm_config: Any) -> int:

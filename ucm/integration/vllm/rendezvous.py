@@ -8,16 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
 import tempfile
+import time
 import weakref
 from pathlib import Path
 from typing import Any
 
 from ucm.errors import ConfigError
+from ucm.logs import logger
 
-_PID = "pid"
+_PID, _SPACE = "pid", "pid_namespace"
+_SILENT_S = 30.0  # workers speak at the first forward; from then on the wait is told of
+
+
+def _pid_namespace() -> str:
+    """Name the space in which process ids of this process mean something."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+        return f"{space} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    except OSError:
+        return ""
 
 
 class Rendezvous:
@@ -35,6 +48,7 @@ class Rendezvous:
         self._folder = folder
         self._engine_id = engine_id
         self._told: weakref.finalize[..., Rendezvous] | None = None
+        self._asked: float | None = None  # first, and infinity once that was told of
         self._sweep()
 
     def _path(self, rank: int) -> Path:
@@ -44,7 +58,7 @@ class Rendezvous:
         """Leave what one worker says of itself."""
         path = self._path(rank)
         new = path.with_suffix(".new")
-        new.write_text(json.dumps({_PID: os.getpid(), **told}))
+        new.write_text(json.dumps({_PID: os.getpid(), _SPACE: _pid_namespace(), **told}))
         new.replace(path)
         self._told = weakref.finalize(self, path.unlink, missing_ok=True)
 
@@ -54,16 +68,32 @@ class Rendezvous:
         try:
             for rank in range(ranks):
                 told.append(json.loads(self._path(rank).read_text()))
-                del told[-1][_PID]
+                del told[-1][_PID], told[-1][_SPACE]
         except (OSError, ValueError, LookupError):
+            self._missed(self._path(len(told)))
             return None
         return told
 
+    def _missed(self, path: Path) -> None:
+        """Say once which file does not come."""
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked = now
+        elif now - self._asked >= _SILENT_S:
+            self._asked = math.inf
+            logger.warning(
+                "nothing is found yet: no worker has left %s since the first request, %d s ago; "
+                "workers and scheduler need the same TMPDIR on the same machine",
+                path, _SILENT_S,
+            )  # fmt: skip
+
     def _sweep(self) -> None:
-        """Remove what killed workers have left."""
+        """Remove what killed workers have left; of other PID namespaces nothing is known."""
+        here = _pid_namespace()
         for path in self._folder.glob("*-*.json"):
             with contextlib.suppress(OSError, ValueError, LookupError):
-                if not Path(f"/proc/{json.loads(path.read_text())[_PID]}").exists():
+                left = json.loads(path.read_text())
+                if left[_SPACE] == here and not Path(f"/proc/{left[_PID]}").exists():
                     path.unlink()
 
     def leave(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fractions
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,12 +18,13 @@ from ucm.store_api import Store
 
 _ON_THE_WAY_S = 10.0  # so long after a save was planned lookup may not see it yet
 _ON_THE_WAY_MAX = 65536
+_ANSWER_S = 0.1  # so long an answer holds for a request that waits for room and asks in every step
 _GONE_MAX = 64
 
 Hashes = Callable[[Any], Sequence[bytes]]
 Remember = Callable[[Sequence[bytes]], None]
-# Takes a request, its hashes, and the places of the blocks that are going to be saved.
-Planned = Callable[[Any, Sequence[bytes], Sequence[int]], None]
+# Takes a request, its hashes, the places of the blocks that are going to be saved, and the number.
+Planned = Callable[[Any, Sequence[bytes], Sequence[int], int], None]
 
 
 class Part(NamedTuple):
@@ -38,6 +40,15 @@ class Match(NamedTuple):
     total: int
     local: int
     external: int
+
+
+class _Looked(NamedTuple):
+    """A lookup: what was found, why the others were missed, how long it took, and when it was."""
+
+    match: Match
+    missed: dict[str, int]
+    seconds: float
+    at: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,8 +96,7 @@ class SchedulerSide:
         self._metrics = metrics or Collector(None)
         self._parts: list[Part] = []
         self._remember: Remember | None = None
-        # What was found, why the others were missed, and how long the lookup took.
-        self._looked: dict[str, tuple[Match, dict[str, int], float]] = {}
+        self._looked: dict[str, _Looked] = {}  # requests that were not admitted since
         self._tracked: dict[str, _Tracked] = {}
         self._on_the_way: collections.OrderedDict[bytes, float] = collections.OrderedDict()
         self._background: list[Load] = []  # for the next step
@@ -98,7 +108,7 @@ class SchedulerSide:
         self._savers: dict[str, set[int]] = {}  # requests of which something is being saved
         self._leaving: set[str] = set()  # finished ones that hold their blocks until then
         self._left: list[str] = []  # those of them that the workers do not know of yet
-        # Tables of requests that have finished: an older step may yet report blocks of them.
+        # Tables that requests had to give up: an older step may yet report blocks of them.
         self._gone: collections.deque[list[int]] = collections.deque(maxlen=_GONE_MAX)
         self._workers = 1
 
@@ -135,12 +145,16 @@ class SchedulerSide:
         size = self._block_tokens
         local = computed_tokens // size
         total = request.num_tokens // size
-        began = time.perf_counter()
-        found, cause = self._find(request, local, total)
-        external, limit = self._limited(request, local, found)
-        missed = {cause: total - local - found, limit: found - external}
-        match, seconds = Match(total, local, external), time.perf_counter() - began
-        self._looked[request.request_id] = (match, missed, seconds)
+        began = time.monotonic()
+        last = self._looked.get(request.request_id)
+        if last and last.match[:2] == (total, local) and began - last.at < _ANSWER_S:
+            external = last.match.external
+        else:
+            found, cause = self._find(request, local, total)
+            external, limit = self._limited(request, local, found)
+            missed = {cause: total - local - found, limit: found - external}
+            match, now = Match(total, local, external), time.monotonic()
+            self._looked[request.request_id] = _Looked(match, missed, now - began, now)
         if self._policy.lite:
             return 0, False
         # The engine has to compute at least one token.
@@ -173,7 +187,9 @@ class SchedulerSide:
         """Return how many of the found blocks are wanted, and what takes the others away."""
         wanted = found
         if self._policy.hit_ratio is not None:
-            most = int(self._policy.hit_ratio * _prompt_tokens(request)) // self._block_tokens
+            # As it was written: 0.57 is a little less in binary, and would lose a block.
+            share = fractions.Fraction(str(self._policy.hit_ratio))
+            most = int(share * _prompt_tokens(request)) // self._block_tokens
             wanted = max(0, min(found, most - local))
         if wanted * self._block_tokens < self._policy.load_tokens_threshold:
             return 0, "load_tokens_threshold"
@@ -194,15 +210,15 @@ class SchedulerSide:
         A request that loads outside the batch comes twice, the second time when all is there.
         """
         name, blocks = request.request_id, external_tokens // self._block_tokens
-        match, missed, seconds = self._looked.pop(name, (None, {}, 0.0))
+        looked = self._looked.pop(name, None)
         keep = self._policy.saves and self._keeps(request)
         if name in self._receiving:
             keep = keep and self._tracked[name].keep
         tracked = _Tracked(request, keep=keep)
         self._tracked[name] = tracked
-        if match is not None:
-            tracked.hit = range(match.local, match.local + blocks)
-            self._metrics.looked_up(*match, missed, seconds)
+        if looked is not None:
+            tracked.hit = range(looked.match.local, looked.match.local + blocks)
+            self._metrics.looked_up(*looked.match, looked.missed, looked.seconds)
         if name in self._receiving:
             hit, _ = self._receiving.pop(name)
             there = request.num_computed_tokens // self._block_tokens  # fewer if some have failed
@@ -214,7 +230,7 @@ class SchedulerSide:
             self._receiving[name] = (tracked.hit, where)
         else:
             tracked.load = blocks
-        return match
+        return looked.match if looked else None
 
     def hit_tiers(self, request_id: str) -> list[int]:
         """Tell for each block that a request loads how deep in the pipeline it lies."""
@@ -250,16 +266,23 @@ class SchedulerSide:
         """Whether blocks of finished requests come free as soon as they are saved."""
         return bool(self._leaving)
 
-    def ended(self, saves: Mapping[int, int]) -> None:
-        """Take note of saves that have ended, by their numbers, at so many workers."""
+    def ended(self, saves: Mapping[int, int]) -> list[int]:
+        """Take note of saves that have ended, by their numbers, at so many workers.
+
+        Returns those that have ended at all of them.
+        """
+        whole = []
         for number, workers in saves.items():
             name, left = self._saving.pop(number, ("", 0))
             if left > workers:
                 self._saving[number] = (name, left - workers)
-            elif name in self._savers:
+                continue
+            whole.append(number)
+            if name in self._savers:
                 self._savers[name].discard(number)
                 if not self._savers[name]:
                     del self._savers[name]
+        return whole
 
     def load_failed(self, blocks: Iterable[int]) -> set[int]:
         """Do not look up again what the requests of these blocks could not load.
@@ -274,6 +297,7 @@ class SchedulerSide:
             tables.append(table)
             if not bad.isdisjoint(table):
                 self._denied.add(name)
+                self._looked.pop(name, None)
         for table in tables:
             first = next((i for i, block in enumerate(table) if block in bad), len(table))
             wrong.update(table[first:])
@@ -284,12 +308,16 @@ class SchedulerSide:
         for tracked in self._tracked.values():
             tracked.keep = False
         self._on_the_way.clear()
+        self._looked.clear()
 
     def plan(self, step: Any) -> Plan:
         """Say what the workers load and save in this step."""
         plan = Plan(preempted=sorted(getattr(step, "preempted_req_ids", None) or ()))
         for name in plan.preempted:
             self._savers.pop(name, None)
+            if name in self._tracked:  # what fails in them from now on is not its failure
+                self._gone.append(self._tracked[name].table)
+                self._tracked[name].table = []
         plan.leaving, self._left = self._left, []
         plan.background, self._background = self._background, []
         scheduled = step.num_scheduled_tokens
@@ -336,18 +364,22 @@ class SchedulerSide:
         tracked.done = full
         picks = self._wanted(hashes, places) if tracked.keep else []
         chosen = [hashes[i] for i in picks]
-        if self._planned is not None:
-            self._planned(tracked.request, hashes, picks)
         number = self._numbered(request_id) if picks else 0
+        if self._planned is not None:
+            self._planned(tracked.request, hashes, picks, number)
         plan.saves.append(Save(request_id, number, tracked.table[:full], first, picks, chosen))
 
     def _numbered(self, request_id: str) -> int:
-        """Begin a save that the request has to outlive."""
-        if not self._policy.async_save:
+        """Begin a save of which the workers tell that it has ended, if anyone wants to know.
+
+        The request has to outlive it if saving is asynchronous.
+        """
+        if not self._policy.async_save and self._planned is None:
             return 0
         self._number += 1
         self._saving[self._number] = (request_id, self._workers)
-        self._savers.setdefault(request_id, set()).add(self._number)
+        if self._policy.async_save:
+            self._savers.setdefault(request_id, set()).add(self._number)
         return self._number
 
     def _wanted(self, hashes: Sequence[bytes], places: Iterable[int]) -> list[int]:

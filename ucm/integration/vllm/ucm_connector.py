@@ -32,9 +32,8 @@ from ucm.errors import ConfigError, StoreError, UnsupportedError
 from ucm.hashing import Namer, Namers
 from ucm.integration.vllm import engine, lite, prometheus
 from ucm.integration.vllm.collector import Collector
-from ucm.integration.vllm.division import Division, Workers, divide
+from ucm.integration.vllm.division import lay_out
 from ucm.integration.vllm.events import Announcer
-from ucm.integration.vllm.layout import KvLayout
 from ucm.integration.vllm.metadata import Plan
 from ucm.integration.vllm.metrics import select
 from ucm.integration.vllm.namespace import data_parallel_rank, model_name, model_parts, namespace
@@ -184,7 +183,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             return
         blocks = engine.number_of_blocks(self._config, self._cache_config, kv_caches)
         workers = engine.workers(self._config, self._cache_config)
-        layout, division = self._divided(workers, kv_caches, blocks)
+        groups = self._settings.kv_head_groups
+        layout, division = lay_out(kv_caches, blocks, workers, groups)
         packing = engine.packing(self._config, layout.names[0])
         one = workers.stages == 1
         signature = layout.signature if one else layout.signature[1:]  # stages differ in layers
@@ -204,24 +204,6 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._metrics.watch(store, division.worker)
         if self._rendezvous is not None:
             self._rendezvous.tell(engine.tensor_rank(), dict(vars(self._handshake)))
-
-    def _divided(
-        self, workers: Workers, kv_caches: dict[str, Any], blocks: int
-    ) -> tuple[KvLayout, Division]:
-        """Cut blocks by heads if that is asked for and can be done, else by rank."""
-        groups = self._settings.kv_head_groups
-        whole = KvLayout(kv_caches, blocks)
-        if groups is not None and not workers.replicated:
-            division = divide(workers, whole.names, groups)
-            try:
-                parts = len(division.parts)
-                return KvLayout(kv_caches, blocks, parts, workers.heads), division
-            except UnsupportedError as error:
-                logger.warning(
-                    "kv_head_groups: no effect, blocks are shared with engines of the same tensor "
-                    "parallelism only, because %s", error,
-                )  # fmt: skip
-        return whole, divide(workers, whole.names, None)
 
     @staticmethod
     def _layerwise(now: Config) -> bool:
@@ -367,9 +349,10 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         told = connector_output.kv_connector_worker_meta
         if not isinstance(told, UCMSaved):
             return
-        self._scheduler.ended(told.saves)
+        ended = self._scheduler.ended(told.saves)
         if self._announcer is not None:
             self._announcer.stored(told.parts, self._keepers)
+            self._announcer.ended(ended)
 
     def take_events(self) -> Iterable[Any]:
         """Return vLLM's events for what has been stored."""

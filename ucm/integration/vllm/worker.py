@@ -62,6 +62,7 @@ class Transfer:
         self.numbers: list[int] = []  # of the saves in a plan
         self._tasks: list[tuple[Task, int]] = []  # and its rows for each block
         self._began = time.monotonic()
+        self._ended: float | None = None  # when all tasks were first seen to have ended
         self.picks = picks
         self.failed: dict[int, int] = {}  # the engine's blocks, and the status of each
 
@@ -79,6 +80,7 @@ class Transfer:
             self.fail(Status.INTERNAL)
             return False
         self._tasks.append((task, len(rows[1]) // len(self.picks.blocks)))
+        self._ended = None
         return True
 
     def fail(self, status: int) -> None:
@@ -87,12 +89,14 @@ class Transfer:
 
     @property
     def seconds(self) -> float:
-        """How long it has been running."""
-        return time.monotonic() - self._began
+        """How long it has been running, or was."""
+        return (self._ended or time.monotonic()) - self._began
 
     def done(self) -> bool:
         """Tell whether every task has ended."""
-        return all(task.done() for task, _ in self._tasks)
+        if self._ended is None and all(task.done() for task, _ in self._tasks):
+            self._ended = time.monotonic()
+        return self._ended is not None
 
     def finish(self, store: Store, first: int | None = None) -> None:
         """Wait for the tasks, or the ``first`` ones, and note what failed.
@@ -109,6 +113,7 @@ class Transfer:
                 for i, result in enumerate(task.results):
                     if result.status:
                         self.failed[self.picks.blocks[i // rows]] = result.status
+        self.done()
 
     @staticmethod
     def _wait(store: Store, task: Task) -> None:
@@ -230,6 +235,7 @@ class WorkerSide:
         if wanted:
             self._loading.finish(self._store, wanted)
             self._waited += wanted
+        self._loading.done()  # a load lasts until its end, not until the forward's
 
     def _end_loading(self) -> None:
         """Wait for the rest of this step's loads, and agree with the others what has failed."""
