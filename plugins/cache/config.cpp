@@ -116,20 +116,28 @@ std::string segment_name(const ucm_open_args &args) {
     return Values(args)[kShareBuffer].i ? args.unique_id : "";
 }
 
-Shape make_shape(const ucm_open_args &args, bool shared, const Logger &log) {
+Shape known_shape(const ucm_open_args &args) {
     const Values values(args);
-    const ucm_layout &layout = *args.layout;
     Shape shape{};
+    const std::string fingerprint = values[kFingerprint].s;
+    shape.identity = std::string(values[kNamespace].s) + " " + values[kModel].s + " " + fingerprint;
+    shape.any_fingerprint = fingerprint.empty() && !args.layout;
+    shape.keeps = (args.lower->capabilities & UCM_CAP_KEEPS) != 0;
+    shape.loads = (args.lower->capabilities & UCM_CAP_LOADS) != 0;
+    if (!args.layout) return shape;
+    const ucm_layout &layout = *args.layout;
     shape.shards_per_block = layout.shards_per_block;
     shape.capacity = layout.capacity;
     shape.raw_capacity = layout.raw_capacity;
     shape.slot_bytes = round_up(layout.capacity);
     shape.encoding = std::string(layout.encoding, strnlen(layout.encoding, UCM_ENCODING_BYTES));
-    shape.identity =
-        std::string(values[kNamespace].s) + " " + values[kModel].s + " " + values[kFingerprint].s;
-    shape.keeps = (args.lower->capabilities & UCM_CAP_KEEPS) != 0;
-    shape.loads = (args.lower->capabilities & UCM_CAP_LOADS) != 0;
-    const uint64_t bytes = pool_bytes(values[kCapacityGb].f, 2 * shape.frame_bytes(), shared, log);
+    return shape;
+}
+
+Shape make_shape(const ucm_open_args &args, bool shared, const Logger &log) {
+    Shape shape = known_shape(args);
+    const double wanted_gb = Values(args)[kCapacityGb].f;
+    const uint64_t bytes = pool_bytes(wanted_gb, 2 * shape.frame_bytes(), shared, log);
     shape.frames = uint32_t(std::min<uint64_t>(bytes / shape.frame_bytes(), UINT32_MAX / 4));
     return shape;
 }
