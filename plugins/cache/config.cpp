@@ -15,18 +15,22 @@ namespace {
 constexpr double kGiB = 1073741824.0;
 constexpr uint64_t kMostAutomatic = uint64_t(256) << 30;
 
-// Bytes, from a line like "MemTotal:  16303412 kB"; 0 where there is none.
-uint64_t memory_info(const char *key) {
-    FILE *file = std::fopen("/proc/meminfo", "re");
+// From a line like "MemTotal:  16303412 kB" or "inactive_file 1234"; 0 where there is none.
+uint64_t field_in(const char *path, const std::string &key) {
+    FILE *file = std::fopen(path, "re");
     if (!file) return 0;
     char line[256];
-    unsigned long long kib = 0;
+    unsigned long long value = 0;
     while (std::fgets(line, sizeof line, file))
-        if (std::strncmp(line, key, std::strlen(key)) == 0 &&
-            std::sscanf(line + std::strlen(key), ": %llu", &kib) == 1)
+        if (std::strncmp(line, key.c_str(), key.size()) == 0 &&
+            std::sscanf(line + key.size(), " %llu", &value) == 1)
             break;
     std::fclose(file);
-    return kib * 1024;
+    return value;
+}
+
+uint64_t memory_info(const char *key) {
+    return field_in("/proc/meminfo", key) * 1024;
 }
 
 uint64_t number_in(const char *path, uint64_t otherwise) {
@@ -38,11 +42,14 @@ uint64_t number_in(const char *path, uint64_t otherwise) {
     return got ? value : otherwise;
 }
 
-// What this container may still take.
+// What this container may still take. What its files only keep in memory goes when room is needed.
 uint64_t container_room() {
     const uint64_t most = number_in("/sys/fs/cgroup/memory.max", UINT64_MAX);
-    const uint64_t used = number_in("/sys/fs/cgroup/memory.current", 0);
-    return most == UINT64_MAX ? most : most - std::min(most, used);
+    if (most == UINT64_MAX) return most;
+    const uint64_t all = number_in("/sys/fs/cgroup/memory.current", 0);
+    const uint64_t used =
+        all - std::min(all, field_in("/sys/fs/cgroup/memory.stat", "inactive_file"));
+    return most - std::min(most, used);
 }
 
 struct Room {
@@ -55,7 +62,7 @@ Room room(bool shared) {
     if (shared && statvfs("/dev/shm", &fs) == 0)
         return {fs.f_blocks * fs.f_frsize, fs.f_bavail * fs.f_frsize, "/dev/shm"};
     if (shared) return {0, 0, "/dev/shm"};
-    return {memory_info("MemTotal"), memory_info("MemAvailable"), "memory"};
+    return {memory_info("MemTotal:"), memory_info("MemAvailable:"), "memory"};
 }
 
 std::string gib(uint64_t bytes) {
@@ -64,35 +71,57 @@ std::string gib(uint64_t bytes) {
     return text;
 }
 
+constexpr char kLargerShm[] =
+    "; make /dev/shm larger (--shm-size, or an emptyDir of medium Memory), or set "
+    "share_buffer_enable: false";
+
+// The size where none is given, what sets it, and how there would be more.
+struct Automatic {
+    uint64_t bytes;
+    std::string why, remedy;
+};
+
+// As automatic_pool in ucm/checks.py does it: change both.
+Automatic automatic_size(const Room &all, bool shared) {
+    Automatic found{all.free / 2, std::string("half of what ") + all.where + " has free",
+                    shared ? kLargerShm : ""};
+    if (const uint64_t half = container_room() / 2; half < found.bytes)
+        found = {half, "half of what this container may still take (/sys/fs/cgroup/memory.max)",
+                 "; raise the memory limit of the container"};
+    if (kMostAutomatic < found.bytes)
+        found = {kMostAutomatic, "the most that is taken unasked", ""};
+    return found;
+}
+
+uint64_t chosen_bytes(uint64_t needed, bool shared, const Logger &log) {
+    const Automatic found = automatic_size(room(shared), shared);
+    if (found.bytes < needed)
+        throw Error(UCM_INVALID, "cache_buffer_capacity_gb: " + gib(found.bytes) + " GiB (" +
+                                     found.why + ") cannot hold two blocks; at least " +
+                                     gib(needed + (needed >> 16)) + " is needed" + found.remedy);
+    log.write(UCM_LOG_INFO, "cache_buffer_capacity_gb: %s GiB, %s%s", gib(found.bytes).c_str(),
+              found.why.c_str(), shared ? "" : "; each process has its own");
+    return found.bytes;
+}
+
 uint64_t pool_bytes(double wanted_gb, uint64_t needed, bool shared, const Logger &log) {
+    if (wanted_gb == 0) return chosen_bytes(needed, shared, log);
     const Room all = room(shared);
-    const bool automatic = wanted_gb == 0;
-    const std::string remedy =
-        shared ? "; make /dev/shm larger (--shm-size, or an emptyDir of medium Memory), or set "
-                 "share_buffer_enable: false"
-               : "";
-    const uint64_t bytes = automatic
-                               ? std::min({all.free / 2, container_room() / 2, kMostAutomatic})
-                               : uint64_t(wanted_gb * kGiB);
-    if (!automatic && bytes > all.total && (!shared || needed > all.total))
+    const std::string remedy = shared ? kLargerShm : "";
+    const uint64_t bytes = uint64_t(wanted_gb * kGiB);
+    if (bytes > all.total && (!shared || needed > all.total))
         throw Error(UCM_INVALID, "cache_buffer_capacity_gb=" + gib(bytes) + " is more than the " +
                                      gib(all.total) + " GiB that " + all.where +
                                      " has on this machine; make it smaller" + remedy);
     if (bytes < needed)
-        throw Error(
-            UCM_INVALID,
-            "cache_buffer_capacity_gb: " + gib(bytes) + " GiB" +
-                (automatic ? std::string(" (half of what ") + all.where + " has free)" : "") +
-                " cannot hold two blocks; at least " + gib(needed + (needed >> 16)) + " is needed" +
-                (automatic ? remedy : ""));
-    if (!automatic && bytes > all.total)
+        throw Error(UCM_INVALID, "cache_buffer_capacity_gb: " + gib(bytes) +
+                                     " GiB cannot hold two blocks; at least " +
+                                     gib(needed + (needed >> 16)) + " is needed");
+    if (bytes > all.total)
         log.write(UCM_LOG_WARN,
                   "cache_buffer_capacity_gb=%s is more than the %s GiB of %s: the cache will be "
                   "smaller%s",
                   gib(bytes).c_str(), gib(all.total).c_str(), all.where, remedy.c_str());
-    if (automatic)
-        log.write(UCM_LOG_INFO, "cache_buffer_capacity_gb: %s GiB, half of what %s has free%s",
-                  gib(bytes).c_str(), all.where, shared ? "" : "; each process has its own");
     return bytes;
 }
 
