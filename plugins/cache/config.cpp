@@ -3,11 +3,13 @@
 
 #include <sched.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
+
+#include "threads.h"
 
 namespace ucm::cache {
 namespace {
@@ -125,17 +127,44 @@ uint64_t pool_bytes(double wanted_gb, uint64_t needed, bool shared, const Logger
     return bytes;
 }
 
-std::vector<int> usable_cores(const ucm_value &value) {
-    std::vector<int> cores(value.ints, value.ints + value.count);
+// "0-3,7": where the opening thread may run.
+std::string allowed_cores() {
     cpu_set_t allowed;
     CPU_ZERO(&allowed);
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return cores;
-    const long most = sysconf(_SC_NPROCESSORS_CONF);
-    for (const int core : cores)
-        if (core < 0 || core >= most || core >= CPU_SETSIZE)
-            throw Error(UCM_INVALID, "cpu_affinity_cores: " + std::to_string(core) +
-                                         " is no core of this machine; there are 0 to " +
-                                         std::to_string(most - 1));
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    std::string text;
+    for (int core = 0, first; core < CPU_SETSIZE; core++) {
+        if (!CPU_ISSET(size_t(core), &allowed)) continue;
+        first = core;
+        while (core + 1 < CPU_SETSIZE && CPU_ISSET(size_t(core + 1), &allowed)) core++;
+        text += (text.empty() ? "" : ",") + std::to_string(first);
+        if (core > first) text += "-" + std::to_string(core);
+    }
+    return text;
+}
+
+// A control group may allow less than there is, and more than the opening thread is bound to: only
+// the kernel knows, and of several cores it drops those that are not allowed without a word.
+std::vector<int> usable_cores(const ucm_value &value) {
+    const std::vector<int64_t> wanted(value.ints, value.ints + value.count);
+    std::vector<int> cores;
+    int error = 0;
+    Threads trial;
+    if (!wanted.empty())
+        trial.start(1, "ucm-cache-cores", [&] {
+            for (const int64_t core : wanted) {
+                error = core < 0 || core >= CPU_SETSIZE ? EINVAL : use_cores({int(core)});
+                if (error) return;
+                cores.push_back(int(core));
+            }
+        });
+    trial.join();
+    if (error)
+        throw Error(UCM_INVALID,
+                    "cpu_affinity_cores: " + std::to_string(wanted[cores.size()]) +
+                        " is no core that this process may use (" + std::strerror(error) +
+                        "); where it runs now are " + allowed_cores(),
+                    error);
     return cores;
 }
 
