@@ -51,11 +51,12 @@ class Mount:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes; ``limit`` is the control group's, None without one."""
+    """Bytes; ``limit`` is the control group's, None without one, ``used`` what counts in it."""
 
     available: int
     limit: int | None
     shm_free: int
+    used: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,18 +135,25 @@ def pool_memory(pool_bytes: int, memory: Memory) -> list[Finding]:
     return found[-1:]
 
 
+def automatic_pool(memory: Memory, shared: bool) -> int:
+    """Return the size that Cache takes where none is given, as plugins/cache/config.cpp does."""
+    pool = min((memory.shm_free if shared else memory.available) // 2, _MOST_AUTOMATIC)
+    if memory.limit is None:
+        return pool
+    return min(pool, max(0, memory.limit - memory.used) // 2)
+
+
 def pool_shm(pool_bytes: int, memory: Memory) -> list[Finding]:
-    """Cache's pool against /dev/shm, which a pool shared by several processes would need."""
+    """Cache's pool against /dev/shm, where the processes of an engine share it."""
     if pool_bytes <= memory.shm_free:
         return []
     return [
         Finding(
             "dev_shm",
             f"/dev/shm has {_gib(memory.shm_free)} free, Cache's pool is {_gib(pool_bytes)}",
-            "in this version the pool is private memory and does not need it; a pool that the "
-            "processes of an engine share lies there",
-            "before Cache shares its pool: mount -o remount,size=SIZE /dev/shm, docker --shm-size, "
-            "or a smaller cache_buffer_capacity_gb",
+            "the processes of an engine share it there, and keep no more blocks than find room",
+            "mount -o remount,size=SIZE /dev/shm, docker --shm-size, a smaller "
+            "cache_buffer_capacity_gb, or share_buffer_enable: false",
         )
     ]
 
@@ -192,8 +200,8 @@ def remove_ipc(uid: int, systemd: bool, logind: str) -> list[Finding]:
             "remove_ipc",
             f"systemd removes what user {uid} has in /dev/shm when the last session ends "
             "(RemoveIPC is on)",
-            "an engine started in a session that ends loses the shared memory between its "
-            "processes; Cache's pool is private memory in this version and stays",
+            "of an engine started in a session that ends, processes that start later do not share "
+            "Cache's memory with those that run",
             "RemoveIPC=no in /etc/systemd/logind.conf, loginctl enable-linger, or run the engine "
             "as a system service",
         )
@@ -376,7 +384,13 @@ def read_memory() -> Memory:
     except OSError:
         shm_free = 0
     available = int(found[1]) * 1024 if found else 0
-    return Memory(available, int(limit) if limit.isdigit() else None, shm_free)
+    current = _text(Path("/sys/fs/cgroup/memory.current")).strip()
+    # What files only keep in memory goes when room is needed.
+    files = re.search(
+        r"^inactive_file (\d+)", _text(Path("/sys/fs/cgroup/memory.stat")), re.MULTILINE
+    )
+    used = max(0, (int(current) if current.isdigit() else 0) - (int(files[1]) if files else 0))
+    return Memory(available, int(limit) if limit.isdigit() else None, shm_free, used)
 
 
 def read_limits() -> Limits:
@@ -429,14 +443,13 @@ def directory_warnings(
     ]
 
 
-def pool_warnings(capacity_gb: float) -> list[Finding]:
+def pool_warnings(capacity_gb: float, shared: bool) -> list[Finding]:
     """Look at the memory for Cache's pool; 0: the size that Cache chooses by itself."""
     memory, limits = read_memory(), read_limits()
-    pool_bytes = int(capacity_gb * GIB) or min(memory.available // 2, _MOST_AUTOMATIC)
-    systemd = Path("/run/systemd/system").is_dir()
-    return [
-        *pool_memory(pool_bytes, memory),
-        *pool_shm(pool_bytes, memory),
-        *memlock(pool_bytes, limits),
-        *remove_ipc(os.getuid(), systemd, read_logind()),
-    ]
+    pool_bytes = int(capacity_gb * GIB) or automatic_pool(memory, shared)
+    found = [*pool_memory(pool_bytes, memory), *memlock(pool_bytes, limits)]
+    if shared:
+        systemd = Path("/run/systemd/system").is_dir()
+        found += pool_shm(pool_bytes, memory)
+        found += remove_ipc(os.getuid(), systemd, read_logind())
+    return found

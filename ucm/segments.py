@@ -30,7 +30,7 @@ _HEADER = struct.Struct("<8s4I3Q64s2Q128s6I8Q")
 _AT_USED, _AT_READY, _AT_FREE = 352, 424, 440
 _HEAD_BYTES = 444
 _MEMBERS = 64
-_MEMBER = struct.Struct("<4Iq40x")  # joined, bell, reserved, device, pid
+_MEMBER = struct.Struct("<4Iq40x")  # joined, bell, device, reserved, pid
 _RECORD_BYTES, _AT_STATE = 128, 20
 _MAGIC = b"UCMCACHE"
 _FIRST_MEMBER_BYTE = 1
@@ -147,7 +147,7 @@ def _read_parts(fd: int, segment: Segment) -> str | None:
         return "its header is not sound; the next store of this unique_id removes it"
     for number, entry in enumerate(_MEMBER.iter_unpack(_whole(fd, _MEMBERS, 64, members_at))):
         if entry[0] or number in living:
-            segment.members.append(Member(number, entry[4], number in living, bool(entry[3])))
+            segment.members.append(Member(number, entry[4], number in living, bool(entry[2])))
     segment.blocks = _states(fd, records, records_at)
     segment.huge_bytes = _huge_bytes(segment, fields[10])
     return None

@@ -3,11 +3,13 @@
 
 #include <sched.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
+
+#include "threads.h"
 
 namespace ucm::cache {
 namespace {
@@ -15,18 +17,22 @@ namespace {
 constexpr double kGiB = 1073741824.0;
 constexpr uint64_t kMostAutomatic = uint64_t(256) << 30;
 
-// Bytes, from a line like "MemTotal:  16303412 kB"; 0 where there is none.
-uint64_t memory_info(const char *key) {
-    FILE *file = std::fopen("/proc/meminfo", "re");
+// From a line like "MemTotal:  16303412 kB" or "inactive_file 1234"; 0 where there is none.
+uint64_t field_in(const char *path, const std::string &key) {
+    FILE *file = std::fopen(path, "re");
     if (!file) return 0;
     char line[256];
-    unsigned long long kib = 0;
+    unsigned long long value = 0;
     while (std::fgets(line, sizeof line, file))
-        if (std::strncmp(line, key, std::strlen(key)) == 0 &&
-            std::sscanf(line + std::strlen(key), ": %llu", &kib) == 1)
+        if (std::strncmp(line, key.c_str(), key.size()) == 0 &&
+            std::sscanf(line + key.size(), " %llu", &value) == 1)
             break;
     std::fclose(file);
-    return kib * 1024;
+    return value;
+}
+
+uint64_t memory_info(const char *key) {
+    return field_in("/proc/meminfo", key) * 1024;
 }
 
 uint64_t number_in(const char *path, uint64_t otherwise) {
@@ -38,11 +44,14 @@ uint64_t number_in(const char *path, uint64_t otherwise) {
     return got ? value : otherwise;
 }
 
-// What this container may still take.
+// What this container may still take. What its files only keep in memory goes when room is needed.
 uint64_t container_room() {
     const uint64_t most = number_in("/sys/fs/cgroup/memory.max", UINT64_MAX);
-    const uint64_t used = number_in("/sys/fs/cgroup/memory.current", 0);
-    return most == UINT64_MAX ? most : most - std::min(most, used);
+    if (most == UINT64_MAX) return most;
+    const uint64_t all = number_in("/sys/fs/cgroup/memory.current", 0);
+    const uint64_t used =
+        all - std::min(all, field_in("/sys/fs/cgroup/memory.stat", "inactive_file"));
+    return most - std::min(most, used);
 }
 
 struct Room {
@@ -55,7 +64,7 @@ Room room(bool shared) {
     if (shared && statvfs("/dev/shm", &fs) == 0)
         return {fs.f_blocks * fs.f_frsize, fs.f_bavail * fs.f_frsize, "/dev/shm"};
     if (shared) return {0, 0, "/dev/shm"};
-    return {memory_info("MemTotal"), memory_info("MemAvailable"), "memory"};
+    return {memory_info("MemTotal:"), memory_info("MemAvailable:"), "memory"};
 }
 
 std::string gib(uint64_t bytes) {
@@ -64,49 +73,98 @@ std::string gib(uint64_t bytes) {
     return text;
 }
 
+constexpr char kLargerShm[] =
+    "; make /dev/shm larger (--shm-size, or an emptyDir of medium Memory), or set "
+    "share_buffer_enable: false";
+
+// The size where none is given, what sets it, and how there would be more.
+struct Automatic {
+    uint64_t bytes;
+    std::string why, remedy;
+};
+
+// As automatic_pool in ucm/checks.py does it: change both.
+Automatic automatic_size(const Room &all, bool shared) {
+    Automatic found{all.free / 2, std::string("half of what ") + all.where + " has free",
+                    shared ? kLargerShm : ""};
+    if (const uint64_t half = container_room() / 2; half < found.bytes)
+        found = {half, "half of what this container may still take (/sys/fs/cgroup/memory.max)",
+                 "; raise the memory limit of the container"};
+    if (kMostAutomatic < found.bytes)
+        found = {kMostAutomatic, "the most that is taken unasked", ""};
+    return found;
+}
+
+uint64_t chosen_bytes(uint64_t needed, bool shared, const Logger &log) {
+    const Automatic found = automatic_size(room(shared), shared);
+    if (found.bytes < needed)
+        throw Error(UCM_INVALID, "cache_buffer_capacity_gb: " + gib(found.bytes) + " GiB (" +
+                                     found.why + ") cannot hold two blocks; at least " +
+                                     gib(needed + (needed >> 16)) + " is needed" + found.remedy);
+    log.write(UCM_LOG_INFO, "cache_buffer_capacity_gb: %s GiB, %s%s", gib(found.bytes).c_str(),
+              found.why.c_str(), shared ? "" : "; each process has its own");
+    return found.bytes;
+}
+
 uint64_t pool_bytes(double wanted_gb, uint64_t needed, bool shared, const Logger &log) {
+    if (wanted_gb == 0) return chosen_bytes(needed, shared, log);
     const Room all = room(shared);
-    const bool automatic = wanted_gb == 0;
-    const std::string remedy =
-        shared ? "; make /dev/shm larger (--shm-size, or an emptyDir of medium Memory), or set "
-                 "share_buffer_enable: false"
-               : "";
-    const uint64_t bytes = automatic
-                               ? std::min({all.free / 2, container_room() / 2, kMostAutomatic})
-                               : uint64_t(wanted_gb * kGiB);
-    if (!automatic && bytes > all.total && (!shared || needed > all.total))
+    const std::string remedy = shared ? kLargerShm : "";
+    const uint64_t bytes = uint64_t(wanted_gb * kGiB);
+    if (bytes > all.total && (!shared || needed > all.total))
         throw Error(UCM_INVALID, "cache_buffer_capacity_gb=" + gib(bytes) + " is more than the " +
                                      gib(all.total) + " GiB that " + all.where +
                                      " has on this machine; make it smaller" + remedy);
     if (bytes < needed)
-        throw Error(
-            UCM_INVALID,
-            "cache_buffer_capacity_gb: " + gib(bytes) + " GiB" +
-                (automatic ? std::string(" (half of what ") + all.where + " has free)" : "") +
-                " cannot hold two blocks; at least " + gib(needed + (needed >> 16)) + " is needed" +
-                (automatic ? remedy : ""));
-    if (!automatic && bytes > all.total)
+        throw Error(UCM_INVALID, "cache_buffer_capacity_gb: " + gib(bytes) +
+                                     " GiB cannot hold two blocks; at least " +
+                                     gib(needed + (needed >> 16)) + " is needed");
+    if (bytes > all.total)
         log.write(UCM_LOG_WARN,
                   "cache_buffer_capacity_gb=%s is more than the %s GiB of %s: the cache will be "
                   "smaller%s",
                   gib(bytes).c_str(), gib(all.total).c_str(), all.where, remedy.c_str());
-    if (automatic)
-        log.write(UCM_LOG_INFO, "cache_buffer_capacity_gb: %s GiB, half of what %s has free%s",
-                  gib(bytes).c_str(), all.where, shared ? "" : "; each process has its own");
     return bytes;
 }
 
-std::vector<int> usable_cores(const ucm_value &value) {
-    std::vector<int> cores(value.ints, value.ints + value.count);
+// "0-3,7": where the opening thread may run.
+std::string allowed_cores() {
     cpu_set_t allowed;
     CPU_ZERO(&allowed);
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return cores;
-    const long most = sysconf(_SC_NPROCESSORS_CONF);
-    for (const int core : cores)
-        if (core < 0 || core >= most || core >= CPU_SETSIZE)
-            throw Error(UCM_INVALID, "cpu_affinity_cores: " + std::to_string(core) +
-                                         " is no core of this machine; there are 0 to " +
-                                         std::to_string(most - 1));
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    std::string text;
+    for (int core = 0, first; core < CPU_SETSIZE; core++) {
+        if (!CPU_ISSET(size_t(core), &allowed)) continue;
+        first = core;
+        while (core + 1 < CPU_SETSIZE && CPU_ISSET(size_t(core + 1), &allowed)) core++;
+        text += (text.empty() ? "" : ",") + std::to_string(first);
+        if (core > first) text += "-" + std::to_string(core);
+    }
+    return text;
+}
+
+// A control group may allow less than there is, and more than the opening thread is bound to: only
+// the kernel knows, and of several cores it drops those that are not allowed without a word.
+std::vector<int> usable_cores(const ucm_value &value) {
+    const std::vector<int64_t> wanted(value.ints, value.ints + value.count);
+    std::vector<int> cores;
+    int error = 0;
+    Threads trial;
+    if (!wanted.empty())
+        trial.start(1, "ucm-cache-cores", [&] {
+            for (const int64_t core : wanted) {
+                error = core < 0 || core >= CPU_SETSIZE ? EINVAL : use_cores({int(core)});
+                if (error) return;
+                cores.push_back(int(core));
+            }
+        });
+    trial.join();
+    if (error)
+        throw Error(UCM_INVALID,
+                    "cpu_affinity_cores: " + std::to_string(wanted[cores.size()]) +
+                        " is no core that this process may use (" + std::strerror(error) +
+                        "); where it runs now are " + allowed_cores(),
+                    error);
     return cores;
 }
 
@@ -116,20 +174,28 @@ std::string segment_name(const ucm_open_args &args) {
     return Values(args)[kShareBuffer].i ? args.unique_id : "";
 }
 
-Shape make_shape(const ucm_open_args &args, bool shared, const Logger &log) {
+Shape known_shape(const ucm_open_args &args) {
     const Values values(args);
-    const ucm_layout &layout = *args.layout;
     Shape shape{};
+    const std::string fingerprint = values[kFingerprint].s;
+    shape.identity = std::string(values[kNamespace].s) + " " + values[kModel].s + " " + fingerprint;
+    shape.any_fingerprint = fingerprint.empty() && !args.layout;
+    shape.keeps = (args.lower->capabilities & UCM_CAP_KEEPS) != 0;
+    shape.loads = (args.lower->capabilities & UCM_CAP_LOADS) != 0;
+    if (!args.layout) return shape;
+    const ucm_layout &layout = *args.layout;
     shape.shards_per_block = layout.shards_per_block;
     shape.capacity = layout.capacity;
     shape.raw_capacity = layout.raw_capacity;
     shape.slot_bytes = round_up(layout.capacity);
     shape.encoding = std::string(layout.encoding, strnlen(layout.encoding, UCM_ENCODING_BYTES));
-    shape.identity =
-        std::string(values[kNamespace].s) + " " + values[kModel].s + " " + values[kFingerprint].s;
-    shape.keeps = (args.lower->capabilities & UCM_CAP_KEEPS) != 0;
-    shape.loads = (args.lower->capabilities & UCM_CAP_LOADS) != 0;
-    const uint64_t bytes = pool_bytes(values[kCapacityGb].f, 2 * shape.frame_bytes(), shared, log);
+    return shape;
+}
+
+Shape make_shape(const ucm_open_args &args, bool shared, const Logger &log) {
+    Shape shape = known_shape(args);
+    const double wanted_gb = Values(args)[kCapacityGb].f;
+    const uint64_t bytes = pool_bytes(wanted_gb, 2 * shape.frame_bytes(), shared, log);
     shape.frames = uint32_t(std::min<uint64_t>(bytes / shape.frame_bytes(), UINT32_MAX / 4));
     return shape;
 }

@@ -43,6 +43,8 @@ enum Metric {
 
 // The name of the segment that these arguments lead to; "": private memory.
 std::string segment_name(const ucm_open_args &args);
+// What others must have too who use the same memory, as far as these arguments say it.
+Shape known_shape(const ucm_open_args &args);
 // What the memory of a store is to be.
 Shape make_shape(const ucm_open_args &args, bool shared, const Logger &log);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "device.h"
 #include "job.h"
 #include "table.h"
+#include "threads.h"
 
 namespace ucm::cache {
 
@@ -44,6 +46,13 @@ struct Core {
           table(segment, args.layout->memory != UCM_MEMORY_HOST),
           registered(lower, segment.data(), segment.data_bytes()) {
         table.on_change = [this] { changed(); };
+    }
+
+    // The thread that calls goes where cpu_affinity_cores says.
+    void take_cores() const {
+        if (const int error = use_cores(config.cores))
+            log.write(UCM_LOG_WARN, "cpu_affinity_cores: a thread cannot go there: %s",
+                      std::strerror(error));
     }
 
     // With `mutex`: frames came free, or shards came or went, here or in another process.

@@ -16,7 +16,7 @@ constexpr int64_t kForeignNs = 20 * 1000000;  // for a change that may go unhear
 
 void DumpPath::start() {
     threads_.start(1, "ucm-cache-dump", [this] {
-        use_cores(core_.config.cores);
+        core_.take_cores();
         run();
     });
 }

@@ -100,7 +100,7 @@ ucm_transfer LoadPath::Fill::transfer() {
 
 void LoadPath::start() {
     threads_.start(kThreads, "ucm-cache-load", [this] {
-        use_cores(core_.config.cores);
+        core_.take_cores();
         run();
     });
 }

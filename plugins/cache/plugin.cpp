@@ -17,7 +17,9 @@ const ucm_option kOptions[] = {
     {"timeout_ms", UCM_TYPE_INT, 0, "30000", "1..", "ms",
      "How long a shard may wait for its turn, for room, or for the store below."},
     {"cpu_affinity_cores", UCM_TYPE_INTS, 0, "", nullptr, nullptr,
-     "Cores that the threads which copy may use; none: all that the opening thread may use."},
+     "Cores that the threads which copy use, each of which this process must be allowed; none: "
+     "those "
+     "of the opening thread."},
     {"namespace", UCM_TYPE_STRING, 0, "default", nullptr, nullptr,
      "Whose blocks: a tenant, team, purpose. Processes of one segment must agree."},
     {"model", UCM_TYPE_STRING, 0, "", nullptr, nullptr,

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include "failpoint.h"
 
@@ -190,6 +191,69 @@ bool sane(const Header &header, uint64_t file_bytes) {
            header.shards_at < header.data_at;
 }
 
+// What all who use a segment must agree on, as far as it is known here; "": nothing differs.
+std::string differs(const Header &it, const Shape &shape) {
+    const auto pair = [](const char *what, uint64_t there, uint64_t here) {
+        return there == here ? ""
+                             : std::string(what) + ": " + std::to_string(there) + " there, " +
+                                   std::to_string(here) + " here";
+    };
+    std::string text;
+    if (shape.shards_per_block) {
+        text = pair("shards of a block", it.shards_per_block, shape.shards_per_block);
+        if (text.empty()) text = pair("bytes of a shard", it.capacity, shape.capacity);
+        if (text.empty()) text = pair("bytes of a raw shard", it.raw_capacity, shape.raw_capacity);
+        if (text.empty() && shape.encoding != it.encoding)
+            text = "encoding: \"" + std::string(it.encoding) + "\" there, \"" + shape.encoding +
+                   "\" here";
+    }
+    const size_t known = std::min(shape.identity.size(), sizeof it.label - 1);
+    const bool same = shape.any_fingerprint
+                          ? std::strncmp(it.label, shape.identity.c_str(), known) == 0
+                          : hash_of(shape.identity) == it.identity;
+    if (text.empty() && !same)
+        text = "namespace, model or fingerprint: \"" + std::string(it.label) + "\" there, \"" +
+               shape.identity + "\" here";
+    return text;
+}
+
+// What members must agree on beyond that.
+std::string members_differ(const Header &it, const Shape &shape) {
+    std::string text = differs(it, shape);
+    if (text.empty() && pid_namespace() != it.pid_namespace)
+        text = "PID namespace: the processes of one segment must see each other's PIDs";
+    for (const auto &[what, there, here] :
+         {std::tuple{"does the store below keep blocks", it.keeps != 0, shape.keeps},
+          std::tuple{"can the store below load", it.loads != 0, shape.loads}})
+        if (text.empty() && there != here)
+            text = std::string(what) + ": " + std::to_string(there) + " there, " +
+                   std::to_string(here) + " here";
+    return text;
+}
+
+// The first part of the segment that is at this path, of this user, ready, and meant; its bytes are
+// in `bytes`. NULL: there is none, or none that is meant: then `difference` says why.
+uint8_t *map_first_part(int fd, int protection, const Shape &wanted, uint64_t &bytes,
+                        std::string &difference) {
+    struct stat st{};
+    if (fstat(fd, &st) != 0 || st.st_uid != geteuid() || uint64_t(st.st_size) <= sizeof(Header))
+        return nullptr;
+    const uint64_t page = round_up(sizeof(Header));
+    void *head = mmap(nullptr, page, PROT_READ, MAP_SHARED, fd, 0);
+    if (head == MAP_FAILED) return nullptr;
+    const Header &header = *static_cast<const Header *>(head);
+    const bool good = header.phase.load(std::memory_order_acquire) == SegmentPhase::kReady &&
+                      sane(header, uint64_t(st.st_size));
+    if (good) difference = differs(header, wanted);
+    bytes = header.data_at;
+    void *all = MAP_FAILED;
+    if (good && difference.empty()) all = mmap(nullptr, bytes, protection, MAP_SHARED, fd, 0);
+    munmap(head, page);
+    if (all == MAP_FAILED) return nullptr;
+    keep_private(all, bytes);
+    return static_cast<uint8_t *>(all);
+}
+
 }  // namespace
 
 std::string segment_path(const std::string &unique_id) {
@@ -306,7 +370,9 @@ bool Segment::open_once(const Shape &shape) {
     }
     const bool alive = held_by_another(fd, kMemberByte, kMembers);
     const bool fits = whole && sane(header(), uint64_t(st.st_size));
-    const std::string difference = !whole ? "" : fits ? differs(shape) : "its version";
+    const std::string difference = !whole ? ""
+                                   : fits ? members_differ(header(), shape)
+                                          : "its version";
     if (whole && difference.empty()) {
         const uint64_t head = header().data_at, data_at = header().data_at, all = header().bytes;
         munmap(base_, head_bytes_);
@@ -370,29 +436,6 @@ void Segment::create(const Shape &shape) {
     header().phase.store(SegmentPhase::kReady, std::memory_order_release);
 }
 
-std::string Segment::differs(const Shape &shape) const {
-    const Header &it = header();
-    const auto pair = [](const char *what, uint64_t there, uint64_t here) {
-        return there == here ? ""
-                             : std::string(what) + ": " + std::to_string(there) + " there, " +
-                                   std::to_string(here) + " here";
-    };
-    std::string text = pair("shards of a block", it.shards_per_block, shape.shards_per_block);
-    if (text.empty()) text = pair("bytes of a shard", it.capacity, shape.capacity);
-    if (text.empty()) text = pair("bytes of a raw shard", it.raw_capacity, shape.raw_capacity);
-    if (text.empty() && shape.encoding != it.encoding)
-        text =
-            "encoding: \"" + std::string(it.encoding) + "\" there, \"" + shape.encoding + "\" here";
-    if (text.empty() && hash_of(shape.identity) != it.identity)
-        text = "namespace, model or fingerprint: \"" + std::string(it.label) + "\" there, \"" +
-               shape.identity + "\" here";
-    if (text.empty() && pid_namespace() != it.pid_namespace)
-        text = "PID namespace: the processes of one segment must see each other's PIDs";
-    if (text.empty()) text = pair("does the store below keep blocks", it.keeps, shape.keeps);
-    if (text.empty()) text = pair("can the store below load", it.loads, shape.loads);
-    return text;
-}
-
 // "1234, 1240", of those that live; for a message.
 std::string Segment::living_pids(bool readable) const {
     std::string text;
@@ -447,6 +490,24 @@ void Segment::collapse(uint32_t first, uint32_t count) const {
     const uint64_t begin = from / kHugePageBytes * kHugePageBytes,
                    end = (from + bytes) / kHugePageBytes * kHugePageBytes;
     if (end > begin) madvise(data_ + begin, end - begin, MADV_COLLAPSE);
+}
+
+std::unique_ptr<Segment> Segment::visit(const Shape &wanted, const std::string &unique_id,
+                                        const Logger &log) {
+    std::unique_ptr<Segment> it(new Segment(segment_path(unique_id), log));
+    const int fd = ::open(it->path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 && (errno == ENOENT || errno == EACCES || errno == ELOOP)) return nullptr;
+    if (fd < 0) throw Error(UCM_UNAVAILABLE, it->path_ + ": cannot be opened", errno);
+    std::string difference;
+    it->base_ = map_first_part(fd, PROT_READ | PROT_WRITE, wanted, it->head_bytes_, difference);
+    ::close(fd);
+    if (!it->base_) return nullptr;
+    if (it->header().pid_namespace != pid_namespace())
+        throw Error(UCM_UNSUPPORTED,
+                    it->path_ +
+                        ": its processes are in another PID namespace, from which nothing can be "
+                        "removed there; remove through one of them");
+    return it;
 }
 
 Segment::~Segment() {
@@ -528,25 +589,11 @@ const uint8_t *SegmentView::look() {
     next_try_ns_ = monotonic_ns() + 50 * 1000000;
     const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0) return nullptr;
-    struct stat st{};
-    if (fstat(fd, &st) == 0 && st.st_uid == geteuid() && uint64_t(st.st_size) > sizeof(Header)) {
-        bytes_ = round_up(sizeof(Header));
-        void *head = mmap(nullptr, bytes_, PROT_READ, MAP_SHARED, fd, 0);
-        if (head != MAP_FAILED) {
-            base_ = static_cast<uint8_t *>(head);
-            const Header &header = *reinterpret_cast<const Header *>(base_);
-            const uint64_t all = header.data_at;
-            const bool good = !removed() && sane(header, uint64_t(st.st_size));
-            drop();
-            head = good ? mmap(nullptr, all, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
-            if (head != MAP_FAILED) {
-                base_ = static_cast<uint8_t *>(head);
-                bytes_ = all;
-                keep_private(base_, bytes_);
-            }
-        }
-    }
+    std::string difference;
+    base_ = map_first_part(fd, PROT_READ, wanted_, bytes_, difference);
     ::close(fd);
+    if (!difference.empty() && !std::exchange(told_, true))
+        warning_ = path_ + " is not looked into, for it differs in " + difference;
     return base_;
 }
 

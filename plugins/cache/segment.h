@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "buffers.h"
 #include "log.h"
@@ -16,15 +17,14 @@ namespace ucm::cache {
 
 // What all members of a segment must agree on, and how large it is to be if it is made anew.
 struct Shape {
-    uint32_t shards_per_block;
+    uint32_t shards_per_block;  // 0: one who only looks, and was not told the sizes
     uint64_t capacity, raw_capacity, slot_bytes;
     std::string encoding;
     std::string identity;  // namespace, model and fingerprint
+    bool any_fingerprint;  // it ends before the fingerprint, which is not known
     bool keeps, loads;     // can the store below
     uint32_t frames;
 
-    // Asks for huge pages under them; they may be in use.
-    void collapse(uint32_t first, uint32_t count) const;
     uint64_t frame_bytes() const { return shards_per_block * slot_bytes; }
 };
 
@@ -39,6 +39,10 @@ class Segment {
     // nobody's any more.
     ~Segment();
     Segment(const Segment &) = delete;
+    // For one call of a store that only looks, and is no member: the first part alone, to change
+    // what blocks are under the mutex. NULL: there is none that is meant. Throws Error.
+    static std::unique_ptr<Segment> visit(const Shape &wanted, const std::string &unique_id,
+                                          const Logger &log);
 
     Header &header() const { return *reinterpret_cast<Header *>(base_); }
     template <typename T>
@@ -69,6 +73,8 @@ class Segment {
     void alive() const { header().used_ns.store(clock_ns(CLOCK_BOOTTIME)); }
 
   private:
+    Segment(const std::string &path, const Logger &log)
+        : log_(log), path_(path), member_(kNobody) {}
     void make_private(const Shape &shape);
     void join(const Shape &shape);
     bool open_once(const Shape &shape);
@@ -76,7 +82,6 @@ class Segment {
     void map(uint64_t data_at, uint64_t bytes);
     void unmap();
     void leave();
-    std::string differs(const Shape &shape) const;
     bool take_member();
     std::string living_pids(bool readable) const;
 
@@ -93,17 +98,23 @@ class Segment {
 // A segment that is only looked into: mapped read-only when there is one, at each use.
 class SegmentView {
   public:
-    explicit SegmentView(const std::string &unique_id) : path_(segment_path(unique_id)) {}
+    SegmentView(const Shape &wanted, const std::string &unique_id)
+        : wanted_(wanted), path_(segment_path(unique_id)) {}
     ~SegmentView() { drop(); }
     SegmentView(const SegmentView &) = delete;
 
-    // NULL: there is none now.
+    // NULL: there is none now that is meant.
     const uint8_t *look();
+    // Why the one that is there is not: once, to be logged; else "".
+    std::string warning() { return std::exchange(warning_, ""); }
 
   private:
     void drop();
 
+    const Shape wanted_;
     const std::string path_;
+    std::string warning_;
+    bool told_ = false;
     uint8_t *base_ = nullptr;
     uint64_t bytes_ = 0;
     int64_t next_try_ns_ = 0;

@@ -16,7 +16,7 @@ namespace ucm::cache {
 
 constexpr char kMagic[8] = {'U', 'C', 'M', 'C', 'A', 'C', 'H', 'E'};
 constexpr uint32_t kSegmentVersion = 1;
-constexpr uint32_t kMembers = 64;
+constexpr uint32_t kMembers = 64, kNobody = kMembers;  // who visits is no member
 constexpr uint32_t kStripes = 1024;
 constexpr uint32_t kLostRing = 4096;
 constexpr uint32_t kNone = UINT32_MAX;

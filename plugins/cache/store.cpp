@@ -8,6 +8,32 @@ namespace {
 // More is left to threads, so that a caller who wants to go on can; all, where it says so.
 constexpr uint64_t kInlineBytes = 2u << 20;
 
+// A block that is not wanted any more, before the store below is asked to remove it, is given to
+// drop(block, flags).
+template <typename F>
+void forget(Table &table, const IdSet &ids, F drop) {
+    for (auto &id : ids) {
+        table.forget_spilled(id);
+        for (const BlockRef &block : {table.gathering(id), table.visible(id)})
+            if (block) drop(block, kRemoved);
+    }
+}
+
+// And after it. Fills that began meanwhile may hold what is gone now. Dumps that did are newer than
+// the call, but if the store below had a part of one, or has it now, that may be gone too.
+template <typename F>
+void forget_again(Table &table, const IdSet &ids, F drop) {
+    for (auto &id : ids) {
+        table.forget_spilled(id);
+        const BlockRef visible = table.visible(id), gathering = table.gathering(id);
+        if (visible && table.state(visible) == State::kClean)
+            table.detach(visible.record, UCM_NOT_FOUND);
+        else if (visible && table.partly_below(visible.record))
+            drop(visible, kRemoved);
+        if (gathering && table.partly_below(gathering.record)) drop(gathering, kRemoved);
+    }
+}
+
 }  // namespace
 
 CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
@@ -43,20 +69,22 @@ uint64_t CacheStore::Engine::inline_bytes(const ucm_transfer &t) const {
 }
 
 CacheStore::CacheStore(const ucm_open_args &args)
-    : lower_(args.lower), lower_caps_(args.lower->capabilities) {
-    const std::string name = segment_name(args);
+    : log_(args.host, "Cache"),
+      lower_(args.lower),
+      lower_caps_(args.lower->capabilities),
+      segment_(segment_name(args)) {
     if (args.flags & UCM_OPEN_LOOKUP_ONLY) {
-        if (!name.empty()) view_ = std::make_unique<SegmentView>(name);
+        wanted_ = known_shape(args);
+        if (!segment_.empty()) view_ = std::make_unique<SegmentView>(wanted_, segment_);
         return;
     }
-    const Logger log(args.host, "Cache");
-    const Shape shape = make_shape(args, !name.empty(), log);
-    engine_ = std::make_unique<Engine>(args, shape, name);
+    const Shape shape = make_shape(args, !segment_.empty(), log_);
+    engine_ = std::make_unique<Engine>(args, shape, segment_);
     const Core &core = engine_->core;
     if (core.segment.shared())
-        log.write(UCM_LOG_INFO, "%s: %s, %.6g GiB in all", core.segment.path().c_str(),
-                  core.segment.found() ? "joined" : "made",
-                  double(core.segment.data_bytes()) / 1073741824.0);
+        log_.write(UCM_LOG_INFO, "%s: %s, %.6g GiB in all", core.segment.path().c_str(),
+                   core.segment.found() ? "joined" : "made",
+                   double(core.segment.data_bytes()) / 1073741824.0);
 }
 
 void CacheStore::lower_layout(const ucm_layout_args &args, ucm_layout &out) {
@@ -127,9 +155,15 @@ ucm_status CacheStore::cancel(ucm_task number, ucm_error *err) {
 // Without a lock, but where somebody else is in the middle of a change for long.
 void CacheStore::find_here(const ucm_lookup_args &args, std::vector<uint8_t> &here) {
     if (!engine_) {
-        const std::lock_guard<std::mutex> hold(view_mutex_);
-        const uint8_t *base = view_ ? view_->look() : nullptr;
-        if (base) Index(base).find_whole(args.block_ids, args.n, here.data());
+        if (!view_) return;
+        std::string warning;
+        {
+            const std::lock_guard<std::mutex> hold(view_mutex_);
+            const uint8_t *base = view_->look();
+            if (base) Index(base).find_whole(args.block_ids, args.n, here.data());
+            warning = view_->warning();
+        }
+        if (!warning.empty()) log_.write(UCM_LOG_WARN, "%s", warning.c_str());
         std::replace(here.begin(), here.end(), kUnsure, uint8_t(0));
         return;
     }
@@ -236,11 +270,22 @@ void CacheStore::drop(const IdSet &ids, Outcome &outcome) {
     Core &core = engine_->core;
     engine_->dumps.cancel(ids);
     const Table::Hold hold(core.table);
-    for (auto &id : ids) {
-        core.table.forget_spilled(id);
-        for (const BlockRef &block : {core.table.gathering(id), core.table.visible(id)})
-            if (block) engine_->writer.drop(block, outcome, kRemoved);
-    }
+    forget(core.table, ids, [&](const BlockRef &block, uint32_t flags) {
+        engine_->writer.drop(block, outcome, flags);
+    });
+}
+
+// Members find what they had of these blocks gone, as they do when another member removes them.
+void CacheStore::drop_as_visitor(const IdSet &ids, bool again) const {
+    if (segment_.empty()) return;
+    const auto segment = Segment::visit(wanted_, segment_, log_);
+    if (!segment) return;
+    Table table(*segment, false);
+    const Table::Hold hold(table);
+    const auto drop = [&](const BlockRef &block, uint32_t flags) {
+        table.detach(block.record, UCM_CANCELLED, flags);
+    };
+    again ? forget_again(table, ids, drop) : forget(table, ids, drop);
 }
 
 ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
@@ -248,10 +293,16 @@ ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
     const bool below = (lower_caps_ & UCM_CAP_KEEPS) != 0;
     if (below && !(lower_caps_ & UCM_CAP_REMOVE))
         return ucm_fail(err, UCM_UNSUPPORTED, 0, "the store below Cache cannot remove");
-    if (!engine_) return below ? ucm_remove(lower_, &args, err) : UCM_OK;
-    Core &core = engine_->core;
     IdSet ids;
     for (size_t i = 0; i < args.n; i++) ids.insert(BlockId::at(args.block_ids, i));
+    if (!engine_) {
+        drop_as_visitor(ids, false);
+        if (!below) return UCM_OK;
+        const ucm_status status = ucm_remove(lower_, &args, err);
+        drop_as_visitor(ids, true);
+        return status;
+    }
+    Core &core = engine_->core;
     Outcome outcome;
     {
         Lock lock(core.mutex);
@@ -263,20 +314,11 @@ ucm_status CacheStore::remove(const ucm_ids_args &args, ucm_error *err) {
     if (!below) return UCM_OK;
     const ucm_status status = ucm_remove(lower_, &args, err);
     Lock lock(core.mutex);
-    // Fills that began meanwhile may hold what is gone now. Dumps that did are newer than this
-    // call, but if the store below had a part of one, or has it now, that may be gone too.
     {
         const Table::Hold hold(core.table);
-        for (auto &id : ids) {
-            core.table.forget_spilled(id);
-            const BlockRef visible = core.table.visible(id), gathering = core.table.gathering(id);
-            if (visible && core.table.state(visible) == State::kClean)
-                core.table.detach(visible.record, UCM_NOT_FOUND);
-            else if (visible && core.table.partly_below(visible.record))
-                engine_->writer.drop(visible, outcome, kRemoved);
-            if (gathering && core.table.partly_below(gathering.record))
-                engine_->writer.drop(gathering, outcome, kRemoved);
-        }
+        forget_again(core.table, ids, [&](const BlockRef &block, uint32_t flags) {
+            engine_->writer.drop(block, outcome, flags);
+        });
     }
     outcome.give(lock, core.log);
     return status;

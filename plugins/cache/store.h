@@ -33,7 +33,6 @@ class CacheStore final : public Store {
     static void lower_layout(const ucm_layout_args &args, ucm_layout &out);
 
   private:
-    // All but a lookup-only store have one.
     struct Engine {
         Engine(const ucm_open_args &args, const Shape &shape, const std::string &unique_id);
         bool idle() const { return writer.idle() && loads.idle(); }
@@ -58,14 +57,18 @@ class CacheStore final : public Store {
     ucm_status lookup_below(const ucm_lookup_args &args, ucm_error *err);
     ucm_status drain_below(int64_t until_ns, ucm_report &report, ucm_error *err);
     void drop(const IdSet &ids, Outcome &outcome);
+    void drop_as_visitor(const IdSet &ids, bool again) const;
     bool leave(int64_t until_ns);
 
+    const Logger log_;
     ucm_store *const lower_;
     const uint64_t lower_caps_;
     std::atomic<bool> closing_{false};
-    std::unique_ptr<Engine> engine_;
-    std::mutex view_mutex_;              // guards view_
-    std::unique_ptr<SegmentView> view_;  // of a lookup-only store
+    std::unique_ptr<Engine> engine_;  // NULL: a lookup-only store, which has what follows
+    std::mutex view_mutex_;           // guards view_
+    std::unique_ptr<SegmentView> view_;
+    const std::string segment_;  // its unique_id; "": there is none
+    Shape wanted_{};
 };
 
 }  // namespace ucm::cache

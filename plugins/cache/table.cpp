@@ -908,7 +908,7 @@ void Table::want(bool is) {
 
 void Table::ring_all() const {
     uint64_t wanting = header_.wanting.load(std::memory_order_seq_cst);
-    wanting &= ~(uint64_t(1) << member_);
+    if (member_ != kNobody) wanting &= ~(uint64_t(1) << member_);
     for (; wanting; wanting &= wanting - 1) ring(uint32_t(__builtin_ctzll(wanting)));
 }
 

@@ -93,13 +93,13 @@ class Queue {
     std::vector<int> bells_;  // of those that listen; one is rung for each item
 };
 
-// The calling thread runs on these cores from now on; none: where it may.
-inline void use_cores(const std::vector<int> &cores) {
-    if (cores.empty()) return;
+// The calling thread runs on these cores from now on; none: where it may. 0 or an errno.
+inline int use_cores(const std::vector<int> &cores) {
+    if (cores.empty()) return 0;
     cpu_set_t set;
     CPU_ZERO(&set);
     for (const int core : cores) CPU_SET(size_t(core), &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+    return pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
 // Named threads that block every signal, so that the host's handlers run on the host's threads,

@@ -397,11 +397,34 @@ def test_a_pool_larger_than_memory(pool, limit, words):
     assert all(words in warning.what for warning in made)
 
 
+@pytest.mark.parametrize(
+    ("memory", "shared", "pool"),
+    [
+        (checks.Memory(16 * GIB, None, 6 * GIB), True, 3 * GIB),
+        (checks.Memory(16 * GIB, None, 6 * GIB), False, 8 * GIB),
+        (checks.Memory(16 * GIB, 4 * GIB, 6 * GIB, GIB), True, 3 * GIB // 2),
+        (checks.Memory(16 * GIB, 4 * GIB, 6 * GIB, 5 * GIB), True, 0),
+        (checks.Memory(2048 * GIB, None, 1024 * GIB), True, 256 * GIB),
+    ],
+)
+def test_the_size_of_a_pool_that_is_not_given(memory, shared, pool):
+    assert checks.automatic_pool(memory, shared) == pool
+
+
+def test_a_pool_that_no_process_shares_needs_no_shared_memory(monkeypatch):
+    monkeypatch.setattr(checks, "read_memory", lambda: checks.Memory(16 * GIB, None, 64 << 20))
+    monkeypatch.setattr(checks, "read_logind", lambda: "")
+    named = {True: set(), False: set()}
+    for shared in named:
+        named[shared] = {found.check for found in checks.pool_warnings(1, shared)}
+    assert "dev_shm" in named[True] - named[False]
+
+
 def test_a_pool_larger_than_shared_memory():
     memory = checks.Memory(16 * GIB, None, 64 << 20)
     (found,) = checks.pool_shm(GIB, memory)
     assert "/dev/shm has 0.06 GiB free" in found.what
-    assert "private memory" in found.why
+    assert "share_buffer_enable: false" in found.remedy
     assert checks.pool_shm(64 << 20, memory) == []
 
 

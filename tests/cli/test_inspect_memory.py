@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
 import sys
 import textwrap
+import time
 import urllib.parse
 from pathlib import Path
 
@@ -84,9 +86,38 @@ def test_a_living_segment_says_what_is_in_it(config, mine, path):
         assert members == [(os.getpid(), True)] * 2
         assert (found["alive"], found["problem"]) == (True, None)
         assert BLOCKS * 16384 < found["allocated_bytes"] <= found["bytes"]
-        assert found["huge_bytes"] is not None
         assert found["idle_s"] < 60
     assert mine() is None
+
+
+def kernel_collapses():
+    """Tell whether shared memory can be made huge pages here."""
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    offered = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    return release >= (6, 1) and offered.exists()
+
+
+def test_memory_in_huge_pages_is_told(config, mine):
+    block = {"block_size": 1 << 20, "shard_size": 1 << 20, "cache_buffer_capacity_gb": 0.25}
+    with ucm.open_pipeline({**config, **block}) as store:
+        for number in range(32):
+            store.wait(store.dump([bytes([number]) * 16], [0], [[bytes([number]) * (1 << 20)]]))
+        until = time.monotonic() + 20
+        while kernel_collapses() and not mine()["huge_bytes"]:  # a thread asks for them
+            assert time.monotonic() < until, "none of it is"
+        found = mine()
+        assert found["huge_bytes"] % (2 << 20) == 0
+        assert found["huge_bytes"] <= found["allocated_bytes"]
+
+
+def test_who_copies_by_a_device_is_told(config, mine, path):
+    with ucm.open_pipeline(config):
+        assert [one["device"] for one in mine()["members"]] == [False]
+        with path.open("r+b") as file:
+            (members_at,) = struct.unpack_from("<Q", file.read(512), 280)
+            file.seek(members_at + 8)
+            file.write(struct.pack("<I", 1))
+        assert [one["device"] for one in mine()["members"]] == [True]
 
 
 def test_people_see_the_same(config, unique_id, path, ucm_command):

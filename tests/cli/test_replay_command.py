@@ -103,6 +103,7 @@ def test_a_policy_in_a_module(ucm_command, tmp_path, monkeypatch):
         ("return -1", "insert(0) evicts -1, which is not in the cache"),
         ("return [1]", "TypeError"),
         ("raise ValueError('oh')", "ValueError: oh"),
+        ("raise SystemExit(7)", "SystemExit: 7"),
     ],
 )
 def test_a_policy_that_does_what_no_cache_can(ucm_command, refused, policy, insert, said):
@@ -135,6 +136,24 @@ def test_a_policy_that_is_not_there(ucm_command, refused, name, said):
 def test_a_file_that_is_no_policy(ucm_command, refused, policy):
     name = policy("pass", before="import nothing_of_this_name")
     refused(ucm_command("replay", TRACE, "--policy", name), 2, "fails: ModuleNotFoundError")
+    name = policy("pass", before="raise SystemExit(3)")
+    refused(ucm_command("replay", TRACE, "--policy", name), 2, "fails: SystemExit: 3")
+
+
+def test_a_file_may_import_what_lies_beside_it(ucm_command, policy, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "beside_it", raising=False)
+    (tmp_path / "beside_it.py").write_text("def gone(block): return block\n")
+    name = policy("return gone(block)", before="from beside_it import gone")
+    before = list(sys.path)
+    assert ucm_command("replay", TRACE, "--policy", name, "--capacity", 5).code == 0
+    assert sys.path == before
+
+
+def test_what_a_policy_prints_is_no_part_of_the_answer(ucm_command, policy):
+    name = policy("print('in'); return block", before="print('at the top')")
+    outcome = ucm_command("replay", TRACE, "--policy", name, "--capacity", 5, "--json")
+    assert outcome.json["results"][0]["policy"] == name
+    assert outcome.err.startswith("at the top\nin\n")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +164,9 @@ def test_a_file_that_is_no_policy(ucm_command, refused, policy):
         (["--capacity", "many"], "--capacity many: write 1 block or more"),
         (["--capacity", "0%"], "or a part of all such as 5%"),
         (["--capacity", "nan%"], "or a part of all such as 5%"),
+        (["--capacity", "1e308%"], "or a part of all such as 5%"),
+        (["--capacity", "1" * 400], "--capacity 1111"),
+        (["--capacity-gb", "1e308", "--block-bytes", "1"], "--capacity-gb 1e+308: write a number"),
         (["--capacity-gb", "1"], "--capacity-gb needs --block-bytes"),
         (["--capacity-gb", "0", "--block-bytes", "1"], "--capacity-gb 0: write a number greater"),
         (["--capacity-gb", "-1", "--block-bytes", "1"], "--capacity-gb -1: write a number greater"),

@@ -176,9 +176,9 @@ def test_a_living_segment_is_not_swept(config, rng, new_id):
 # Room.
 
 
-def in_small_memory(run, size, code, config, **variables):
+def in_small_memory(run, size, code, config, before="", **variables):
     """Run it where /dev/shm is a file system of its own; return what it printed and logged."""
-    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$0" "$@"'
+    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && {before} exec "$0" "$@"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
     try:
         probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
@@ -209,6 +209,46 @@ WORKS = """
         print(store.stats()["Cache"]["frames_ready"])
     print(os.listdir("/dev/shm"))
 """
+
+
+CHOOSES = """
+    from ucm import checks
+    logging.getLogger("ucm").setLevel(logging.INFO)
+    try:
+        with ucm.open_pipeline(config) as store:
+            print(store.stats()["Cache"]["frames"])
+    except ucm.StoreError as error:
+        print(error)
+    print(checks.automatic_pool(checks.read_memory(), True))
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "used", "cached", "pool", "why"),
+    [
+        ("8g", "4294967296", 4294967296, 3 << 30, 3 << 29, "half of what this container may"),
+        ("2g", "4294967296", 4294967296, 3 << 30, 1 << 30, "half of what /dev/shm has free"),
+        ("2g", "max", 4294967296, 0, 1 << 30, "half of what /dev/shm has free"),
+        ("1t", "max", 0, 0, 256 << 30, "the most that is taken unasked"),
+        ("8g", "4294967296", 4294963200, 0, None, "raise the memory limit of the container"),
+    ],
+)
+def test_the_limit_that_sets_the_size_is_named(config, run, size, limit, used, cached, pool, why):
+    group = "/sys/fs/cgroup"
+    before = f"mount -t tmpfs tmpfs {group} && echo {limit} > {group}/memory.max && "
+    before += f"echo {used} > {group}/memory.current && "
+    before += f"printf 'file 1\ninactive_file {cached}\n' > {group}/memory.stat && "
+    block = {"block_size": 16 * MIB, "shard_size": 16 * MIB}
+    config = {**config, **block, "cache_buffer_capacity_gb": 0}
+    out, errors = in_small_memory(run, size, CHOOSES, config, before)
+    made, checked = out.splitlines()
+    if pool is None:
+        assert why in made
+        assert "/dev/shm larger" not in made
+    else:
+        assert why in errors
+        assert int(made) == int(checked) // (16 * MIB)
+        assert abs(int(checked) - pool) <= MIB
 
 
 def test_in_a_small_shared_memory_the_cache_is_smaller(config, run):

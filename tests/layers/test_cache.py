@@ -320,9 +320,10 @@ def test_copies_run_on_the_cores_that_are_named(open_store):
         assert time.monotonic() < until, found
 
 
-def test_a_core_that_is_not_there_is_refused(open_store):
-    with pytest.raises(ucm.StoreError, match="cpu_affinity_cores: 9999 is no core"):
-        open_store("Cache|Posix", cpu_affinity_cores=[9999], **capacity(16))
+@pytest.mark.parametrize("core", [9999, -1, 1 << 32, 1 << 40])
+def test_a_core_that_is_not_there_is_refused(open_store, core):
+    with pytest.raises(ucm.StoreError, match=f"cpu_affinity_cores: {core} is no core that this"):
+        open_store("Cache|Posix", cpu_affinity_cores=[0, core], **capacity(16))
 
 
 # The store below is down.

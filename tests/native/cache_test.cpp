@@ -409,6 +409,31 @@ TEST_CASE("loads are served while every slot that dumps may hold is held", "[cac
     for (auto &move : dumps) REQUIRE(move->wait() == UCM_OK);
 }
 
+TEST_CASE("no load waits for write-back, though the store below hangs over it", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto cold = make_ids(30), dirty = make_ids(4, 200);
+    store_below(memory, cold);
+    Stack stack({"Cache", "Memory"}, with_room(32), kFour, memory);
+    memory->hang_dumps(true);
+    REQUIRE(all_ok(stack.dump(dirty)));  // all that dumps may hold
+    auto waits = dumping(stack, shards_of(make_ids(4, 300), 4));
+    REQUIRE(memory->wait_for_waiting(16));
+    for (const int32_t priority : {0, 1}) {
+        for (const auto &ids : {dirty, cold, std::vector<BlockId>{cold[1]}}) {
+            Move move(stack, shards_of(ids, 4));
+            move.transfer.priority = priority;
+            REQUIRE(move.load_patiently() == UCM_OK);
+            REQUIRE(move.wait() == UCM_OK);
+            for (size_t i = 0; i < move.n(); i++) REQUIRE(move.same(i));
+        }
+    }
+    REQUIRE(memory->waiting() == 16);
+    REQUIRE_FALSE(waits->finished());
+    memory->hang_dumps(false);
+    REQUIRE(waits->wait() == UCM_OK);
+    REQUIRE(drained(stack).lost == 0);
+}
+
 TEST_CASE("an urgent load overtakes those that wait for room", "[cache]") {
     const auto memory = std::make_shared<Memory>();
     const auto ids = make_ids(25);
@@ -612,6 +637,25 @@ TEST_CASE("prefetch fills the cache", "[cache]") {
     REQUIRE(memory->counters().loaded == 12);
     REQUIRE(stack.prefetch(make_ids(200, 50)) == UCM_OK);  // not there: no harm
     REQUIRE(stack.close().status == UCM_OK);
+}
+
+TEST_CASE("prefetch pushes out nothing that is used", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto used = make_ids(15), unused = make_ids(1, 50), others = make_ids(60, 100);
+    store_below(memory, used);
+    store_below(memory, others);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);
+    for (int k = 0; k < 2; k++) REQUIRE(stack.loads_back(used));
+    REQUIRE(all_ok(stack.dump(unused)));
+    drained(stack);
+    REQUIRE(stack.metrics()["frames_free"] == 0);
+    REQUIRE(stack.prefetch(others) == UCM_OK);
+    const int64_t until_ns = ucm::monotonic_ns() + 30ll * 1000000000;
+    // What is asked for later comes later: then all of them had their turn.
+    while (stack.tiers({others.back()})[0] != 1 && ucm::monotonic_ns() < until_ns)
+        REQUIRE(stack.prefetch({others.back()}) == UCM_OK);
+    REQUIRE(stack.tiers({others.back(), unused[0]}) == std::vector<uint8_t>({1, 2}));
+    REQUIRE(stack.tiers(used) == std::vector<uint8_t>(15, 1));
 }
 
 TEST_CASE("touch goes down", "[cache]") {

@@ -54,6 +54,10 @@ class Memory {
     void release(size_t shards) {
         change([&] { allowed_ += shards; });
     }
+    // Dumps alone complete no more, or go on.
+    void hang_dumps(bool on) {
+        change([&] { hangs_ = on; });
+    }
     // Each shard takes that long.
     void delay(std::chrono::microseconds each) {
         change([&] { delay_ = each; });
@@ -168,7 +172,7 @@ class Memory {
     std::chrono::microseconds delay_{0};
     size_t allowed_ = SIZE_MAX, busy_ = 0;
     uint64_t random_ = 1;
-    bool reorder_ = false;
+    bool reorder_ = false, hangs_ = false;
 };
 
 class MemoryStore final : public ucm::Store {
@@ -326,15 +330,19 @@ class MemoryStore final : public ucm::Store {
     // The rest: with memory_->mutex_ held.
     bool waits() const {
         for (auto &item : memory_->waiting_)
-            if (item.store == this) return true;
+            if (may_go(item)) return true;
         return false;
+    }
+
+    bool may_go(const Memory::Item &item) const {
+        return item.store == this && !(item.dump && memory_->hangs_);
     }
 
     Memory::Item take() {
         auto &waiting = memory_->waiting_;
         std::vector<size_t> mine;
         for (size_t k = 0; k < waiting.size(); k++) {
-            if (waiting[k].store == this) mine.push_back(k);
+            if (may_go(waiting[k])) mine.push_back(k);
             if (!memory_->reorder_ && !mine.empty()) break;
         }
         size_t which = mine.front();

@@ -300,6 +300,92 @@ TEST_CASE("a lookup-only store sees a segment that comes, goes and comes again",
     memory->release();
 }
 
+std::unique_ptr<Stack> looking(const Name &name, const std::shared_ptr<Memory> &memory,
+                               Options more = {}, Geometry geometry = kFour) {
+    geometry.lookup_only = true;
+    return std::make_unique<Stack>(std::vector<std::string>{"Cache", "Memory"}, more, geometry,
+                                   memory, name.text);
+}
+
+TEST_CASE("what a lookup-only store removes is gone for all, whatever its state", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto worker = open(name, memory);
+    const auto scheduler = looking(name, memory);
+    REQUIRE(scheduler->can(UCM_CAP_REMOVE));
+    const auto ids = make_ids(3);
+    REQUIRE(all_ok(worker->dump({ids[0]})));
+    REQUIRE(worker->drain() == UCM_OK);
+    memory->hold();
+    REQUIRE(all_ok(worker->dump({ids[1]})));  // on its way below
+    Move part(*worker, {{ids[2], 1}});        // unfinished
+    REQUIRE(part.dump_patiently() == UCM_OK);
+    REQUIRE(part.wait() == UCM_OK);
+    REQUIRE(scheduler->remove(ids) == UCM_OK);
+    REQUIRE(scheduler->lookup(ids) == std::vector<bool>(3, false));
+    REQUIRE(worker->lookup(ids) == std::vector<bool>(3, false));
+    memory->release();
+    REQUIRE(all_are(worker->load(ids), UCM_NOT_FOUND));
+    ucm_report report{};
+    REQUIRE(worker->drain(&report) == UCM_OK);
+    REQUIRE(report.lost == 0);
+    REQUIRE(memory->blocks() == 0);
+    REQUIRE(all_ok(worker->dump(ids)));
+    REQUIRE(worker->drain() == UCM_OK);
+    REQUIRE(worker->loads_back(ids));
+    REQUIRE(worker->metrics()["frames_free"] == worker->metrics()["frames_ready"] - 3);
+    REQUIRE(worker->metrics()["members"] == 1);
+}
+
+TEST_CASE("a lookup-only store removes what is in memory alone", "[shared]") {
+    if (!has_plugin("Empty")) return;
+    const Name name;
+    Stack worker({"Cache", "Empty"}, frames(64), kFour, nullptr, name.text);
+    Geometry geometry = kFour;
+    geometry.lookup_only = true;
+    Stack scheduler({"Cache", "Empty"}, {}, geometry, nullptr, name.text);
+    const auto ids = make_ids(4);
+    REQUIRE(all_ok(worker.dump(ids)));
+    REQUIRE(scheduler.remove({ids[0], ids[3]}) == UCM_OK);
+    REQUIRE(worker.lookup(ids) == std::vector<bool>({false, true, true, false}));
+}
+
+TEST_CASE("a lookup-only store looks only into the segment that is meant", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    memory->hold();
+    const Options whose = {{"namespace", "team"}, {"model", "m"}, {"fingerprint", "f"}};
+    Stack worker({"Cache", "Memory"}, frames(64, whose), kFour, memory, name.text);
+    const auto ids = make_ids(2);
+    REQUIRE(all_ok(worker.dump(ids)));
+    const auto finds = [&](Options named, uint32_t shards = 0) {
+        Geometry geometry = kFour;
+        geometry.lookup_layout = shards != 0;
+        if (shards) geometry.shards = shards;
+        const auto scheduler = looking(name, memory, named, geometry);
+        const auto found = scheduler->lookup(ids);
+        CHECK(scheduler->lookup(ids) == found);
+        if (!found[0]) {
+            size_t told = 0;
+            for (auto &line : scheduler->host().lines())
+                told += line.message.find("is not looked into") != std::string::npos;
+            CHECK(told == 1);
+            CHECK(scheduler->remove(ids) == UCM_OK);  // of the other's, nothing
+        }
+        return found == std::vector<bool>(2, true);
+    };
+    CHECK(finds(whose, 4));
+    CHECK(finds(whose));
+    CHECK(finds({{"namespace", "team"}, {"model", "m"}}));  // whatever its fingerprint
+    CHECK_FALSE(finds({{"namespace", "team"}, {"model", "m"}}, 4));
+    CHECK_FALSE(finds({{"namespace", "team"}, {"model", "other"}}));
+    CHECK_FALSE(finds({{"model", "m"}}));
+    CHECK_FALSE(finds({{"namespace", "team"}, {"model", "m"}, {"fingerprint", "other"}}));
+    CHECK_FALSE(finds(whose, 8));
+    CHECK(worker.lookup(ids) == std::vector<bool>(2, true));
+    memory->release();
+}
+
 TEST_CASE("many threads of several stores keep every byte right", "[shared][storm]") {
     const Name name;
     const auto memory = std::make_shared<Memory>();

@@ -188,7 +188,7 @@ def test_ghosts_are_known_for_as_many_as_the_limit_says(blocks, limit):
 
 
 def test_cache_is_still_the_policy_of_the_layer():
-    # As plugins/cache/eviction.cpp does it: change both.
+    # As plugins/cache/table.cpp does it: change both.
     trace = replay.read(str(TRACE))
     found = [score(trace.requests, "cache", capacity) for capacity in (50, 200, 400)]
     assert [(one.hits, one.prefix_hits) for one in found] == [(278, 270), (726, 686), (1273, 1144)]

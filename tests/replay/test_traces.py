@@ -3,6 +3,8 @@
 import base64
 import gzip
 import json
+import os
+import threading
 
 import pytest
 
@@ -39,6 +41,10 @@ def test_32_byte_ids_are_hex_in_either_case(read):
     assert trace.requests == [[0, 1], [0, 1]]
 
 
+def test_numbers_may_be_of_any_size(read):
+    assert read(record(timestamp=10**400)).requests == [[0, 1]]
+
+
 @pytest.mark.parametrize("one", ["ab" * 16, base64.b64encode(bytes(32)).decode(), -3, 1 << 200])
 def test_other_ids_are_names(read, one):
     assert read(record(hash_ids=[one, 5, one])).requests == [[0, 1, 0]]
@@ -50,6 +56,19 @@ def test_ids_of_base64_differ_by_case(read):
 
 def test_a_packed_trace_is_unpacked(read):
     assert read(record(), pack=gzip.compress).requests == [[0, 1]]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_pipe_is_read_once(tmp_path, pack):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    data = pack("\n".join([record(), record(hash_ids=[7, 9])]).encode())
+    writer = threading.Thread(target=path.write_bytes, args=(data,))
+    writer.start()
+    try:
+        assert replay.read(str(path)).requests == [[0, 1], [1, 2]]
+    finally:
+        writer.join()
 
 
 def test_a_byte_order_mark_is_no_text(read):

@@ -104,7 +104,10 @@ def warnings(found: Config) -> list[checks.Finding]:
     }
     warned: list[checks.Finding] = []
     if "Cache" in layers:
-        warned += checks.pool_warnings(layers["Cache"]["cache_buffer_capacity_gb"])
+        cache = layers["Cache"]
+        warned += checks.pool_warnings(
+            cache["cache_buffer_capacity_gb"], cache["share_buffer_enable"]
+        )
     if "Ds3fs" in layers:
         of_3fs = layers["Ds3fs"]
         quota = of_3fs["posix_capacity_gb"] * checks.GIB / max(1, len(of_3fs["storage_backends"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 OPTIMUM = "optimum"
 _GIB = 1 << 30
+_MOST_BLOCKS = 1 << 62
 
 
 @click.command("replay", short_help="Hit ratios of a trace of requests, per policy and capacity.")
@@ -73,7 +76,8 @@ def command(
     """
     from ucm import replay
 
-    makers = _makers(policies)
+    with contextlib.redirect_stdout(sys.stderr):  # what a policy prints is no part of the answer
+        makers = _makers(policies)
     _check_sizes(gigabytes, block_bytes)
     for text in capacities:
         _blocks(text, 100)
@@ -83,7 +87,8 @@ def command(
         | {_in_blocks(size, block_bytes or 1) for size in gigabytes}
         or {max(1, int(part * trace.distinct)) for part in FRACTIONS}
     )
-    found = [_row(trace, maker, limit) for maker in makers for limit in limits]
+    with contextlib.redirect_stdout(sys.stderr):
+        found = [_row(trace, maker, limit) for maker in makers for limit in limits]
     if as_json:
         _common.print_json(_as_json(trace, found, block_bytes))
     else:
@@ -104,8 +109,10 @@ def _check_sizes(gigabytes: tuple[float, ...], block_bytes: int | None) -> None:
     if block_bytes is not None and block_bytes < 1:
         raise click.UsageError(f"--block-bytes {block_bytes}: a block takes 1 byte or more")
     for size in gigabytes:
-        if not 0 < size < float("inf"):
-            raise click.UsageError(f"--capacity-gb {size:g}: write a number greater than 0")
+        if not 0 < size <= _MOST_BLOCKS / _GIB:
+            raise click.UsageError(
+                f"--capacity-gb {size:g}: write a number greater than 0, at most 2^32"
+            )
         _in_blocks(size, block_bytes or 1)
 
 
@@ -121,15 +128,15 @@ def _blocks(text: str, distinct: int) -> int:
     try:
         if text.endswith("%"):
             part = float(text[:-1])
-            if not 0 < part < float("inf"):
+            if not 0 < part <= _MOST_BLOCKS:
                 raise ValueError
             return max(1, int(part / 100 * distinct))
         blocks = int(text)
-        if blocks < 1:
+        if not 1 <= blocks <= _MOST_BLOCKS:
             raise ValueError
     except ValueError:
         raise click.UsageError(
-            f"--capacity {text}: write 1 block or more, or a part of all such as 5%"
+            f"--capacity {text[:40]}: write 1 block or more, or a part of all such as 5%"
         ) from None
     return blocks
 

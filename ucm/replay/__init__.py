@@ -75,7 +75,7 @@ def replay(requests: Sequence[Sequence[int]], maker: Maker, capacity: int) -> Sc
                     )
     except _Broken as error:
         raise InvalidError(f"{_where(maker, capacity, number)}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if maker.shipped:
             raise
         said = f"{type(error).__name__}: {error}"

@@ -61,19 +61,23 @@ def _load_file(path: str, text: str) -> ModuleType:
         raise ConfigError(f"--policy {text}: {path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there
+    folder = os.path.dirname(os.path.abspath(path))
+    sys.path.insert(0, folder)  # what lies beside it can be imported, as from a script
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"--policy {text}: {path} fails: {type(error).__name__}: {error}"
         ) from error
+    finally:
+        sys.path.remove(folder)
     return module
 
 
 def _load_module(name: str, text: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"--policy {text}: module {name} cannot be imported: {type(error).__name__}: {error}"
         ) from error

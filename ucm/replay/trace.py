@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import io
 import json
 import math
 import zlib
@@ -65,12 +66,11 @@ def read(*paths: str) -> Trace:
 
 def _records(path: str) -> Iterator[tuple[float | None, list[int | str]]]:
     """Yield each request's timestamp and ids."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    opened = gzip.open if packed else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
+        with open(path, "rb") as file:  # once: what a pipe has given is gone
+            packed = file.peek(2).startswith(b"\x1f\x8b")
+            plain: Any = gzip.GzipFile(fileobj=file) if packed else file
+            for number, line in enumerate(io.TextIOWrapper(plain, "utf-8-sig"), 1):
                 if line.strip():
                     yield _record(line, f"{path}:{number}")
     except UnicodeDecodeError as error:
@@ -100,7 +100,8 @@ def _record(line: str, where: str) -> tuple[float | None, list[int | str]]:
 
 
 def _check_number(name: str, value: Any, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or (isinstance(value, float) and not math.isfinite(value)):
         raise InvalidError(f"{where}: {name}: {_shown(value)} is no number")
     if value < 0:
         raise InvalidError(f"{where}: {name}: {_shown(value)} is negative; write 0 or more")
