@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 
@@ -16,8 +15,7 @@ class Gate:
     def __init__(self, describe: Callable[[], str]) -> None:
         self._describe = describe
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # guards _inside and _shut
-        self._inside = 0
+        self._inside: list[None] = []  # one for each call; to append and to pop are atomic
         self._shut = False
 
     def __enter__(self) -> None:
@@ -26,19 +24,17 @@ class Gate:
                 f"{self._describe()} was opened by the parent process {self._pid}; "
                 "open it again in this one"
             )
-        with self._lock:
-            if self._shut:
-                raise errors.ClosedError(f"{self._describe()}: the store is closed")
-            self._inside += 1
+        self._inside.append(None)  # before looking: shut does it the other way round
+        if self._shut:
+            self._inside.pop()
+            raise errors.ClosedError(f"{self._describe()}: the store is closed")
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
+        self._inside.pop()
 
     def shut(self) -> None:
         """Let nobody in any more, and return when nobody is inside."""
-        with self._lock:
-            self._shut = True
+        self._shut = True
         # Calls inside are short, and a condition variable would cost every one of them.
         while self._inside:
             time.sleep(0.001)

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ucm._abi import ffi
+from ucm._ids import joined
 from ucm.errors import InvalidError, UnsupportedError
 from ucm.layout import Layout
 
 ID_BYTES = 16
+# Known by their names, they would be looked up at every call.
+_BYTES, _WORDS, _LONGS = map(ffi.typeof, ("uint8_t[]", "uint32_t[]", "uint64_t[]"))
 
 _TORCH_DTYPES = {
     "torch.bfloat16": "bf16",
@@ -47,16 +50,22 @@ def ids(block_ids: Any) -> tuple[Any, int]:
             raise InvalidError(
                 f"block_ids: an array must be uint8 of shape (n, 16), not {view.format!r} {shape}"
             )
-        return ffi.from_buffer("uint8_t[]", block_ids), len(view)
+        return ffi.from_buffer(_BYTES, block_ids), len(view)
+    data = joined(block_ids)
+    return ffi.from_buffer(_BYTES, _join(block_ids) if data is None else data), len(block_ids)
+
+
+def _join(block_ids: Sequence[Any]) -> bytes:
+    """Join ids of other types, such as bytearray, too; say what is wrong with one that is none."""
     try:
-        joined = b"".join(block_ids)
+        data = b"".join(block_ids)
     except TypeError:
         bad = next(i for i in block_ids if not isinstance(i, (bytes, bytearray, memoryview)))
         raise InvalidError(f"block_ids: an id is 16 bytes, not {_kind(bad)}") from None
     if block_ids and set(map(len, block_ids)) != {ID_BYTES}:
         bad = next(i for i in block_ids if len(i) != ID_BYTES)
         raise InvalidError(f"block_ids: an id is 16 bytes, but {bad!r} has {len(bad)}")
-    return ffi.from_buffer("uint8_t[]", joined), len(block_ids)
+    return data
 
 
 def _kind(value: Any) -> str:
@@ -69,7 +78,7 @@ def shard_indexes(shard_index: Any, n: int, shards_per_block: int) -> Any:
     The native side checks that they are in range, see ``check_range``.
     """
     if getattr(shard_index, "ndim", None) == 1 and hasattr(shard_index, "astype"):
-        result = ffi.from_buffer("uint32_t[]", _uint32(shard_index, shards_per_block))
+        result = ffi.from_buffer(_WORDS, _uint32(shard_index, shards_per_block))
     else:
         try:
             values = array.array("I", shard_index)
@@ -78,7 +87,7 @@ def shard_indexes(shard_index: Any, n: int, shards_per_block: int) -> Any:
             raise
         except TypeError:
             raise InvalidError(f"shard_index: integers are needed, not {shard_index!r}") from None
-        result = ffi.from_buffer("uint32_t[]", values)
+        result = ffi.from_buffer(_WORDS, values)
     if len(result) != n:
         raise InvalidError(f"shard_index: {len(result)} indexes for {n} block ids; give one each")
     return result
@@ -94,7 +103,7 @@ def depths(given: Any, n: int) -> Any:
         raise InvalidError(f"depths: integers from 0 on are needed, not {given!r}") from None
     if len(values) != n:
         raise InvalidError(f"depths: {len(values)} for {n} block ids; give one each")
-    return ffi.from_buffer("uint32_t[]", values)
+    return ffi.from_buffer(_WORDS, values)
 
 
 def _uint32(values: Any, shards_per_block: int) -> Any:
@@ -126,7 +135,7 @@ def addresses(rows: Any, n: int, n_segments: int) -> Any:
                 f"addresses: an array must be uint64 of shape ({n}, {n_segments}), "
                 f"not {view.format!r} {shape}"
             )
-        return ffi.from_buffer("uint64_t[]", rows)
+        return ffi.from_buffer(_LONGS, rows)
     flat = array.array("Q")
     _check_rows("addresses", rows, n)
     for row in rows:
@@ -136,7 +145,7 @@ def addresses(rows: Any, n: int, n_segments: int) -> Any:
             flat.extend(row)
         except (TypeError, OverflowError):
             raise InvalidError(f"addresses: an address is a positive integer, not {row}") from None
-    return ffi.from_buffer("uint64_t[]", flat)
+    return ffi.from_buffer(_LONGS, flat)
 
 
 def _check_rows(what: str, rows: Any, n: int) -> None:
@@ -176,7 +185,7 @@ def tensors(rows: Any, n: int, layout: Layout, writable: bool) -> tuple[Any, Any
         _check_row("tensors", row, len(sizes))
         for tensor, size in zip(row, sizes, strict=True):
             flat.append(_address(tensor, size, layout, writable))
-    return ffi.from_buffer("uint64_t[]", flat), rows
+    return ffi.from_buffer(_LONGS, flat), rows
 
 
 def _address(tensor: Any, size: int, layout: Layout, writable: bool) -> int:
@@ -235,4 +244,4 @@ def lengths(values: Any, n: int, capacity: int) -> Any:
         raise InvalidError(f"lengths: {len(flat)} lengths for {n} block ids; give one each")
     if flat and max(flat) > capacity:
         raise InvalidError(f"lengths: {max(flat)} is above the shard's {capacity} bytes")
-    return ffi.from_buffer("uint64_t[]", flat)
+    return ffi.from_buffer(_LONGS, flat)

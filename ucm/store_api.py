@@ -145,8 +145,7 @@ class Store:
         """Tell for each block whether it is published."""
         ids, n = memory.ids(block_ids)
         _, tiers = self._call("lookup", _ALL, n, ids)
-        found: list[Any] = memoryview(bytes(tiers).translate(_TRUTH)).cast("?").tolist()
-        return found
+        return _truths(bytes(tiers))
 
     def tiers(self, block_ids: Any) -> list[int]:
         """Tell for each block how deep it lies: 0 absent, 1 in the top layer, 2 in the next..."""
@@ -184,8 +183,10 @@ class Store:
 
         ``prerequisite_handle``, ``priority``: as for dump.
         """
-        hints = {"event": prerequisite_handle, "priority": priority}
-        return self._start(False, block_ids, shard_index, tensors, True, **hints)
+        return self._start(
+            False, block_ids, shard_index, tensors, True,
+            event=prerequisite_handle, priority=priority,
+        )  # fmt: skip
 
     def dump(
         self,
@@ -207,8 +208,10 @@ class Store:
         ``priority``: a hint; higher is more urgent, below 0 is background: it goes after the
         others, and Cache copies nothing of it on the caller's thread.
         """
-        hints = {"event": prerequisite_handle, "priority": priority}
-        return self._start(True, block_ids, shard_index, tensors, True, depths=depths, **hints)
+        return self._start(
+            True, block_ids, shard_index, tensors, True,
+            depths=depths, event=prerequisite_handle, priority=priority,
+        )  # fmt: skip
 
     def load_data(
         self,
@@ -223,8 +226,10 @@ class Store:
 
         ``prerequisite_handle``, ``priority``: as for dump.
         """
-        hints = {"event": prerequisite_handle, "priority": priority}
-        return self._start(False, block_ids, shard_index, addresses, False, **hints)
+        return self._start(
+            False, block_ids, shard_index, addresses, False,
+            event=prerequisite_handle, priority=priority,
+        )  # fmt: skip
 
     def dump_data(
         self,
@@ -242,8 +247,10 @@ class Store:
         ``lengths``: bytes of each shard, counted across its segments; None: all full.
         ``depths``, ``prerequisite_handle``, ``priority``: as for dump.
         """
-        hints = {"event": prerequisite_handle, "priority": priority}
-        return self._start(True, block_ids, shard_index, addresses, False, lengths, depths, **hints)
+        return self._start(
+            True, block_ids, shard_index, addresses, False,
+            lengths, depths, prerequisite_handle, priority,
+        )  # fmt: skip
 
     def _start(
         self,
@@ -262,7 +269,8 @@ class Store:
             raise errors.UnsupportedError(
                 "this store was opened for lookup only; give the block's sizes and device_id 0"
             )
-        memory.check_event(event, "events" in self.capabilities)
+        if type(event) is not int or event:
+            memory.check_event(event, "events" in self.capabilities)
         ids, n = memory.ids(block_ids)
         if n >= _MANY and self._service.stack.top_is_python:
             self._call("expect")
@@ -284,8 +292,10 @@ class Store:
             memory.check_range(max(shards, default=0), layout.shards_per_block)
             raise
         task = Task("dump" if dump else "load", n, outcome, _Names(ids, shards), keep)
-        self._reap()
-        self._tasks.append(task)
+        if self._tasks:
+            self._reap()
+        if not task.done():
+            self._tasks.append(task)
         return task
 
     def _reap(self) -> None:
@@ -463,6 +473,17 @@ class Store:
         _open_stores.discard(self)
         self._tasks.clear()
         return Report(**counts)
+
+
+def _truths(tiers: bytes) -> list[bool]:
+    """Tell of each whether it is not 0; what is found is most often all, or a beginning."""
+    found = tiers.rstrip(b"\0")
+    if b"\0" in found:
+        each: list[Any] = memoryview(tiers.translate(_TRUTH)).cast("?").tolist()
+        return each
+    answers = [True] * len(found)
+    answers += [False] * (len(tiers) - len(found))
+    return answers
 
 
 class _Names:

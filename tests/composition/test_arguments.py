@@ -111,6 +111,47 @@ def test_wrong_arrays_of_ids_are_refused(store, ids):
         store.lookup(ids)
 
 
+ONE = b"1" * 16
+BAD_LISTS = {
+    "short": ([ONE, b"2" * 15], "an id is 16 bytes, but .* has 15"),
+    "long": ([b"2" * 17, ONE], "an id is 16 bytes, but .* has 17"),
+    "one more, one less": ([bytes(17), bytes(15)], "an id is 16 bytes, but .* has 17"),
+    "both in one": ([b"", b"2" * 32], "an id is 16 bytes, but b'' has 0"),
+    "a short bytearray": ([ONE, bytearray(15)], "an id is 16 bytes, but .* has 15"),
+    "text": ([ONE, "2" * 16], "an id is 16 bytes, not str"),
+    "nothing": ([None], "an id is 16 bytes, not NoneType"),
+    "a tuple, short": ((ONE, b"2"), "an id is 16 bytes, but b'2' has 1"),
+    "the last of many": ([ONE] * 999 + [ONE[1:]], "an id is 16 bytes, but .* has 15"),
+}
+
+
+@pytest.mark.parametrize(("ids", "why"), BAD_LISTS.values(), ids=BAD_LISTS.keys())
+def test_a_wrong_id_in_a_list_is_refused(store, ids, why):
+    for ask in (store.lookup, store.lookup_on_prefix, store.remove):
+        with pytest.raises(ucm.InvalidError, match=f"block_ids: {why}"):
+            ask(ids)
+
+
+def test_ids_of_other_types_are_joined(store):
+    store.wait(store.dump([ONE] * 2, [0, 1], [[np.zeros(128, np.uint8)] * 2] * 2))
+
+    class Id(bytes):
+        pass
+
+    for same in (bytearray(ONE), memoryview(ONE), Id(ONE)):
+        assert store.lookup([ONE, same, bytes(16)]) == [True, True, False]
+    assert store.lookup((bytes(16), ONE)) == [False, True]
+    assert store.lookup([]) == []
+
+
+def test_each_answer_of_a_lookup_is_a_bool(store):
+    store.wait(store.dump([ONE] * 2, [0, 1], [[np.zeros(128, np.uint8)] * 2] * 2))
+    for there in ([], [True], [False], [True, False], [False, True], [True, False, True, False]):
+        answers = store.lookup([ONE if here else bytes(16) for here in there])
+        assert answers == there
+        assert {type(answer) for answer in answers} <= {bool}
+
+
 BAD_INDEXES = {
     "fractions": np.array([0.0, 1.0]),
     "past the end": np.array([0, 2]),

@@ -151,12 +151,13 @@ struct Rig {
 }  // namespace
 
 TEST_CASE("copies are exact at every size and alignment, around the caches or not", "[device]") {
-    const size_t sizes[] = {0, 1, 63, 4097, 24575, 24576, 24577, 24639, 70001, 1 << 20};
+    const size_t sizes[] = {0,     1,     63,    4097,  24575, 24576,  24577,  24639,
+                            25087, 25088, 25089, 65535, 70001, 131135, 1 << 20};
     Bytes target((1 << 20) + 512);
     const Bytes source = bytes_of(1, target.size());
     for (const bool streaming : {false, true})
         for (const size_t size : sizes)
-            for (const size_t shift : {0, 1, 15, 64}) {
+            for (const size_t shift : {0, 1, 15, 63, 64}) {
                 std::fill(target.begin(), target.end(), 0xEE);
                 ucm::cache::copy_bytes(&target[64 + shift], &source[shift * 3], size, streaming);
                 CAPTURE(streaming, size, shift);
@@ -164,6 +165,23 @@ TEST_CASE("copies are exact at every size and alignment, around the caches or no
                     std::equal(&source[shift * 3], &source[shift * 3] + size, &target[64 + shift]));
                 REQUIRE(target[63 + shift] == 0xEE);
                 REQUIRE(target[64 + shift + size] == 0xEE);
+            }
+}
+
+TEST_CASE("every kind of copy around the caches leaves less than 512 bytes", "[device]") {
+    const Bytes source = bytes_of(1, 40000);
+    alignas(64) static uint8_t target[40000];
+    for (const auto stream : ucm::cache::streams())
+        for (const size_t size : {0, 63, 511, 512, 513, 1023, 24576, 25087, 39000})
+            for (const size_t shift : {0, 1, 31, 64}) {
+                std::fill_n(target, sizeof target, uint8_t(0xEE));
+                const size_t copied = stream(target, &source[shift], size);
+                CAPTURE(size, shift);
+                REQUIRE(copied <= size);
+                REQUIRE(size - copied < 512);
+                REQUIRE(std::equal(target, target + copied, &source[shift]));
+                REQUIRE(std::all_of(target + copied, target + sizeof target,
+                                    [](uint8_t byte) { return byte == 0xEE; }));
             }
 }
 
