@@ -124,7 +124,7 @@ uint64_t pool_bytes(double wanted_gb, uint64_t needed, bool shared, const Logger
                   "cache_buffer_capacity_gb=%s is more than the %s GiB of %s: the cache will be "
                   "smaller%s",
                   gib(bytes).c_str(), gib(all.total).c_str(), all.where, remedy.c_str());
-    return bytes;
+    return std::min(bytes, all.total);  // the index takes room for every frame that may come
 }
 
 // "0-3,7": where the opening thread may run.

@@ -251,6 +251,12 @@ def test_the_limit_that_sets_the_size_is_named(config, run, size, limit, used, c
         assert abs(int(checked) - pool) <= MIB
 
 
+def test_a_cache_is_not_made_for_more_than_shared_memory_can_have(config, run):
+    out, errors = in_small_memory(run, "8m", CHOOSES, {**config, **capacity(4096)})
+    assert out.splitlines()[0] == str(8 * MIB // BLOCK)
+    assert "the cache will be smaller" in errors
+
+
 def test_in_a_small_shared_memory_the_cache_is_smaller(config, run):
     out, errors = in_small_memory(run, "8m", WORKS, {**config, **capacity(64)})
     frames, left = out.splitlines()
