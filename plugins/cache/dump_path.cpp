@@ -90,7 +90,7 @@ void DumpPath::process(const JobRef &job, size_t row, Lock &lock) {
             // Frames that others hold must come free, unless there are to be more soon, for dumps.
             const bool more = table_.may_grow() && !table_.dumps_hold_all();
             if (core_.segment.shared() && !more && !table_.header().pressure.exchange(1))
-                table_.ring_all();
+                table_.ring_members();
             const int64_t soon_ns = monotonic_ns() + kForeignNs;
             wait_until(core_.wakeups.dumps, lock,
                        core_.segment.shared() ? std::min(soon_ns, job->task->deadline_ns())
@@ -266,8 +266,6 @@ void DumpPath::land(const JobRef &job, const Copy &each, ucm_status copied, Outc
     }
     if (copied != UCM_OK) {
         table_.vacate(r, shard);
-        if (table_.record(r).have == 0 && table_.record(r).users == 0)
-            table_.detach(r, UCM_CANCELLED);
         return answer(job, each.row, end, outcome);
     }
     if (landed(job, each, outcome, end)) answer(job, each.row, end, outcome);
