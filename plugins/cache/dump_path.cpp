@@ -165,12 +165,7 @@ DumpPath::Taken DumpPath::take(const JobRef &job, size_t row, std::vector<Copy> 
     // Done means there: a copy that runs in another thread may fail, and its process may die.
     if (state_of(word) == ShardState::kCopying) return Taken::kWait;
     if (published || below_of(word) || state_of(word) != ShardState::kAbsent) {
-        const BlockRef &of = block ? block : visible;
-        const bool waits = table_.state(of) == State::kDirty || !table_.mine(of.record);
-        if (waits && core_.lower_keeps && table_.state(of) != State::kClean && !below_of(word))
-            writer_.account(of, shard, job->epoch);
-        else
-            core_.ledger.end(job->epoch, 1, 0, 0);
+        writer_.account_again(block ? block : visible, shard, job->epoch);
         answer(job, row, result(UCM_OK, 0, 0, published ? uint32_t(UCM_RESULT_PUBLISHED) : 0u),
                outcome);
         return Taken::kAnswered;

@@ -114,6 +114,19 @@ void WriteBack::account(const BlockRef &block, uint32_t shard, uint64_t epoch) {
     works_[block].accounts.push_back({shard, epoch});
 }
 
+void WriteBack::account_again(const BlockRef &block, uint32_t shard, uint64_t epoch) {
+    const bool gathers = table_.state(block) == State::kGathering;
+    const bool open = gathers ? !below_of(table_.word(block.record, shard))
+                              : table_.state(block) == State::kDirty;
+    if (!core_.lower_keeps || !open) return core_.ledger.end(epoch, 1, 0, 0);
+    auto &accounts = works_[block].accounts;
+    if (std::any_of(accounts.begin(), accounts.end(),
+                    [&](const Account &each) { return each.shard == shard; }))
+        return core_.ledger.end(epoch, 1, 0, 0);  // it is waited for already
+    accounts.push_back({shard, epoch});
+    if (gathers) touched(block);
+}
+
 void WriteBack::answer_later(const BlockRef &block, const JobRef &job, size_t row) {
     Work &work = works_[block];
     work.last_job = job;

@@ -27,6 +27,8 @@ class WriteBack {
 
     // A shard of this block was accepted in that epoch; drain waits for it from here on.
     void account(const BlockRef &block, uint32_t shard, uint64_t epoch);
+    // The same of a shard that is here or below already, whoever brought it.
+    void account_again(const BlockRef &block, uint32_t shard, uint64_t epoch);
     // The block's last shard, whose job is answered once the block is published below.
     void answer_later(const BlockRef &block, const JobRef &job, size_t row);
     // Gathering: a shard came.

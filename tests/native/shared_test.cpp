@@ -280,6 +280,23 @@ TEST_CASE("what another store wrote below for one counts when its frame is taken
     }
 }
 
+TEST_CASE("a drain waits for what another store brought before, of a block of one's own",
+          "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory), b = open(name, memory);
+    const BlockId id = make_id(1);
+    REQUIRE(dump_one(*a, {id, 0}));
+    REQUIRE(a->drain() == UCM_OK);
+    REQUIRE(dump_one(*b, {id, 1}));
+    REQUIRE(dump_one(*a, {id, 1}));
+    REQUIRE(a->drain() == UCM_OK);
+    REQUIRE(memory->counters().dumped == 2);
+    ucm_report report{};
+    REQUIRE(a->drain(&report) == UCM_OK);
+    REQUIRE(report.pending == 0);
+}
+
 TEST_CASE("what one store removes is gone for all", "[shared]") {
     const Name name;
     const auto memory = std::make_shared<Memory>();
