@@ -90,7 +90,7 @@ void DumpPath::process(const JobRef &job, size_t row, Lock &lock) {
             // Frames that others hold must come free, unless there are to be more soon, for dumps.
             const bool more = table_.may_grow() && !table_.dumps_hold_all();
             if (core_.segment.shared() && !more && !table_.header().pressure.exchange(1))
-                table_.ring_all();
+                table_.ring_members();
             const int64_t soon_ns = monotonic_ns() + kForeignNs;
             wait_until(core_.wakeups.dumps, lock,
                        core_.segment.shared() ? std::min(soon_ns, job->task->deadline_ns())
@@ -165,12 +165,7 @@ DumpPath::Taken DumpPath::take(const JobRef &job, size_t row, std::vector<Copy> 
     // Done means there: a copy that runs in another thread may fail, and its process may die.
     if (state_of(word) == ShardState::kCopying) return Taken::kWait;
     if (published || below_of(word) || state_of(word) != ShardState::kAbsent) {
-        const BlockRef &of = block ? block : visible;
-        const bool waits = table_.state(of) == State::kDirty || !table_.mine(of.record);
-        if (waits && core_.lower_keeps && table_.state(of) != State::kClean && !below_of(word))
-            writer_.account(of, shard, job->epoch);
-        else
-            core_.ledger.end(job->epoch, 1, 0, 0);
+        writer_.account_again(block ? block : visible, shard, job->epoch);
         answer(job, row, result(UCM_OK, 0, 0, published ? uint32_t(UCM_RESULT_PUBLISHED) : 0u),
                outcome);
         return Taken::kAnswered;
@@ -266,8 +261,6 @@ void DumpPath::land(const JobRef &job, const Copy &each, ucm_status copied, Outc
     }
     if (copied != UCM_OK) {
         table_.vacate(r, shard);
-        if (table_.record(r).have == 0 && table_.record(r).users == 0)
-            table_.detach(r, UCM_CANCELLED);
         return answer(job, each.row, end, outcome);
     }
     if (landed(job, each, outcome, end)) answer(job, each.row, end, outcome);

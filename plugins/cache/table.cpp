@@ -332,6 +332,7 @@ void Table::unused(uint32_t record) {
     const State state = each.state.load(kRelaxed);
     if (state == State::kZombie) return free(record);
     if (state == State::kClean && each.here.load(kRelaxed) == 0) detach(record, UCM_NOT_FOUND);
+    if (state == State::kGathering && each.have == 0) detach(record, UCM_CANCELLED);
 }
 
 void Table::put(uint32_t record, uint32_t shard, ShardState state) {
@@ -910,6 +911,11 @@ void Table::ring_all() const {
     uint64_t wanting = header_.wanting.load(std::memory_order_seq_cst);
     if (member_ != kNobody) wanting &= ~(uint64_t(1) << member_);
     for (; wanting; wanting &= wanting - 1) ring(uint32_t(__builtin_ctzll(wanting)));
+}
+
+void Table::ring_members() const {
+    for (uint32_t m = 0; m < kMembers; m++)
+        if (m != member_ && bell(m).joined.load(kAcquire)) ring(m);
 }
 
 }  // namespace ucm::cache

@@ -224,7 +224,8 @@ class Table {
     // Sleeps until the bell was rung after `seen`, for timeout_ns at most.
     void listen(uint32_t seen, int64_t timeout_ns) const;
     void ring(uint32_t member) const;
-    void ring_all() const;
+    void ring_all() const;      // who waits
+    void ring_members() const;  // also who waits for nothing
 
     // Derives chains, lists and counters again from what the records say.
     void rebuild();

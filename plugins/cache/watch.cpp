@@ -48,6 +48,7 @@ void Watch::run() {
         const int64_t now_ns = monotonic_ns();
         if (now_ns >= next_check_ns_) check(lock, outcome);
         if (now_ns >= next_tidy_ns_) tidy(lock, outcome);
+        relieve(outcome);
         loads_.look_again();
         core_.changed();
         grow(lock, outcome, core_.segment.step_frames());
@@ -72,15 +73,17 @@ void Watch::check(Lock &, Outcome &outcome) {
     const Table::Hold hold(table_);
     const Table::Inheritance all = table_.adopt();
     writer_.adopt(all, outcome);
-    if (table_.changed_hands()) writer_.find_own();
+    // Under pressure no frame must be one that only who took it for this member knew of.
+    if (table_.changed_hands() || table_.header().pressure.load()) writer_.find_own();
     writer_.settle_foreign(outcome);
     writer_.flush_for_drains();
     table_.wake_resting(monotonic_ns());
-    if (table_.header().pressure.load()) {
-        // Whoever has nothing to give leaves it to others, who look less often than who waits.
-        if (writer_.spill(outcome)) table_.header().pressure.store(0);
-        writer_.make_room();
-    }
+}
+
+void Watch::relieve(Outcome &outcome) {
+    if (!table_.header().pressure.load()) return;
+    const Table::Hold hold(table_);
+    writer_.relieve(outcome);
 }
 
 void Watch::tidy(Lock &lock, Outcome &outcome) {

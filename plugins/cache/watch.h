@@ -24,6 +24,7 @@ class Watch {
   private:
     void run();
     void check(Lock &lock, Outcome &outcome);
+    void relieve(Outcome &outcome);
     void grow(Lock &lock, Outcome &outcome, uint32_t ahead);
     void tidy(Lock &lock, Outcome &outcome);
     bool waiting() const;

@@ -114,6 +114,19 @@ void WriteBack::account(const BlockRef &block, uint32_t shard, uint64_t epoch) {
     works_[block].accounts.push_back({shard, epoch});
 }
 
+void WriteBack::account_again(const BlockRef &block, uint32_t shard, uint64_t epoch) {
+    const bool gathers = table_.state(block) == State::kGathering;
+    const bool open = gathers ? !below_of(table_.word(block.record, shard))
+                              : table_.state(block) == State::kDirty;
+    if (!core_.lower_keeps || !open) return core_.ledger.end(epoch, 1, 0, 0);
+    auto &accounts = works_[block].accounts;
+    if (std::any_of(accounts.begin(), accounts.end(),
+                    [&](const Account &each) { return each.shard == shard; }))
+        return core_.ledger.end(epoch, 1, 0, 0);  // it is waited for already
+    accounts.push_back({shard, epoch});
+    if (gathers) touched(block);
+}
+
 void WriteBack::answer_later(const BlockRef &block, const JobRef &job, size_t row) {
     Work &work = works_[block];
     work.last_job = job;
@@ -127,6 +140,12 @@ void WriteBack::not_unsaved(Work &work) {
     if (!work.unsaved) return;
     work.unsaved = false;
     unsaved_.erase(work.unsaved_at);
+}
+
+void WriteBack::not_saved(Work &work) {
+    if (!work.saved) return;
+    work.saved = false;
+    saved_.erase(work.saved_at);
 }
 
 void WriteBack::touched(const BlockRef &block) {
@@ -167,17 +186,20 @@ void WriteBack::make_room() {
 }
 
 void WriteBack::saved(const BlockRef &block) {
-    saved_.push_back(block);
+    Work &work = works_[block];
+    if (work.saved) return;
+    work.saved = true;
+    work.saved_at = saved_.insert(saved_.end(), block);
 }
 
 bool WriteBack::spill(Outcome &outcome) {
     for (size_t left = saved_.size(); left-- > 0;) {
         const BlockRef block = saved_.front();
-        saved_.pop_front();
+        not_saved(works_[block]);
         if (table_.state(block) != State::kGathering) continue;
         if (table_.header().spill_list.size == 0) lose_oldest_spilled(outcome);
         if (!table_.spill(block.record)) {
-            if (table_.record(block.record).users) saved_.push_back(block);
+            if (table_.record(block.record).users) saved(block);
             continue;
         }
         // All that is here is below; of a block of another member that may not be settled yet.
@@ -185,6 +207,13 @@ bool WriteBack::spill(Outcome &outcome) {
         return true;
     }
     return false;
+}
+
+// Whoever has nothing to give leaves it to others.
+void WriteBack::relieve(Outcome &outcome) {
+    if (!table_.header().pressure.load()) return;
+    if (spill(outcome)) table_.header().pressure.store(0);
+    make_room();
 }
 
 void WriteBack::lose_oldest_spilled(Outcome &outcome) {
@@ -402,6 +431,7 @@ void WriteBack::finish(Batch &batch, Outcome &outcome) {
     }
     // Nobody else can end what a member writes, so a block has no new owner before that.
     for (auto &each : std::exchange(to_leave_, {})) leave_to(each.first, each.second);
+    relieve(outcome);
     try_held_back();
     core_.wakeups.dumps.notify_all();
     core_.wakeups.idle.notify_all();
@@ -495,6 +525,7 @@ uint64_t WriteBack::end_accounts(const BlockRef &block, End end) {
     for (auto &each : found->second.accounts)
         core_.ledger.end(each.epoch, end == End::kStored, end == End::kLost, end == End::kDeclined);
     not_unsaved(found->second);
+    not_saved(found->second);
     works_.erase(found);
     core_.wakeups.idle.notify_all();
     return n;
@@ -646,7 +677,8 @@ void WriteBack::adopt(const Table::Inheritance &all, Outcome &outcome) {
                                " shards of unfinished blocks are lost");
 }
 
-// Blocks of this member that it does not know of: somebody handed them over, or completed them.
+// Blocks of this member that it does not know of: somebody handed them over, completed them, or
+// took frames for them and left.
 void WriteBack::find_own() {
     table_.each([&](uint32_t r) {
         const State state = table_.record(r).state.load();
@@ -657,7 +689,9 @@ void WriteBack::find_own() {
             unsaved = unsaved || unsaved_word(table_.word(r, shard));
         if (state == State::kDirty || table_.complete(r) || table_.flagged(r, kFlush))
             request(block);
-        else if (unsaved && !works_[block].unsaved && !works_[block].queued)
+        else if (!unsaved)
+            saved(block);
+        else if (!works_[block].unsaved && !works_[block].queued)
             touched(block);
     });
 }

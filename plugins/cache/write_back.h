@@ -27,6 +27,8 @@ class WriteBack {
 
     // A shard of this block was accepted in that epoch; drain waits for it from here on.
     void account(const BlockRef &block, uint32_t shard, uint64_t epoch);
+    // The same of a shard that is here or below already, whoever brought it.
+    void account_again(const BlockRef &block, uint32_t shard, uint64_t epoch);
     // The block's last shard, whose job is answered once the block is published below.
     void answer_later(const BlockRef &block, const JobRef &job, size_t row);
     // Gathering: a shard came.
@@ -39,6 +41,8 @@ class WriteBack {
     void saved(const BlockRef &block);
     // Gives frames of blocks that lie below away; true: one came free.
     bool spill(Outcome &outcome);
+    // Where dumps of any member wait for a frame, gives one of this member's away, or sees to it.
+    void relieve(Outcome &outcome);
     // The block is given up: its shards are lost, and counted.
     void lose(const BlockRef &block, ucm_status status, const char *why, Outcome &outcome);
     // The block is not wanted any more: removed, or replaced by a newer copy.
@@ -77,8 +81,8 @@ class WriteBack {
         JobRef last_job;
         size_t last_row = 0;
         uint32_t tries = 0;
-        bool queued = false, unsaved = false;
-        std::list<BlockRef>::iterator unsaved_at;
+        bool queued = false, unsaved = false, saved = false;
+        std::list<BlockRef>::iterator unsaved_at, saved_at;
     };
     enum class End { kStored, kLost, kDeclined };
 
@@ -100,6 +104,7 @@ class WriteBack {
     void settle_stored(const BlockRef &block, Work &work);
     void try_held_back();
     void not_unsaved(Work &work);
+    void not_saved(Work &work);
     uint64_t end_accounts(const BlockRef &block, End end);
     void answer_last(Work &work, ucm_status status, uint32_t flags, Outcome &outcome);
     void lose_oldest_spilled(Outcome &outcome);

@@ -183,6 +183,7 @@ inline unused(r) {
     :: !USERS(r) && !resting[r] && st[r] == ZOMBIE -> free(r)
     :: !USERS(r) && !resting[r] && st[r] == CLEAN && word[AT(r, 0)] == ABSENT &&
             word[AT(r, 1)] == ABSENT -> set_zombie(r)
+    :: !USERS(r) && !resting[r] && st[r] == GATHERING && !HAVE(r, 0) && !HAVE(r, 1) -> set_zombie(r)
     :: else
     fi
 }

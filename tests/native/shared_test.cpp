@@ -53,6 +53,11 @@ std::string refusal(const Name &name, const std::shared_ptr<Memory> &memory, Geo
     return "";
 }
 
+bool dump_one(Stack &stack, const Shard &shard) {
+    Move move(stack, {shard});
+    return move.dump_patiently() == UCM_OK && move.wait() == UCM_OK;
+}
+
 void store_below(const std::shared_ptr<Memory> &memory, const std::vector<BlockId> &ids) {
     Stack stack({"Memory"}, {}, kFour, memory);
     if (!all_ok(stack.dump(ids))) throw ucm::Error(UCM_INTERNAL, "store_below");
@@ -215,6 +220,40 @@ TEST_CASE("more unfinished blocks than fit, of several stores, all get through",
     REQUIRE(b->loads_back(of_a));
 }
 
+TEST_CASE("more unfinished blocks than fit, shard by shard of several stores, all get through",
+          "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory, 4), b = open(name, memory, 4);
+    const auto ids = make_ids(6);
+    for (uint32_t shard = 0; shard < 4; shard++) {
+        std::vector<Shard> layer;
+        for (auto &id : ids) layer.push_back({id, shard});
+        Move move(shard % 2 ? *b : *a, layer);
+        REQUIRE(move.dump_patiently() == UCM_OK);
+        REQUIRE(move.wait() == UCM_OK);
+    }
+    REQUIRE(a->drain() == UCM_OK);
+    REQUIRE(b->drain() == UCM_OK);
+    REQUIRE(memory->blocks() == 6);
+    REQUIRE(b->loads_back(ids));
+}
+
+TEST_CASE("a frame that a store took for another's unfinished block comes free when it has left",
+          "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory, 2);  // dumps may hold one of them
+    auto b = open(name, memory, 2);
+    const auto ids = make_ids(2);
+    REQUIRE(dump_one(*a, {ids[0], 0}));
+    REQUIRE(dump_one(*a, {ids[1], 0}));
+    REQUIRE(dump_one(*b, {ids[0], 0}));  // it is below
+    REQUIRE(b->close().report.lost == 0);
+    REQUIRE(dump_one(*a, {ids[1], 1}));
+    REQUIRE(a->drain() == UCM_OK);
+}
+
 TEST_CASE("what another store wrote below for one counts when its frame is taken", "[shared]") {
     const Name name;
     const auto memory = std::make_shared<Memory>();
@@ -239,6 +278,23 @@ TEST_CASE("what another store wrote below for one counts when its frame is taken
         dump(*b, make_ids(4, 100 * round + 20), 0);  // before b has looked at what a did
         REQUIRE(b->drain(nullptr, 10000) == UCM_OK);
     }
+}
+
+TEST_CASE("a drain waits for what another store brought before, of a block of one's own",
+          "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory), b = open(name, memory);
+    const BlockId id = make_id(1);
+    REQUIRE(dump_one(*a, {id, 0}));
+    REQUIRE(a->drain() == UCM_OK);
+    REQUIRE(dump_one(*b, {id, 1}));
+    REQUIRE(dump_one(*a, {id, 1}));
+    REQUIRE(a->drain() == UCM_OK);
+    REQUIRE(memory->counters().dumped == 2);
+    ucm_report report{};
+    REQUIRE(a->drain(&report) == UCM_OK);
+    REQUIRE(report.pending == 0);
 }
 
 TEST_CASE("what one store removes is gone for all", "[shared]") {

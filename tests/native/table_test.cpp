@@ -376,6 +376,30 @@ TEST_CASE("what the dead wrote of a removed block is removed before anybody writ
     REQUIRE(other.state(block) == State::kFree);
 }
 
+TEST_CASE("a block of which nothing came is gone with the last who brought any of it", "[table]") {
+    Memory_ memory(4);
+    Table a(memory.segment, false, 0), dead(memory.segment, false, 1);
+    BlockRef block;
+    {
+        const Table::Hold hold(a);
+        a.adopt();
+        block = a.start(a.take(Taking::kDump, make_id(1)), make_id(1), State::kGathering);
+        a.put(block.record, 0, ShardState::kCopying);
+    }
+    {
+        const Table::Hold hold(dead);
+        dead.adopt();
+        dead.put(block.record, 1, ShardState::kCopying);
+    }
+    Table next(memory.segment, false, 1);  // in the same place
+    const Table::Hold hold(next);
+    a.vacate(block.record, 0);
+    REQUIRE(a.state(block) == State::kGathering);
+    next.adopt();
+    REQUIRE(a.state(block) == State::kFree);
+    REQUIRE(a.free_frames() == 4);
+}
+
 TEST_CASE("nobody hands anything over to a member that leaves", "[table]") {
     Memory_ memory(4);
     Table a(memory.segment, false, 0), b(memory.segment, false, 1);
