@@ -196,7 +196,7 @@ def _top_layout(layout: Layout, keep: list[Any]) -> Any:
     keep += [segments, planes]
     made.segment_bytes = segments
     made.capacity = made.raw_capacity = layout.shard_size
-    made.n_planes = len(layout.segment_sizes) if layout.dtype != "bytes" else 0
+    made.n_planes = len(layout.segment_sizes)  # where they end is known, whatever is in them
     made.plane_stride = ffi.sizeof("ucm_plane")
     made.planes = planes
     made.memory = {"host": lib.UCM_MEMORY_HOST, "cuda": lib.UCM_MEMORY_CUDA}[layout.memory]

@@ -25,7 +25,7 @@ class Geometry {
         uint32_t bytes;
         int32_t dtype;
     };
-    // Cut so that none straddles two planes.
+    // Cut so that none straddles two planes, but small ones of one dtype that follow each other.
     const std::vector<Piece> &tiles() const { return tiles_; }
 
     // The address of bytes [offset, offset + bytes) of a shard, NULL if they lie in several

@@ -7,8 +7,9 @@ using ucm::compress::CompressStore;
 
 const ucm_option kOptions[] = {
     {"compress_codec", UCM_TYPE_STRING, 0, "auto", "auto|fast|small|raw", nullptr,
-     "How shards are coded: fast at the speed of memory, small one part in a hundred shorter and "
-     "several times slower, raw not at all; auto as the speed of the store below suggests."},
+     "How shards are coded: fast at the speed of memory, small up to two parts in a hundred "
+     "shorter and several times slower, raw not at all; auto as the speed of the store below "
+     "suggests."},
     {"compress_dtype", UCM_TYPE_STRING, 0, "auto", "auto|bf16|fp16|fp8|fp32", nullptr,
      "Which numbers the shards are made of, for all planes; auto tries those of the layout first, "
      "and the bytes decide. fp8 is e5m2 where the layout says so, else e4m3."},

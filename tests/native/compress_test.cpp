@@ -272,6 +272,50 @@ TEST_CASE("tiles cover the shard and end where planes do", "[compress][frame]") 
     REQUIRE(geometry.tiles()[0].bytes == geometry.tiles()[1].bytes);
 }
 
+TEST_CASE("small planes of one dtype share tiles, others have their own", "[compress][frame]") {
+    const auto tiles = [](const std::vector<ucm_plane> &planes) {
+        uint64_t bytes = 0;
+        for (const auto &plane : planes) bytes += plane.bytes;
+        std::vector<uint32_t> sizes;
+        const ucm::compress::Geometry geometry({bytes}, planes);
+        for (const auto &tile : geometry.tiles()) sizes.push_back(tile.bytes);
+        return sizes;
+    };
+    using Sizes = std::vector<uint32_t>;
+    const ucm_plane bf16{384, UCM_DTYPE_BF16, UCM_PLANE_K}, v{384, UCM_DTYPE_BF16, UCM_PLANE_V};
+    const ucm_plane large{1536, UCM_DTYPE_BF16, UCM_PLANE_K};
+    const ucm_plane fp8{700, UCM_DTYPE_FP8_E4M3, UCM_PLANE_K}, odd{385, UCM_DTYPE_BF16, 0};
+    const ucm_plane fp8_large{768, UCM_DTYPE_FP8_E4M3, UCM_PLANE_K};
+    const ucm_plane bytes{384, UCM_DTYPE_BYTES, 0}, unknown{384, 99, 0}, none{0, UCM_DTYPE_BF16, 0};
+    REQUIRE(tiles({bf16, v, bf16, v}) == Sizes{1536});
+    REQUIRE(tiles({large, large, large}) == Sizes{1536, 1536, 1536});
+    REQUIRE(tiles({bf16, v, large, bf16, v, v}) == Sizes{768, 1536, 1152});
+    REQUIRE(tiles({bf16, v, fp8, fp8, bf16}) == Sizes{768, 1400, 384});
+    REQUIRE(tiles({fp8_large, fp8_large}) == Sizes{768, 768});
+    REQUIRE(tiles({bytes, unknown, bf16}) == Sizes{768, 384});
+    REQUIRE(tiles({odd, odd, odd}) == Sizes{770, 385});  // elements stay whole
+    REQUIRE(tiles({none, bf16, none, v}) == Sizes{768});
+    REQUIRE(tiles(std::vector<ucm_plane>(400, bf16)) == Sizes{51200, 51200, 51200});
+    REQUIRE(tiles({{(3ull << 30) + 1, UCM_DTYPE_BF16, 0}}).size() == (3ull << 30 >> 16) + 1);
+
+    // K and V are unlike each other, and yet too short for tables of their own.
+    Bytes rows;
+    for (int row = 0; row < 60; row++) {
+        Bytes plane = numbers(384, UCM_DTYPE_BF16, uint64_t(row));
+        for (size_t i = 1; row % 2 && i < plane.size(); i += 2) plane[i] -= 1;  // a quarter
+        rows.insert(rows.end(), plane.begin(), plane.end());
+    }
+    const Shape shared{{rows.size()}, std::vector<ucm_plane>(60, bf16)};
+    for (const Mode mode : {Mode::kFast, Mode::kSmall}) {
+        const Bytes frame = encode(shared, rows, mode);
+        REQUIRE(frame.size() < rows.size() * 10 / 13);
+        // Who cuts elsewhere reads it.
+        Bytes back;
+        REQUIRE(decode(Shape{shared.segments, {}}, frame, &back) == UCM_OK);
+        REQUIRE(back == rows);
+    }
+}
+
 TEST_CASE("coding pays for numbers and costs a trailer for noise", "[compress][frame]") {
     const size_t n = 1 << 20;
     const std::map<int32_t, double> least = {{UCM_DTYPE_BF16, 1.4},
@@ -1132,6 +1176,26 @@ TEST_CASE("what does not come in time is not waited for", "[compress]") {
     REQUIRE(first.wait() == UCM_OK);  // though nothing is decoded until all is read, at first
     memory->release();
     REQUIRE(stuck.wait() == UCM_OK);
+}
+
+TEST_CASE("a shard is decoded while others of its task are still read", "[compress]") {
+    auto memory = std::make_shared<Memory>();
+    Stack stack(kOverMemory, {{"compress_codec", "fast"}}, Geometry{4, {65536}, UCM_DTYPE_BF16},
+                memory);
+    const auto ids = make_ids(1);
+    REQUIRE(all_ok(stack.dump(ids)));
+    memory->hold();
+    Move load(stack, shards_of(ids, 4));
+    REQUIRE(load.load() == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(4));
+    for (size_t n = 1; n <= 4; n++) {
+        REQUIRE(stack.metrics()["load_shards_total"] == n - 1);
+        memory->release(1);
+        while (stack.metrics()["load_shards_total"] < n) std::this_thread::yield();
+        REQUIRE(memory->waiting() == 4 - n);
+    }
+    REQUIRE(load.wait() == UCM_OK);
+    for (size_t i = 0; i < 4; i++) REQUIRE(load.same(i));
 }
 
 TEST_CASE("long shards are coded by several threads at once", "[compress][threads]") {

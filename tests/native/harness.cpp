@@ -126,12 +126,11 @@ Layout::Layout(const Geometry &geometry) : segments(geometry.segments) {
     c.capacity = geometry.capacity();
     c.raw_capacity = geometry.raw_capacity ? geometry.raw_capacity : c.capacity;
     std::memcpy(c.encoding, geometry.encoding.data(), geometry.encoding.size());
-    if (geometry.dtype != UCM_DTYPE_BYTES)
-        for (size_t k = 0; k < segments.size(); k++)
-            planes.push_back({segments[k], geometry.dtype, k % 2 ? UCM_PLANE_V : UCM_PLANE_K});
+    for (size_t k = 0; k < segments.size(); k++)
+        planes.push_back({segments[k], geometry.dtype, k % 2 ? UCM_PLANE_V : UCM_PLANE_K});
     c.n_planes = uint32_t(planes.size());
     c.plane_stride = sizeof(ucm_plane);
-    c.planes = planes.empty() ? nullptr : planes.data();
+    c.planes = planes.data();
     c.memory = UCM_MEMORY_HOST;
     c.device = -1;
 }
