@@ -21,11 +21,14 @@ const char *name_of(Mode mode) {
 
 }  // namespace
 
+double Costs::reading() const {
+    return std::min(std::max(read * stored, whole - busy), whole);
+}
+
 double Costs::expected(Mode mode) const {
     const int m = int(mode);
-    const double reading = std::min(read * stored, whole);
-    const double added = (whole - reading) * mode_decode[m] / decode;
-    return std::max(reading * mode_stored[m] / stored + added, mode_decode[m] / threads);
+    const double added = (whole - reading()) * mode_decode[m] / decode;
+    return std::max(reading() * mode_stored[m] / stored + added, mode_decode[m] / threads);
 }
 
 Mode mode_for(Mode now, const Costs &costs) {
@@ -34,8 +37,7 @@ Mode mode_for(Mode now, const Costs &costs) {
     if (now == Mode::kRaw ? coded > raw * kBetter : raw < coded * kBetter) return Mode::kRaw;
     if (small < fast * (now == Mode::kSmall ? 1 : kBetter)) return Mode::kSmall;
     // Small saves little: only what waits for the store below has the time.
-    const double reading = std::min(costs.read * costs.stored, costs.whole);
-    const double times = reading * costs.threads / costs.mode_decode[int(Mode::kSmall)];
+    const double times = costs.reading() * costs.threads / costs.mode_decode[int(Mode::kSmall)];
     return times > (now == Mode::kSmall ? kSmallUntil : kSmallFrom) ? Mode::kSmall : Mode::kFast;
 }
 
@@ -49,7 +51,7 @@ void Pace::begin(int64_t now_ns) {
     std::lock_guard<std::mutex> hold(mutex_);
     if (under_way_ == 0) {
         since_ns_ = now_ns;
-        read_ = raw_ = frames_ = decode_ = 0;
+        read_ = raw_ = frames_ = decode_ = busy_ns_ = 0;
         // The first one touches memory that nobody has touched yet.
         held_ = holds_ = periods_++ > 0 && rest_ <= 0 && read_bytes_ < kLeastRead;
         if (holds_) held_until_ns_.store(now_ns + kHoldNs, std::memory_order_release);
@@ -74,9 +76,17 @@ void Pace::read(uint64_t bytes, int64_t now_ns) {
     if (holds_ && (below_ == 0 || now_ns >= held_until_ns())) release(now_ns);
 }
 
-void Pace::decoded(uint64_t raw, uint64_t frame) {
+void Pace::decoding(int64_t now_ns) {
     if (!automatic_) return;
     std::lock_guard<std::mutex> hold(mutex_);
+    if (decoding_++ == 0) busy_since_ns_ = now_ns;
+}
+
+void Pace::decoded(uint64_t raw, uint64_t frame, int64_t now_ns) {
+    if (!automatic_) return;
+    std::lock_guard<std::mutex> hold(mutex_);
+    if (--decoding_ == 0) busy_ns_ += double(now_ns - busy_since_ns_);
+    if (raw == 0) return;
     const bool is_raw = frame >= raw + kTrailerBytes;
     const Mode as = is_raw ? Mode::kRaw : mode() == Mode::kSmall ? Mode::kSmall : Mode::kFast;
     raw_ += double(raw);
@@ -96,6 +106,7 @@ void Pace::end(int64_t now_ns) {
     whole_raw_ += raw_;
     whole_frames_ += frames_;
     whole_decode_ += decode_;
+    whole_busy_ns_ += busy_ns_;
     if (whole_raw_ >= kLeastWhole) judge();
 }
 
@@ -110,6 +121,7 @@ void Pace::coded(uint64_t raw, uint64_t frame) {
 void Pace::judge() {
     costs_.read = read_ns_ / read_bytes_;
     costs_.whole = whole_ns_ / whole_raw_;
+    costs_.busy = whole_busy_ns_ / whole_raw_;
     costs_.stored = whole_frames_ / whole_raw_;
     costs_.decode = whole_decode_ / whole_raw_;
     const Mode now = mode();
@@ -121,7 +133,8 @@ void Pace::judge() {
     const Mode next = mode_for(now, costs_);
     // Two in a row have to say so: the second is made at once.
     rest_ = next == now ? kRest * read_bytes_ : 0;
-    read_ns_ = read_bytes_ = whole_ns_ = whole_raw_ = whole_frames_ = whole_decode_ = 0;
+    read_ns_ = read_bytes_ = 0;
+    whole_ns_ = whole_raw_ = whole_frames_ = whole_decode_ = whole_busy_ns_ = 0;
     const bool sure = next == judged_;
     judged_ = next;
     if (next == now || !sure) return;

@@ -16,6 +16,7 @@ constexpr int kModes = 3;
 struct Costs {
     double read = 0;    // of a stored byte, in the store below, while nothing is decoded
     double whole = 0;   // of a raw byte, as reading and decoding overlap
+    double busy = 0;    // of it, as something is decoded: that adds no more
     double stored = 1;  // bytes by raw bytes of what was loaded,
     double decode = 0;  // and of a raw byte of it, on one thread
     double mode_stored[kModes] = {}, mode_decode[kModes] = {};  // likewise, by Mode
@@ -24,6 +25,9 @@ struct Costs {
     // Of a raw byte, were all coded so: what decoding adds to reading is measured, whether the two
     // overlap or take the same processors from each other.
     double expected(Mode mode) const;
+    // Of a raw byte, were decoding for nothing. Alone and after a rest a store may read faster than
+    // it does for long: what it then seems to lose is not all due to decoding.
+    double reading() const;
 };
 
 // What compress_codec: auto does.
@@ -48,8 +52,9 @@ class Pace {
     void begin(int64_t now_ns);
     void read(uint64_t bytes, int64_t now_ns);
     void end(int64_t now_ns);
-    // One was decoded, or coded.
-    void decoded(uint64_t raw, uint64_t frame);
+    // One is decoded from now on; it was, 0 bytes of what failed; one was coded.
+    void decoding(int64_t now_ns);
+    void decoded(uint64_t raw, uint64_t frame, int64_t now_ns);
     void coded(uint64_t raw, uint64_t frame);
 
   private:
@@ -64,13 +69,16 @@ class Pace {
     uint64_t under_way_ = 0, below_ = 0, periods_ = 0;
     bool holds_ = false, held_ = false;  // now; in this period
     int64_t since_ns_ = 0;
-    // Of this period: stored bytes that have come; raw bytes, their frames, their decoding.
-    double read_ = 0, raw_ = 0, frames_ = 0, decode_ = 0;
+    uint64_t decoding_ = 0;  // shards, now
+    int64_t busy_since_ns_ = 0;
+    // Of this period: stored bytes that have come; raw bytes, their frames, their decoding, and the
+    // time in which there was any.
+    double read_ = 0, raw_ = 0, frames_ = 0, decode_ = 0, busy_ns_ = 0;
     double coded_raw_ = 0, coded_frames_ = 0;  // of what is dumped
     // First bytes that are read alone, then some that are loaded as ever; then it is judged, and
     // for so many raw bytes nothing is measured.
     double read_ns_ = 0, read_bytes_ = 0;
-    double whole_ns_ = 0, whole_raw_ = 0, whole_frames_ = 0, whole_decode_ = 0;
+    double whole_ns_ = 0, whole_raw_ = 0, whole_frames_ = 0, whole_decode_ = 0, whole_busy_ns_ = 0;
     double rest_ = 0;
     Mode judged_;  // what the last measurement was for
     Costs costs_;

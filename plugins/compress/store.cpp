@@ -615,15 +615,16 @@ void CompressStore::decode(Piece &piece, size_t i, FrameCoder &coder) {
     const size_t shard = piece.shards[i];
     Decoded decoded;
     UCM_FAILPOINT("compress.before_decode");
+    if (pace_.automatic()) pace_.decoding(monotonic_ns());
     {
         Busy<kAllMetrics> busy(metrics_, kLoadBusyNs);
         LaneTeam team(*piece.lane, coder);
         decoded = coder.decode(static_cast<const uint8_t *>(piece.buffers[i]), piece.frames[i],
                                piece.task->addresses(shard), &team);
     }
-    if (decoded.status == UCM_OK) {
-        pace_.decoded(decoded.bytes, piece.frames[i]);
-    } else {
+    const bool good = decoded.status == UCM_OK;
+    if (pace_.automatic()) pace_.decoded(good ? decoded.bytes : 0, piece.frames[i], monotonic_ns());
+    if (!good) {
         const BlockId id = piece.task->id(shard);
         suspect(id);
         metrics_.add(kBadFrames, 1);

@@ -293,7 +293,7 @@ TEST_CASE("small planes of one dtype share tiles, others have their own", "[comp
     REQUIRE(tiles({bf16, v, fp8, fp8, bf16}) == Sizes{768, 1400, 384});
     REQUIRE(tiles({fp8_large, fp8_large}) == Sizes{768, 768});
     REQUIRE(tiles({bytes, unknown, bf16}) == Sizes{768, 384});
-    REQUIRE(tiles({odd, odd, odd}) == Sizes{770, 385});  // elements stay whole
+    REQUIRE(tiles({odd, odd, odd}) == Sizes{385, 385, 385});  // elements stay whole
     REQUIRE(tiles({none, bf16, none, v}) == Sizes{768});
     REQUIRE(tiles(std::vector<ucm_plane>(400, bf16)) == Sizes{51200, 51200, 51200});
     REQUIRE(tiles({{(3ull << 30) + 1, UCM_DTYPE_BF16, 0}}).size() == (3ull << 30 >> 16) + 1);
@@ -1014,7 +1014,7 @@ using ucm::compress::Costs;
 Costs costs_of(double read, double whole, double fast = 0.2) {
     Costs costs;
     costs.read = read;
-    costs.whole = whole;
+    costs.whole = costs.busy = whole;
     costs.stored = 2.0 / 3;
     costs.decode = fast;
     const double decode[] = {fast, 0.4, 0.1}, stored[] = {2.0 / 3, 0.66, 1};
@@ -1083,16 +1083,18 @@ struct Loads {
         pace.set_decoders(decode, 1);
         pace.coded(kRaw, kFrame);
     }
-    // Reading takes so long, and all so long. Returns whether decoding was held up.
-    bool load(int64_t read_ms, int64_t whole_ms) {
+    // Reading takes so long, all so long, and something is decoded at the end of it, or from the
+    // beginning. Returns whether decoding was held up.
+    bool load(int64_t read_ms, int64_t whole_ms, int64_t busy_ms = 0) {
         const int64_t start = now;
         pace.begin(start);
         const bool held = pace.held_until_ns() > now;
         now += read_ms * 1000000;
         pace.read(pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame, now);
         REQUIRE(pace.held_until_ns() == 0);
-        pace.decoded(kRaw, pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame);
         now = std::max(now, start + whole_ms * 1000000);
+        pace.decoding(busy_ms ? now - busy_ms * 1000000 : start);
+        pace.decoded(kRaw, pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame, now);
         pace.end(now);
         now += 1000000000;  // nobody loads
         return held;
@@ -1144,11 +1146,25 @@ TEST_CASE("auto does not take a slow store for a fast one that it waits for in v
             slow.now += 60000000;
             slow.pace.read(Loads::kFrame / 4, slow.now);
             REQUIRE(slow.pace.held_until_ns() == 0);
-            slow.pace.decoded(Loads::kRaw / 4, Loads::kFrame / 4);
+            slow.pace.decoding(slow.now);
+            slow.pace.decoded(Loads::kRaw / 4, Loads::kFrame / 4, slow.now);
             slow.pace.end(slow.now);
         }
         REQUIRE(slow.pace.mode() != Mode::kRaw);
     }
+}
+
+TEST_CASE("auto does not take a burst for a fast store: decoding adds no more than it takes",
+          "[compress]") {
+    Loads burst;
+    for (int i = 0; i < 60; i++) {
+        burst.load(10, 300, 50);
+        REQUIRE(burst.pace.mode() != Mode::kRaw);
+    }
+    for (int i = 0; i < 60; i++) burst.load(10, 60, 50);
+    REQUIRE(burst.pace.mode() == Mode::kRaw);
+    for (int i = 0; i < 60; i++) burst.load(10, 300, 10);
+    REQUIRE(burst.pace.mode() != Mode::kRaw);
 }
 
 TEST_CASE("auto decides nothing before loads were seen, and nothing where a codec is named",
