@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "load_path.h"
 
+#include <numeric>
+
 #include "failpoint.h"
 
 namespace ucm::cache {
@@ -423,9 +425,17 @@ void LoadPath::plan(Lock &lock) {
     const auto fill = std::make_shared<Fill>(*this);
     size_t rows = 0;
     bool room = true;
+    // What more there is to copy is left to the other threads.
+    const auto enough = [&] {
+        const uint64_t found = std::accumulate(
+            hits.begin(), hits.end(), uint64_t(0),
+            [](uint64_t n, const auto &of_job) { return n + of_job.second.size(); });
+        return found * core_.config.capacity >= kPieceBytes;
+    };
     {
         const Table::Hold hold(table_);
-        while (room && !urgent.empty() && rows + urgent.front().rows.size() <= kPieceShards) {
+        while (room && !urgent.empty() && rows + urgent.front().rows.size() <= kPieceShards &&
+               !enough()) {
             Part piece = std::move(urgent.front());
             urgent.pop_front();
             size_t next = 0;

@@ -23,6 +23,7 @@ constexpr uint32_t kBit = 64;
 // What a pass over a symbol may cost: a shorter code of more levels is not worth its time.
 constexpr uint32_t kPass = 4;
 constexpr int kFew = 32;
+constexpr int kSmallTable = 32;
 constexpr uint8_t kPacked = 16;  // a bit beside the count of levels
 constexpr size_t kFewSymbols = 8192;
 constexpr uint8_t kUses = 15;     // of classes, before others are chosen
@@ -39,7 +40,7 @@ void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
 }
 
 // All symbols, or of many a sample. Returns how many.
-size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n,
+size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n, int possible,
                   uint32_t (&counts)[256]) {
     uint8_t sample[kMost];
     if (n > kMost) {
@@ -56,7 +57,7 @@ size_t count_some(const Kernels &kernels, const uint8_t *symbols, size_t n,
     if (whole != 0) {
         // Of numbers that are alike the exponents are soon counted from the largest down.
         size_t left = whole;
-        int top = kernels.largest(symbols, whole) + 1;
+        int top = possible > kGroups * kTallied ? kernels.largest(symbols, whole) + 1 : possible;
         for (int i = 0; i < kGroups && top > 0 && left > whole / 128; i++) {
             const int first = std::max(top - kTallied, 0);
             kernels.tally(symbols, whole, uint8_t(first), counts + first);
@@ -79,10 +80,17 @@ struct Identity {
 };
 constexpr Identity kIdentity;
 
+// Of the symbols of this dtype.
+int table_of(int dtype) {
+    return symbol_bits(dtype) == 8 ? 256 : kSmallTable;
+}
+
 // Symbols by rank: those of classes first, each in exchange for the one that was there.
-void rank(const Classes &classes, Ranks &ranks) {
-    std::memcpy(ranks.of, kIdentity.bytes, sizeof ranks.of);
-    std::memcpy(ranks.symbols, kIdentity.bytes, sizeof ranks.of);
+void rank(const Classes &classes, int table, Ranks &ranks) {
+    for (int s = 0; s < table; s += kSmallTable) {
+        std::memcpy(ranks.of + s, kIdentity.bytes + s, kSmallTable);
+        std::memcpy(ranks.symbols + s, kIdentity.bytes + s, kSmallTable);
+    }
     for (int i = 0; i < classes.listed; i++) {
         const uint8_t symbol = classes.members[i], other = ranks.symbols[i];
         const uint8_t place = ranks.of[symbol];
@@ -145,13 +153,14 @@ bool fit(const uint8_t *symbols, size_t n, int dtype) {
     return all >> symbol_bits(dtype) == 0;
 }
 
-// Largest first, of n, a multiple of 8. A place is how many are larger: no branch is guessed wrong.
+// Largest first, of n that differ, a multiple of 8. A place is how many are larger: no branch is
+// guessed wrong.
 void sort_few(const int32_t *values, int n, int32_t (&sorted)[kFew]) {
-    for (int i = 0; i < n; i++) {
-        int larger = 0;
-        for (int k = 0; k < n; k += 8)
-            for (int j = k; j < k + 8; j++) larger += values[j] > values[i];
-        if (values[i] >> 8 != 0) sorted[larger] = values[i];
+    for (int at = 0; at < n; at += 8) {
+        int32_t larger[8] = {};
+        for (int i = 0; i < n; i++)
+            for (int k = 0; k < 8; k++) larger[k] += values[i] > values[at + k];
+        for (int k = 0; k < 8; k++) sorted[larger[k]] = values[at + k];
     }
 }
 
@@ -186,20 +195,23 @@ Classes choose_classes(const uint32_t (&counts)[256], size_t total, size_t n, in
     const int known = most_frequent(counts, possible, order);
     // For ranks from s on: how many symbols, the bits they take, and the width of the next level.
     uint32_t left[kMostMembers + 1], bits[kMostMembers + 3];
-    int width[kMostMembers + 1];
+    uint8_t width[kMostMembers + 1];
     left[0] = uint32_t(total);
     for (int s = 0; s < known; s++) left[s + 1] = left[s] - uint32_t(order[s] >> 8);
     for (int s = known; s < known + 3; s++) bits[s] = 8 * kBit * left[known];
     width[known] = 0;
     const uint32_t member = uint32_t(4 * kBit * total / n);  // of the table, as sampled
+    const uint32_t level = 2 * member;                       // for its time
     const int last = std::min(possible, kMostMembers) - 3;
     for (int s = known - 1; s >= 0; s--) {
         const uint32_t none = 8 * kBit * left[s];
-        const uint32_t one = (kBit + kPass) * left[s] + bits[s + 1] + member;
-        const uint32_t two = (2 * kBit + kPass) * left[s] + bits[s + 3] + 3 * member;
-        const uint32_t few = std::min(none, one), best = s > last ? few : std::min(few, two);
-        bits[s] = best;
-        width[s] = best == none ? 0 : best == one ? 1 : 2;
+        const uint32_t one = (kBit + kPass) * left[s] + bits[s + 1] + member + level;
+        uint32_t two = (2 * kBit + kPass) * left[s] + bits[s + 3] + 3 * member + level;
+        if (s > last) two = UINT32_MAX / 4;
+        // The width beside the bits: which is best is no branch, as nobody could guess it.
+        const uint32_t best = std::min(none * 4, std::min(one * 4 + 1, two * 4 + 2));
+        bits[s] = best / 4;
+        width[s] = best % 4;
     }
 
     Classes classes;
@@ -235,7 +247,7 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     // In a small tile, choosing takes as long as coding.
     const bool small = n < kFewSymbols;
     if (small && kept.uses > 0 && kept.dtype == dtype) {
-        const size_t coded = code(kept.classes, n, out + planes, most - planes);
+        const size_t coded = code(kept.classes, dtype, n, out + planes, most - planes);
         if (coded != 0 && float(coded) / float(n) < kept.reached * kWorse) {
             if (--kept.uses == 0) kept.pause = 0;
             return planes + coded;
@@ -246,12 +258,13 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
         kept.paused = kept.pause;
         kept.uses = 0;
     }
+    const int possible = 1 << symbol_bits(dtype);
     uint32_t counts[256];
-    const size_t total = count_some(kernels_, symbols_.base(), n, counts);
+    const size_t total = count_some(kernels_, symbols_.base(), n, possible, counts);
     fetch(kLines);
-    const Classes classes = choose_classes(counts, total, n, 1 << symbol_bits(dtype));
+    const Classes classes = choose_classes(counts, total, n, possible);
     if (double(planes) + classes.bits * double(n) / 8 > double(most)) return 0;
-    const size_t coded = code(classes, n, out + planes, most - planes);
+    const size_t coded = code(classes, dtype, n, out + planes, most - planes);
     if (coded == 0) return 0;
     if (kept.paused > 0) {
         kept.paused--;
@@ -266,13 +279,13 @@ void ClassCoder::fetch(int lines) {
 }
 
 // The first level piece by piece, so that ranks are coded where they are hot.
-size_t ClassCoder::code_first(const Ranks &ranks, int width, size_t n, uint8_t *codes) {
+size_t ClassCoder::code_first(const Ranks &ranks, int table, int width, size_t n, uint8_t *codes) {
     alignas(64) uint8_t piece[kPiece + kKernelSlack];
     size_t passed = 0;
     for (size_t i = 0; i < n; i += kPiece) {
         const size_t count = std::min(kPiece, n - i);
         fetch(kLines);
-        kernels_.translate(symbols_.base() + i, count, ranks.of, piece);
+        kernels_.translate(symbols_.base() + i, count, ranks.of, table, piece);
         passed += kernels_.code[width - 1](piece, count, codes + i * size_t(width) / 8,
                                            ranks_.base() + passed);
     }
@@ -280,11 +293,12 @@ size_t ClassCoder::code_first(const Ranks &ranks, int width, size_t n, uint8_t *
 }
 
 // What symbols_ has; 0: it takes more than `most`.
-size_t ClassCoder::code(const Classes &classes, size_t n, uint8_t *out, size_t most) {
+size_t ClassCoder::code(const Classes &classes, int dtype, size_t n, uint8_t *out, size_t most) {
     if (most < 2 + kMostMembers) return 0;
     uint8_t *const begin = out, *const end = out + most, *const ranks = ranks_.base();
-    Ranks table;
-    rank(classes, table);
+    const int table = table_of(dtype);
+    Ranks by_rank;
+    rank(classes, table, by_rank);
     out[1] = classes.widths;
     out = write_members(classes, out + 2, out);
     size_t passed = n;
@@ -293,13 +307,13 @@ size_t ClassCoder::code(const Classes &classes, size_t n, uint8_t *out, size_t m
         const size_t bytes = bytes_of_codes(passed, width);
         if (bytes > size_t(end - out)) return 0;
         fetch(kLines);
-        passed = level == 0 ? code_first(table, width, n, out)
+        passed = level == 0 ? code_first(by_rank, table, width, n, out)
                             : kernels_.code[width - 1](ranks, passed, out, ranks);
         out += bytes;
     }
     if (passed > size_t(end - out)) return 0;
     const uint8_t *last = classes.levels == 0 ? symbols_.base() : ranks;
-    kernels_.translate(last, passed, table.symbols + classes.listed, out);
+    kernels_.translate(last, passed, by_rank.symbols + classes.listed, table, out);
     return size_t(out - begin) + passed;
 }
 

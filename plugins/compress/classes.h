@@ -52,8 +52,8 @@ class ClassCoder {
 
   private:
     void fetch(int lines);
-    size_t code_first(const Ranks &ranks, int width, size_t n, uint8_t *codes);
-    size_t code(const Classes &classes, size_t n, uint8_t *out, size_t most);
+    size_t code_first(const Ranks &ranks, int table, int width, size_t n, uint8_t *codes);
+    size_t code(const Classes &classes, int dtype, size_t n, uint8_t *out, size_t most);
 
     const Kernels &kernels_;
     Mapping symbols_, ranks_;

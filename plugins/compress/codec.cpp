@@ -22,8 +22,10 @@ constexpr uint32_t kSmallestTile = 128;
 constexpr uint32_t kPattern = 4;  // bytes of a constant: one, two or four elements
 constexpr uint32_t kSmallPlane = 16384;
 constexpr float kDrift = 1.015f;
-constexpr float kForget = 32;     // tiles, roughly
-constexpr int kMostFailures = 8;  // then 2^8 - 1 tiles pass between two attempts
+constexpr float kForget = 32;  // tiles, roughly
+constexpr int kFailedRow = 2;
+constexpr uint32_t kUnseen = 65536;
+constexpr uint32_t kNoisePause = 1 << 20, kMostNoisePause = 16 << 20;
 
 ZSTD_compressionParameters parameters() {
     return {16, ZSTD_CHAINLOG_MIN, 14, 1, 5, 0, ZSTD_fast};
@@ -61,6 +63,8 @@ Mode mode_of(const char *codec) {
 
 TileCoder::TileCoder(const Kernels &kernels)
     : kernels_(kernels),
+      noise_wait_(kNoisePause),
+      noise_pause_(kNoisePause),
       classes_(kernels),
       planes_(kTileBytes + kKernelSlack),
       encoder_memory_(ZSTD_estimateCStreamSize_usingCParams(parameters())),
@@ -102,7 +106,7 @@ Tile TileCoder::encode(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
         }
         if (place.wait > 0)
             place.wait--;
-        else
+        else if (!passes_unseen(place, bytes, mode))
             tile = try_to(raw, bytes, place, mode, out);
     }
     if (tile.codec != kTileRaw) return tile;
@@ -139,10 +143,12 @@ Tile TileCoder::try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mo
     }
     seen.known = tile.codec != kTileRaw;
     if (seen.known) {
+        failed_ = 0;
         seen.dtype = tile.dtype;
         place.failures = 0;
         others = seen;
     } else {
+        failed_++, unseen_ = kUnseen;
         if (place.failures < kMostFailures) place.failures++;
         place.wait = uint16_t((1 << place.failures) - 1);
     }
@@ -164,17 +170,32 @@ uint32_t TileCoder::explore(const uint8_t *raw, uint32_t bytes, int first, bool 
     return as_bytes < enough ? as_bytes : code(raw, bytes, dtype, place, mode, out, tile);
 }
 
+// Looking at a small tile takes half as long as copying it: where some in a row were looked at in
+// vain, only some of those behind them are.
+bool TileCoder::passes_unseen(const Place &place, uint32_t bytes, Mode mode) {
+    const bool unknown = !place.fixed && !place.seen.known && mode == Mode::kFast;
+    if (!unknown || failed_ < kFailedRow || unseen_ <= bytes || noise_wait_ <= bytes) return false;
+    unseen_ -= bytes;
+    noise_wait_ -= bytes;
+    return true;
+}
+
 // Nothing but repetitions could make it shorter; where there were none, there are seldom some soon.
 uint32_t TileCoder::code_noise(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode,
                                uint8_t *out, Tile &tile) {
-    if (mode == Mode::kFast && noise_wait_ > 0) {
-        noise_wait_--;
+    if (mode == Mode::kFast && noise_wait_ > bytes) {
+        noise_wait_ -= bytes;
         tile = {kTileRaw, 0, bytes};
         return bytes;
     }
     const uint32_t stored = code(raw, bytes, UCM_DTYPE_BYTES, place, mode, out, tile);
-    noise_failures_ = tile.codec == kTileRaw ? uint8_t(std::min(noise_failures_ + 1, 5)) : 0;
-    noise_wait_ = noise_failures_ ? uint8_t((4 << noise_failures_) - 1) : uint8_t(0);
+    if (tile.codec == kTileRaw) {
+        noise_pause_ = std::min(noise_pause_ * 2, kMostNoisePause);
+        noise_wait_ = noise_pause_;
+    } else {
+        noise_pause_ = kNoisePause / 2;
+        noise_wait_ = 0;
+    }
     return stored;
 }
 

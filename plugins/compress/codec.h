@@ -43,12 +43,18 @@ struct Place {
     uint16_t wait = 0;  // so many tiles are not tried
 };
 
+constexpr int kMostFailures = 8;  // then 2^8 - 1 tiles or shards pass between two attempts
+
 // Codes tiles of at most kTileBytes. One thread at a time; allocates in the constructor only.
 class TileCoder {
   public:
     explicit TileCoder(const Kernels &kernels);
     TileCoder(const TileCoder &) = delete;
     TileCoder &operator=(const TileCoder &) = delete;
+
+    // Before the tiles of another shard: the first that are unknown are looked at, so that it is
+    // not always the same ones that are not.
+    void begin() { failed_ = 0; }
 
     // Writes at most `bytes` bytes to `out`.
     Tile encode(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
@@ -76,6 +82,7 @@ class TileCoder {
     Tile try_to(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
     uint32_t explore(const uint8_t *raw, uint32_t bytes, int first, bool is_number, Place &place,
                      Mode mode, uint8_t *out, Tile &tile);
+    bool passes_unseen(const Place &place, uint32_t bytes, Mode mode);
     uint32_t code_noise(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out,
                         Tile &tile);
     bool promises(const uint8_t *raw, uint32_t bytes);
@@ -85,8 +92,10 @@ class TileCoder {
 
     const Kernels &kernels_;
     Numbers seen_[kDtypes];  // by what the layout says: what a place begins with
-    // Tiles of noise in a row in which zstd found nothing, and how many it is not asked of.
-    uint8_t noise_failures_ = 0, noise_wait_ = 7;
+    int failed_ = 0;         // unknown tiles in a row that did not pay
+    uint32_t unseen_ = 0;    // bytes behind them that are not even looked at
+    // Bytes of noise that zstd is not asked of, and how many they were when it last found nothing.
+    uint32_t noise_wait_, noise_pause_;
     ClassCoder classes_;
     Mapping planes_;
     Mapping encoder_memory_, decoder_memory_;  // the two below live there

@@ -214,19 +214,30 @@ uint64_t FrameCoder::encode(void *const *row, uint64_t length, Mode mode, uint8_
                             TileCounts *counts, Team *team) {
     *counts = {};
     bool copied = false;
-    if (mode != Mode::kRaw && !nothing_pays()) {
+    if (mode != Mode::kRaw && !waits()) {
         const uint64_t bytes = encode_tiles(row, length, mode, frame, counts, team, copied);
         if (bytes != 0) return bytes;
     }
     return encode_raw(row, length, frame, copied);
 }
 
-// Is it the turn of no tile to be tried?
-bool FrameCoder::nothing_pays() {
-    const auto waits = [](const Place &place) { return place.wait > 0; };
-    if (!std::all_of(places_.begin(), places_.end(), waits)) return false;
-    for (Place &place : places_) place.wait--;
+// Is this shard not tried, after those of which nothing paid?
+bool FrameCoder::waits() {
+    if (wait_ == 0) return false;
+    wait_--;
+    for (Place &place : places_)
+        if (place.wait > 0) place.wait--;
     return true;
+}
+
+void FrameCoder::wait_after(bool nothing_paid) {
+    const auto failed = [](const Place &place) { return place.failures > 0; };
+    if (!nothing_paid)
+        failures_ = 0;
+    else if (failures_ == 0 || std::all_of(places_.begin(), places_.end(), failed))
+        failures_ = std::min(failures_ + 1, kMostFailures);
+    // Else some were not even looked at: it is soon their turn.
+    wait_ = (1 << failures_) - 1;
 }
 
 // The frame may have the bytes already.
@@ -274,6 +285,7 @@ uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, 
         for (int codec = 0; codec < kTileCodecs; codec++) mine.of[codec] += part.counts.of[codec];
     }
     copied = at == length;  // no tile is longer: all are raw
+    if (trailer.tile_count == places_.size()) wait_after(copied);
     const uint64_t index = trailer.tile_count * sizeof(Entry);
     trailer.frame_bytes = at + index + kTrailerBytes;
     // Stores keep whole pages.
@@ -293,6 +305,7 @@ void FrameCoder::encode_part(void *const *row, uint64_t length, Mode mode, uint8
                              uint8_t *index, Part &part) {
     const auto &tiles = geometry_.tiles();
     part.stored_at = part.first < part.last ? tiles[part.first].offset : 0;
+    coder_.begin();
     for (uint32_t i = part.first; i < part.last; i++) {
         const uint32_t bytes =
             uint32_t(std::min<uint64_t>(tiles[i].bytes, length - tiles[i].offset));

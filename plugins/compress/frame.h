@@ -104,7 +104,8 @@ class FrameCoder {
                           TileCounts *counts, Team *team, bool &copied);
     void encode_part(void *const *row, uint64_t length, Mode mode, uint8_t *frame, uint8_t *index,
                      Part &part);
-    bool nothing_pays();
+    bool waits();
+    void wait_after(bool nothing_paid);
     Decoded decode_raw(const uint8_t *frame, uint64_t bytes, uint64_t raw_hash, void *const *row);
     ucm_status decode_tiles(const uint8_t *frame, const uint8_t *index, size_t parts,
                             uint64_t raw_hash, void *const *row, Team *team);
@@ -116,10 +117,11 @@ class FrameCoder {
     const Kernels &kernels_;
     const bool allow_lossy_;
     TileCoder coder_;
-    std::vector<Place> places_;  // by tile of the geometry
-    Mapping index_;              // of the frame that is made
-    Mapping scratch_;            // a tile that lies in several segments
-    Part parts_[kMostParts];     // of the frame that is made or read
+    std::vector<Place> places_;    // by tile of the geometry
+    int failures_ = 0, wait_ = 0;  // shards in a row of which nothing paid, and to come untried
+    Mapping index_;                // of the frame that is made
+    Mapping scratch_;              // a tile that lies in several segments
+    Part parts_[kMostParts];       // of the frame that is made or read
 };
 
 }  // namespace ucm::compress

@@ -16,7 +16,8 @@ constexpr uint32_t kRun = 128, kRuns = 8;
 
 // By where bytes are in words of 4: all, those at odd places; and exponents of bf16 and fp32.
 struct Counts {
-    uint32_t any[256] = {}, odd[256] = {}, half[256] = {}, word[256] = {};
+    const uint32_t (&any)[256];
+    uint32_t odd[256] = {}, half[256] = {}, word[256] = {};
 };
 
 void count(const uint8_t *run, uint32_t bytes, Counts &counts) {
@@ -32,12 +33,12 @@ void count(const uint8_t *run, uint32_t bytes, Counts &counts) {
     }
 }
 
-// Are these n bytes spread as evenly as random ones, but for half again what these deviate by? Then
+// Are these n bytes spread as evenly as random ones, but for 2.5 times what these deviate by? Then
 // no numbers that they could be have exponents worth coding.
 bool is_noise(const uint32_t (&counts)[256], uint32_t n) {
     uint32_t equal = 0;  // pairs, twice, and each with itself
     for (uint32_t count : counts) equal += count * count;
-    return float(equal) < float(n) * (1 + float(n) / 256 + 1.5f * 0.0884f);
+    return float(equal) < float(n) * (1 + float(n) / 256 + 2.5f * 0.0884f);
 }
 
 // How often the `bits` bits from `shift` on are what. Neighbours are not added to one field in
@@ -113,9 +114,10 @@ Guess guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
             to += kRun;
         });
     }
-    Counts counts;
-    for (uint32_t i = 0; i < n; i++) counts.any[sample[i]]++;
-    if (is_noise(counts.any, n)) return {UCM_DTYPE_BYTES, true};
+    uint32_t any[256] = {};
+    for (uint32_t i = 0; i < n; i++) any[sample[i]]++;
+    if (is_noise(any, n)) return {UCM_DTYPE_BYTES, true};
+    Counts counts{any};
     count(sample, n, counts);
     float cost[kDtypes];
     cost[first] = cost_of(first, counts, mode, 8);

@@ -35,8 +35,8 @@ struct Kernels {
     uint8_t (*largest)(const uint8_t *symbols, size_t n);
     void (*tally)(const uint8_t *symbols, size_t n, uint8_t first, uint32_t *counts);
 
-    // to[i] = table[from[i]]
-    void (*translate)(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to);
+    // to[i] = table[from[i]], a table of 32 or 256.
+    void (*translate)(const uint8_t *from, size_t n, const uint8_t *table, int size, uint8_t *to);
 
     // One level, by its width less 1. Ranks below the size of the class, 1 or 3, are codes; the
     // others are passed on, less that size, to `passed`, which may be `ranks`. Returns how many.

@@ -39,16 +39,25 @@ inline uint8_t *close_ranks(__m256i bytes, uint32_t set, uint8_t *to) {
     return to;
 }
 
-// The other way round: 32 bytes, of which those in `set` come from `from`, and the others are zero.
-inline __m256i open_ranks(uint32_t set, const uint8_t *&from) {
-    __m128i parts[4];
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; k++, set >>= 8) {
-        parts[k] = _mm_shuffle_epi8(load_half(from), load_shuffle(kShuffles.open[set & 255]));
-        from += _mm_popcnt_u32(set & 255);
-    }
-    return _mm256_set_m128i(_mm_unpacklo_epi64(parts[2], parts[3]),
-                            _mm_unpacklo_epi64(parts[0], parts[1]));
+// The other way round: 32 bytes, of which those in `set`, all ones, come from `from`, and the
+// others are zero.
+inline __m256i open_ranks(__m256i set, const uint8_t *&from) {
+    // Less how many of the set there are up to each byte; of 8 and then of 16.
+    __m256i less = _mm256_add_epi8(set, _mm256_slli_epi64(set, 8));
+    less = _mm256_add_epi8(less, _mm256_slli_epi64(less, 16));
+    less = _mm256_add_epi8(less, _mm256_slli_epi64(less, 32));
+    const __m256i before = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, 7, 7, 7, 7, 7, 7, 7, 7));
+    less = _mm256_add_epi8(less, _mm256_shuffle_epi8(less, before));
+    // Their places; what is not of the set gets a highest bit, which gives zero.
+    const __m256i none = _mm256_set1_epi8(char(0x80));
+    const __m256i places = _mm256_sub_epi8(_mm256_or_si256(set, none), less);
+    const uint32_t mask = mask_of(set);
+    const uint8_t *const second = from + _mm_popcnt_u32(mask & 0xffff);
+    const __m256i next = _mm256_loadu2_m128i(reinterpret_cast<const __m128i *>(second),
+                                             reinterpret_cast<const __m128i *>(from));
+    from += _mm_popcnt_u32(mask);
+    return _mm256_shuffle_epi8(next, places);
 }
 
 inline uint64_t pack_crumbs(__m256i codes) {
@@ -239,11 +248,11 @@ void merge_fp8_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t n, siz
 }
 
 // By what a table adds to its index, 16 entries at a time; most add nothing.
-void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
+void translate(const uint8_t *from, size_t n, const uint8_t *table, int size, uint8_t *to) {
     __m256i bases[16], sums[16];
     int used = 0;
     const __m128i ramp = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int k = 0; k < 16; k++) {
+    for (int k = 0; k < size / 16; k++) {
         const __m128i base = _mm_set1_epi8(char(16 * k));
         const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table + 16 * k));
         const __m128i sum = _mm_sub_epi8(entries, _mm_add_epi8(ramp, base));
@@ -318,17 +327,18 @@ inline const uint8_t *decode_lane(const uint8_t *codes, __m256i lookup, const ui
                                   uint8_t *symbols) {
     const __m256i passes = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0));
-    __m256i own;
-    uint32_t passing;
+    __m256i own, passing;
     if (Width == 2) {
         uint64_t eight;
         memcpy(&eight, codes, 8);
         const __m256i each = crumbs_in_place(eight);
         own = _mm256_shuffle_epi8(lookup, each);
-        passing = mask_of(_mm256_shuffle_epi8(passes, each));
+        passing = _mm256_shuffle_epi8(passes, each);
     } else {
-        memcpy(&passing, codes, 4);
-        own = _mm256_andnot_si256(lanes_of(passing), lookup);
+        uint32_t bits;
+        memcpy(&bits, codes, 4);
+        passing = lanes_of(bits);
+        own = _mm256_andnot_si256(passing, lookup);
     }
     store(symbols, _mm256_or_si256(own, open_ranks(passing, passed)));
     return passed;
@@ -359,7 +369,7 @@ const Kernels kAvx2Kernels = {
     {split_bytes, split_bf16, split_fp16, split_rotated<uint32_t>, split_fp8_e4m3, split_e5m2},
     {merge_bytes, merge_bf16, merge_fp16, merge_rotated<uint32_t>, merge_fp8_e4m3, merge_e5m2},
     largest,
-    tally,
+    tally_plain,
     translate,
     {code<1>, code<2>},
     {count_codes<1>, count_codes<2>},

@@ -7,10 +7,6 @@
 namespace ucm::compress {
 namespace {
 
-inline __mmask64 lanes(size_t n) {
-    return n < 64 ? (uint64_t(1) << n) - 1 : ~uint64_t(0);
-}
-
 inline __m512i load(const void *from) {
     return _mm512_loadu_si512(from);
 }
@@ -167,7 +163,60 @@ void merge_fp8_e4m3(const uint8_t *symbols, const uint8_t *planes, size_t n, siz
     merge_e4m3(symbols + i, planes + i / 2, n, 0, count - i, raw + i);
 }
 
-void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
+// What symbols add to bytes whose halves count two of them.
+struct Pairs {
+    alignas(16) uint8_t add[kTallied / 2][16];
+};
+
+constexpr Pairs make_pairs() {
+    Pairs pairs{};
+    for (int k = 0; k < kTallied; k++) pairs.add[k / 2][k] = k % 2 ? 16 : 1;
+    return pairs;
+}
+
+constexpr Pairs kPairs = make_pairs();
+
+void tally(const uint8_t *symbols, size_t n, uint8_t first, uint32_t *counts) {
+    constexpr size_t kMostAtOnce = 15 * 64;  // half a byte counts so many
+    const __m512i start = _mm512_set1_epi8(char(first)), half = _mm512_set1_epi8(15);
+    // All but 16 get a highest bit, which gives zero.
+    const __m512i others = _mm512_set1_epi8(0x70), zero = _mm512_setzero_si512();
+    __m512i totals[2] = {};  // of four symbols each, in 16 bits
+    for (size_t some; n > 0; symbols += some, n -= some) {
+        some = n < kMostAtOnce ? n : kMostAtOnce;
+        __m512i pairs[kTallied / 2] = {};
+        for (size_t i = 0; i < some; i += 64) {
+            const __m512i at = _mm512_adds_epu8(_mm512_sub_epi8(load(symbols + i), start), others);
+#pragma GCC unroll 4
+            for (int p = 0; p < kTallied / 2; p++) {
+                const __m512i add = _mm512_broadcast_i32x4(
+                    _mm_load_si128(reinterpret_cast<const __m128i *>(kPairs.add[p])));
+                pairs[p] = _mm512_add_epi8(pairs[p], _mm512_shuffle_epi8(add, at));
+            }
+        }
+#pragma GCC unroll 4
+        for (int p = 0; p < kTallied / 2; p++) {
+            const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(pairs[p], 4), half);
+            const __m512i even = _mm512_sad_epu8(_mm512_and_si512(pairs[p], half), zero);
+            const __m512i odd = _mm512_slli_epi64(_mm512_sad_epu8(upper, zero), 16);
+            const __m512i both = _mm512_slli_epi64(_mm512_or_si512(even, odd), p % 2 * 32);
+            totals[p / 2] = _mm512_add_epi64(totals[p / 2], both);
+        }
+    }
+    for (int t = 0; t < 2; t++) {
+        const uint64_t sums = uint64_t(_mm512_reduce_add_epi64(totals[t]));
+        for (int k = 0; k < 4; k++) counts[t * 4 + k] = sums >> k * 16 & 0xffff;
+    }
+}
+
+void translate(const uint8_t *from, size_t n, const uint8_t *table, int size, uint8_t *to) {
+    if (size == 32) {
+        const __m512i all =
+            _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(table)));
+        for (size_t i = 0; i < n; i += 64)
+            store(to + i, _mm512_permutexvar_epi8(load(from + i), all));
+        return;
+    }
     const __m512i a = load(table), b = load(table + 64);
     const __m512i c = load(table + 128), d = load(table + 192);
     for (size_t i = 0; i < n; i += 64) {
@@ -199,22 +248,28 @@ size_t count_codes(const uint8_t *codes, size_t n) {
     return size_t(_mm512_reduce_add_epi64(total)) + count_passing<Width>(codes, left);
 }
 
+// 64 ranks; returns how many are passed on.
+template <int Width>
+inline size_t code_lane(__m512i rank, uint8_t *codes, uint8_t *passed) {
+    const __m512i size = _mm512_set1_epi8(kClass<Width>);
+    const uint64_t passing = _mm512_cmpge_epu8_mask(rank, size);
+    if (Width == 2)
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(codes),
+                         pack_crumbs(_mm512_min_epu8(rank, size)));
+    else
+        memcpy(codes, &passing, 8);
+    store(passed, _mm512_maskz_compress_epi8(passing, _mm512_sub_epi8(rank, size)));
+    return size_t(_mm_popcnt_u64(passing));
+}
+
 template <int Width>
 size_t code(const uint8_t *ranks, size_t n, uint8_t *codes, uint8_t *passed) {
-    const __m512i size = _mm512_set1_epi8(kClass<Width>);
-    size_t count = 0;
-    for (size_t i = 0; i < n; i += 64) {
-        const __m512i rank = _mm512_maskz_loadu_epi8(lanes(n - i), ranks + i);
-        const uint64_t passing = _mm512_cmpge_epu8_mask(rank, size);
-        if (Width == 2)
-            _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + i / 4),
-                             pack_crumbs(_mm512_min_epu8(rank, size)));
-        else
-            memcpy(codes + i / 8, &passing, 8);
-        store(passed + count, _mm512_maskz_compress_epi8(passing, _mm512_sub_epi8(rank, size)));
-        count += size_t(_mm_popcnt_u64(passing));
-    }
-    return count;
+    size_t i = 0, count = 0;
+    for (; i + 64 <= n; i += 64)
+        count += code_lane<Width>(load(ranks + i), codes + i * Width / 8, passed + count);
+    if (i == n) return count;
+    const __m512i rest = _mm512_maskz_loadu_epi8((uint64_t(1) << (n - i)) - 1, ranks + i);
+    return count + code_lane<Width>(rest, codes + i * Width / 8, passed + count);
 }
 
 // 64 symbols; returns what of `passed` is left.

@@ -185,7 +185,7 @@ inline uint32_t sum_of(const Bytes &bytes) {
     return uint32_t(sum * 0x0001000100010001 >> 48);
 }
 
-void tally(const uint8_t *symbols, size_t n, uint8_t first, uint32_t *counts) {
+inline void tally_plain(const uint8_t *symbols, size_t n, uint8_t first, uint32_t *counts) {
     Bytes each[kTallied], sums[kTallied] = {};
     for (int k = 0; k < kTallied; k++) each[k] = uint8_t(first + k) - Bytes{};
     for (size_t i = 0; i < n; i += sizeof(Bytes)) {

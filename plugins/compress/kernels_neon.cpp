@@ -194,7 +194,12 @@ void merge_fp16(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t 
                    raw + i * 2);
 }
 
-void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
+void translate(const uint8_t *from, size_t n, const uint8_t *table, int size, uint8_t *to) {
+    if (size == 32) {
+        const uint8x16x2_t both = {{vld1q_u8(table), vld1q_u8(table + 16)}};
+        for (size_t i = 0; i < n; i += 16) vst1q_u8(to + i, vqtbl2q_u8(both, vld1q_u8(from + i)));
+        return;
+    }
     Fours parts[4];
     for (int k = 0; k < 16; k++) parts[k / 4].val[k % 4] = vld1q_u8(table + k * 16);
     const uint8x16_t part = vdupq_n_u8(64);
@@ -328,7 +333,7 @@ const Kernels kNeonKernels = {
     {split_bytes, split_bf16, split_fp16, split_fp32, split_fp8_e4m3, split_e5m2},
     {merge_bytes, merge_bf16, merge_fp16, merge_fp32, merge_fp8_e4m3, merge_e5m2},
     largest,
-    tally,
+    tally_plain,
     translate,
     {code<1>, code<2>},
     {count<1>, count<2>},

@@ -24,7 +24,7 @@ void merge_e5m2(const uint8_t *symbols, const uint8_t *planes, size_t n, size_t 
     merge_e5_end<1>(symbols, at.crumbs, at.signs, count, raw);
 }
 
-void translate(const uint8_t *from, size_t n, const uint8_t *table, uint8_t *to) {
+void translate(const uint8_t *from, size_t n, const uint8_t *table, int, uint8_t *to) {
     for (size_t i = 0; i < n; i++) to[i] = table[from[i]];
 }
 
@@ -38,7 +38,7 @@ const Kernels kScalarKernels = {
     {merge_bytes, merge_rotated<uint16_t>, merge_fp16, merge_rotated<uint32_t>, merge_e4m3,
      merge_e5m2},
     largest,
-    tally,
+    tally_plain,
     translate,
     {code_end<1>, code_end<2>},
     {count_passing<1>, count_passing<2>},

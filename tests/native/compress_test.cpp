@@ -509,6 +509,30 @@ TEST_CASE("a sample tells noise from numbers of every dtype", "[compress][frame]
     }
 }
 
+TEST_CASE("small planes between noise are found, though not each is looked at at first",
+          "[compress][frame]") {
+    const size_t plane = 3072, planes = 60, first = 2, last = 20;
+    Shape shape{{plane * planes}, {}};
+    Bytes all;
+    for (size_t i = 0; i < planes; i++) {
+        shape.planes.push_back({plane, UCM_DTYPE_FP8_E4M3, 0});
+        const Bytes bytes =
+            first <= i && i < last ? numbers(plane, UCM_DTYPE_FP8_E4M3, i) : random_bytes(plane, i);
+        all.insert(all.end(), bytes.begin(), bytes.end());
+    }
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry, 0, ucm::compress::best_kernels());
+    TileCounts counts{};
+    int shards = 0;
+    for (; shards < 16 && counts.of[ucm::compress::kTileClasses] < last - first; shards++)
+        encode(shape, all, coder, Mode::kFast, &counts);
+    REQUIRE(shards < 16);
+    for (int i = 0; i < 3; i++) {
+        encode(shape, all, coder, Mode::kFast, &counts);
+        REQUIRE(counts.of[ucm::compress::kTileClasses] == last - first);
+    }
+}
+
 TEST_CASE("repetitions behind noise are found, though not each tile is searched",
           "[compress][frame]") {
     const size_t n = 1 << 16, tiles = 256;

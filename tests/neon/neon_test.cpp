@@ -171,14 +171,17 @@ void split_and_merge(const Bytes &) {
 }
 
 void translate(const Bytes &) {
-    for (size_t n : sizes(true)) {
-        at("translate", 0, n);
-        const Guarded table(noise(256)), from(noise(n), kKernelSlack);
-        const Guarded to[2] = {Guarded(n + kKernelSlack), Guarded(n + kKernelSlack)};
-        kPlain.translate(from.data(), n, table.data(), to[0].data());
-        kFast.translate(from.data(), n, table.data(), to[1].data());
-        CHECK(to[0].front(n) == to[1].front(n));
-    }
+    for (int size : {32, 256})
+        for (size_t n : sizes(true)) {
+            at("translate", size, n);
+            Bytes symbols = noise(n);
+            for (auto &symbol : symbols) symbol = uint8_t(symbol % size);
+            const Guarded table(noise(size_t(size))), from(symbols, kKernelSlack);
+            const Guarded to[2] = {Guarded(n + kKernelSlack), Guarded(n + kKernelSlack)};
+            kPlain.translate(from.data(), n, table.data(), size, to[0].data());
+            kFast.translate(from.data(), n, table.data(), size, to[1].data());
+            CHECK(to[0].front(n) == to[1].front(n));
+        }
 }
 
 // One level there and back. Members and codes are kept to when they are read.
