@@ -13,9 +13,6 @@ inline __m256i load(const void *from) {
 inline void store(void *to, __m256i value) {
     _mm256_storeu_si256(static_cast<__m256i *>(to), value);
 }
-inline __m128i load_half(const void *from) {
-    return _mm_loadl_epi64(static_cast<const __m128i *>(from));
-}
 inline __m128i load_shuffle(const uint8_t (&eight)[8]) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i *>(eight));
 }
