@@ -206,7 +206,7 @@ for call in (lambda: store.lookup([bytes(16)]), lambda: dump(hangs, 1)):
     try:
         call()
     except ucm.ClosedError as error:
-        print(error)
+        print(error, flush=True)
 os._exit(0 if waits[0].poll(0) == ucm.Status.PENDING else 1)
 """
 
