@@ -139,11 +139,16 @@ def stages(model, folder):
     one = request("sha256")
     hashes = list(one.block_hashes)
     found = []
+
+    def look(side):
+        one.request_id = f"r{len(found)}"  # who asks again at once is told the same
+        found.append(side.get_num_new_matched_tokens(one, 0))
+
     for worker in workers:
-        found.append(scheduler.get_num_new_matched_tokens(one, 0))
+        look(scheduler)
         worker.step(Plan(saves=[Save("r", 1, [0, 1], 0, [0, 1], hashes)]))
         worker.connector._worker._store.drain()
-    found.append(scheduler.get_num_new_matched_tokens(one, 0))
+    look(scheduler)
     same = []
     for worker in workers:
         failed = worker.step(Plan(background=[Load("r", hashes, [5, 6])]))
@@ -154,7 +159,7 @@ def stages(model, folder):
     single = Worker(alone, range(LAYERS))
     other = UCMConnector(alone, KVConnectorRole.SCHEDULER, cache_config(single.names))
     other.set_xfer_handshake_metadata_pp_aware({(0, 0): single.handshake})
-    found.append(other.get_num_new_matched_tokens(one, 0))
+    look(other)
     for each in (scheduler, other, single.connector, *(worker.connector for worker in workers)):
         each.shutdown()
         each.shutdown()  # it may be called again
