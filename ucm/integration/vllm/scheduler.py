@@ -93,6 +93,9 @@ class SchedulerSide:
         self._hashes = hashes
         self._policy = policy
         self._planned = planned
+        ratio = policy.hit_ratio
+        # As it was written: 0.57 is a little less in binary, and would lose a block.
+        self._share = None if ratio is None else fractions.Fraction(str(ratio))
         self._metrics = metrics or Collector(None)
         self._parts: list[Part] = []
         self._remember: Remember | None = None
@@ -186,10 +189,8 @@ class SchedulerSide:
     def _limited(self, request: Any, local: int, found: int) -> tuple[int, str]:
         """Return how many of the found blocks are wanted, and what takes the others away."""
         wanted = found
-        if self._policy.hit_ratio is not None:
-            # As it was written: 0.57 is a little less in binary, and would lose a block.
-            share = fractions.Fraction(str(self._policy.hit_ratio))
-            most = int(share * _prompt_tokens(request)) // self._block_tokens
+        if self._share is not None:
+            most = int(self._share * _prompt_tokens(request)) // self._block_tokens
             wanted = max(0, min(found, most - local))
         if wanted * self._block_tokens < self._policy.load_tokens_threshold:
             return 0, "load_tokens_threshold"
