@@ -98,7 +98,7 @@ def depths(given: Any, n: int) -> Any:
     if given is None:
         return ffi.NULL
     try:
-        values = array.array("I", given)
+        values = given if _words(given) else array.array("I", given)
     except (TypeError, OverflowError, ValueError):
         raise InvalidError(f"depths: integers from 0 on are needed, not {given!r}") from None
     if len(values) != n:
@@ -106,8 +106,14 @@ def depths(given: Any, n: int) -> Any:
     return ffi.from_buffer(_WORDS, values)
 
 
+def _words(values: Any) -> bool:
+    """Tell whether it is an array that can be taken as it lies."""
+    dtype = getattr(values, "dtype", None)
+    return getattr(dtype, "str", "") == "<u4" and values.ndim == 1 and values.flags.c_contiguous
+
+
 def _uint32(values: Any, shards_per_block: int) -> Any:
-    if values.dtype.str == "<u4" and values.flags.c_contiguous:
+    if _words(values):
         return values
     if values.dtype.kind not in "iu":
         raise InvalidError(f"shard_index: integers are needed, not {values.dtype}")

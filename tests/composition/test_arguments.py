@@ -186,7 +186,7 @@ def test_wrong_arrays_of_addresses_are_refused(store, addresses):
         store.dump_data([bytes(16)], [0], addresses)
 
 
-@pytest.mark.parametrize("depths", [[1, 2], [-1], ["a"], 3])
+@pytest.mark.parametrize("depths", [[1, 2], np.array([1, 2], np.uint32), [-1], ["a"], 3], ids=str)
 def test_wrong_depths_are_refused(store, depths):
     row = [[np.zeros(128, np.uint8)] * 2]
     with pytest.raises(ucm.InvalidError, match="depths: "):

@@ -56,9 +56,15 @@ def step(worker, plan):
     worker.load(plan)
     for name in worker._layout.names:
         worker.wait_layer(name)
-        worker.save_layer(name, plan)
+        save_layer(worker, name, plan)
     worker.save(plan)
     return worker.finished(plan.leaving)
+
+
+def save_layer(worker, name, plan):
+    """Come by a layer, as the connector does."""
+    if worker.computed(name):
+        worker.save_layers(plan)
 
 
 def settle(worker):
@@ -258,8 +264,8 @@ def test_a_layer_is_saved_as_it_was_when_it_was_computed(layout, tmp_path, kv):
     before = kv[:, 2].copy()
     for i, name in enumerate(layout.names):
         kv[i, 2] = before[i]
-        worker.save_layer(name, plan)
-        worker.save_layer(name, plan)
+        save_layer(worker, name, plan)
+        save_layer(worker, name, plan)
     worker.save(plan)
     settle(worker)
     kv[:] = 0
@@ -271,9 +277,58 @@ def test_a_layer_is_saved_as_it_was_when_it_was_computed(layout, tmp_path, kv):
 def test_layers_that_no_forward_came_by_are_saved_at_the_end(layout, tmp_path):
     worker = make(layout, tmp_path, moving=Moving(layerwise=True))
     plan = Plan(saves=[Save("r", 1, [2], 0, [0], [HASHES[0]])])
-    worker.save_layer(layout.names[1], plan)
+    save_layer(worker, layout.names[1], plan)
     worker.save(plan)
     assert stored(worker) == [0]
+    worker.detach().close()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 1, 2, 0]], ids=str)
+def test_groups_of_layers_are_saved_as_soon_as_they_are_computed_in_any_order(
+    layout, tmp_path, kv, monkeypatch, order
+):
+    monkeypatch.setattr(worker_module, "_SAVE_GROUPS", 2)  # layers 0 and 1, then 2
+    monkeypatch.setattr(worker_module, "_SAVE_GROUP_BYTES", 0)
+    worker = make(layout, tmp_path, moving=Moving(layerwise=True))
+    dumped, dump_data = [], worker._store.dump_data
+
+    def note(ids, indexes, *rest, **hints):
+        dumped.append(sorted(set(map(int, indexes))))
+        return dump_data(ids, indexes, *rest, **hints)
+
+    monkeypatch.setattr(worker._store, "dump_data", note)
+    plan = Plan(saves=[Save("r", 1, [2, 5], 0, [0, 1], HASHES[:2])])
+    before = kv[:, [2, 5]].copy()
+    kv[:] = 0
+    there = set()
+    for layer in order:
+        kv[layer, [2, 5]] = before[layer]
+        there.add(layer)
+        save_layer(worker, layout.names[layer], plan)
+        assert sorted(dumped) == [g for g in ([0, 1], [2]) if there >= set(g)]
+    worker.save(plan)
+    step(worker, load([0, 1], [3, 4]))
+    assert (kv[:, 3:5].view(np.uint16) == before.view(np.uint16)).all()
+    worker.detach().close()
+
+
+def test_layers_at_which_no_group_ends_have_nothing_done(layout, tmp_path, monkeypatch):
+    worker = make(layout, tmp_path, moving=Moving(layerwise=True))
+    plan = Plan(saves=[Save("r", 1, [2], 0, [0], [HASHES[0]])])
+    first, second, last = layout.names
+    for _ in range(2):  # one group: the blocks are small
+        assert worker.computed(first)
+        worker.save_layers(plan)
+        assert not worker.computed(second)
+        assert worker.computed(last)
+        worker.save_layers(plan)
+        worker.save(plan)
+    for nothing in (Plan(), load([0], [3])):
+        assert worker.computed(first)
+        worker.save_layers(nothing)
+        assert not worker.computed(second)
+        assert not worker.computed(last)
+        worker.save(nothing)
     worker.detach().close()
 
 
@@ -360,7 +415,7 @@ def test_a_failed_load_is_told_before_the_saves_of_its_step(worker):
     worker.load(plan)
     for name in worker._layout.names:
         worker.wait_layer(name)
-        worker.save_layer(name, plan)
+        save_layer(worker, name, plan)
     worker.finished([])
     assert worker.take_failed() == {4}
     worker.save(plan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ import numpy as np
 from ucm.errors import UnsupportedError
 
 MAX_SEGMENTS = 16  # more means that a block is scattered over the tensor
+
+
+Rows = tuple[Any, Any, Any]  # arrays: ids, indexes and addresses of shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +70,12 @@ class KvLayout:
         self.block_size = self.shard_size * len(layers)
         self.torch_dtype = str(tensors[self.names[0]].dtype)
         self.signature = [len(layers), *sorted({layer.order for layer in layers})]
-        self._bases = np.array(
-            [[layer.base + offset for offset in layer.offsets] for layer in layers], np.uint64
-        )
-        self._strides = np.array([layer.stride for layer in layers], np.uint64)
-        self._parts = np.arange(parts, dtype=np.uint64) * np.uint64(first.segment)
+        bases = [[layer.base + offset for offset in layer.offsets] for layer in layers]
+        inside = np.arange(parts, dtype=np.uint64) * np.uint64(first.segment)
+        # Of block 0: parts, layers, segments.
+        self._starts = inside[:, None, None] + np.array(bases, np.uint64)
+        self._strides = np.array([[layer.stride] for layer in layers], np.uint64)
+        self._indexes = np.arange(len(layers), dtype=np.uint32)
 
     @property
     def shards_per_block(self) -> int:
@@ -87,29 +91,26 @@ class KvLayout:
         """Return which shard a layer's cache is, or None if it has none."""
         return self._places.get(layer_name)
 
-    def owner(self, layer_name: str) -> int | None:
-        """Return the same for the layer that fills the cache, None for those that share it."""
-        place = self._places.get(layer_name)
-        return place if place is not None and self.names[place] == layer_name else None
-
     def rows(
-        self, ids: Sequence[bytes], blocks: Sequence[int], layers: Sequence[int] | None = None
-    ) -> tuple[Any, Any, Any]:
-        """Return (ids, indexes, addresses), a row for each shard of each part of these blocks.
+        self, ids: Sequence[bytes], blocks: Sequence[int], groups: Iterable[range] | None = None
+    ) -> Iterator[Rows]:
+        """Yield (ids, indexes, addresses), a row for each shard of each part of these blocks.
 
-        ``ids``: of every block's parts. ``layers``: only these; None: all.
-        Addresses are uint64 (rows, segments).
+        ``ids``: of every block's parts. ``groups``: of layers, each of which gets rows of its own;
+        None: one of all. Addresses are uint64 (rows, segments).
         """
         names = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)
-        numbers = np.asarray(blocks, np.uint64)[:, None, None, None]
-        shards = np.asarray(range(self.shards_per_block) if layers is None else layers, np.uint32)
-        starts = numbers * self._strides[shards, None] + self._bases[shards]
-        starts = starts + self._parts[:, None, None]  # blocks, parts, layers, segments
-        return (
-            np.repeat(names, len(shards), axis=0),
-            np.tile(shards, len(ids)),
-            np.ascontiguousarray(starts.reshape(-1, self.segments)),
-        )
+        numbers = np.array(blocks, np.uint64).reshape(-1, 1, 1, 1)
+        starts = numbers * self._strides + self._starts  # blocks, parts, layers, segments
+        for group in groups or (range(self.shards_per_block),):
+            indexes = np.empty((len(ids), len(group)), np.uint32)
+            indexes[:] = self._indexes[group.start : group.stop]
+            addresses = np.ascontiguousarray(starts[:, :, group.start : group.stop])
+            yield (
+                names.repeat(len(group), axis=0),
+                indexes.reshape(-1),
+                addresses.reshape(-1, self.segments),
+            )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

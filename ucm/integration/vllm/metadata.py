@@ -26,7 +26,7 @@ class Save:
     number: int  # by which the workers tell that it has ended; 0 if there are no picks
     table: list[int]  # the engine's block numbers of the request's full blocks, from its start
     computed_from: int  # from here on in the table this step computes, or steps after it
-    picks: list[int]  # places in the table that are to be saved
+    picks: list[int]  # places in the table that are to be saved, in their order
     hashes: list[bytes]  # of the picks
 
 

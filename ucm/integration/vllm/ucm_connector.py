@@ -236,8 +236,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
     ) -> None:
         """Begin to save a layer of what the step completes, if layerwise."""
-        if self._worker is not None:
-            self._worker.save_layer(layer_name, self._plan())
+        if self._worker is not None and self._worker.computed(layer_name):
+            self._worker.save_layers(self._plan())
 
     def wait_for_save(self) -> None:
         """Begin to save what is left of the step, and wait for it unless saving is asynchronous."""

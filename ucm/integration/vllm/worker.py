@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,18 +14,20 @@ import numpy as np
 from ucm.errors import Status, StoreError, StoreTimeout
 from ucm.hashing import Namers
 from ucm.integration.vllm.collector import Collector
-from ucm.integration.vllm.layout import KvLayout
+from ucm.integration.vllm.layout import KvLayout, Rows
 from ucm.integration.vllm.metadata import Load, Plan, Save
 from ucm.integration.vllm.metrics import failure
 from ucm.logs import logger
 from ucm.store_api import Store
 from ucm.task import Task
 
-# Layers are handed over in groups: a call costs 0.1 ms of the engine's thread, and each group opens
-# the blocks' files again. They double in size: the first one, which nothing hides, is small.
+# Layers are handed over in groups: a call costs 0.3 ms of the engine's thread, as what it needs is
+# in no cache of the processor behind a layer, and each group opens the blocks' files again. Groups
+# to load double in size: the first one, which nothing hides, is small.
 _LOAD_GROUPS = 2  # and those before the largest
 _SAVE_GROUPS = 3  # or fewer: where there is less than this for each
 _SAVE_GROUP_BYTES = 16 << 20
+_NEVER = 1 << 62  # so many layers no model has
 _BACKGROUND = -1  # the priority of what this thread does not wait for
 
 # Takes this worker's failed blocks and returns those of all workers that compute together.
@@ -66,7 +69,7 @@ class Transfer:
         self.picks = picks
         self.failed: dict[int, int] = {}  # the engine's blocks, and the status of each
 
-    def start(self, move: Callable[..., Task], rows: tuple[Any, Any, Any], **hints: Any) -> bool:
+    def start(self, move: Callable[..., Task], rows: Rows, **hints: Any) -> bool:
         """Begin a task; False: it was refused, and every block has failed."""
         try:
             task = move(*rows, **hints)
@@ -126,6 +129,14 @@ class Transfer:
                 logger.warning("%r goes on; its memory cannot be used before its end", task)
 
 
+class _Group(NamedTuple):
+    """Layers that are saved by one task."""
+
+    names: set[str]
+    rows: Rows
+    depths: Any  # of the rows
+
+
 def _growing(layers: int) -> list[range]:
     """Cut layers into groups, each twice as large as the one before, up to a limit."""
     groups, first, size = [], 0, 1
@@ -159,20 +170,21 @@ class WorkerSide:
         self._load_groups = _growing(layout.shards_per_block)
         self._loading: Transfer | None = None  # this step's, layer by layer
         self._waited = 0  # so many groups of it are there
-        # Layers at which a forward has stopped: not every attention in vLLM does.
-        self._met: set[str] = set()
+        # Layers at which no forward has stopped: not every attention in vLLM does.
+        self._unmet = set(layout.layers)
         self._whole = 0  # steps that loaded all layers before the forward because of that
         self._dumping: Transfer | None = None  # this step's, layer by layer
-        self._dumped: set[int] = set()  # its layers
-        self._computed: list[int] = []  # the layers that are dumped next
-        self._together = 1  # so many of them at once
+        self._groups: list[_Group] = []  # its layers that are yet to be dumped
+        self._computed: list[str] = []  # this step's layers
+        self._enough = 1  # so many of them that there may be something to dump
         self._saving: list[Transfer] = []  # of earlier steps
         self._receiving: dict[str, Transfer] = {}  # of requests that wait outside the batch
         self._leaving: set[str] = set()  # finished requests whose blocks are held for saves
         self._stored: list[bytes] = []  # hashes to be told of
         self._ended: list[int] = []  # numbers of saves to be told of
 
-    # The order of a step: begin, load, per layer: wait_layer and save_layer, save, finished.
+    # The order of a step: begin, load, per layer: wait_layer, computed and save_layers if that says
+    # so, then save, finished. Without loads for its forward, load comes behind the layers.
 
     def begin(self, plan: Plan) -> None:
         """Before anything of the step: let go of the blocks of preempted requests."""
@@ -198,7 +210,7 @@ class WorkerSide:
 
     def _stops(self) -> bool:
         """Tell whether forwards wait at every layer: one that does not would compute too early."""
-        if self._layout.layers <= self._met:
+        if not self._unmet:
             return True
         self._whole += 1
         if self._whole == 2:  # before the first load there may have been no forward
@@ -217,16 +229,18 @@ class WorkerSide:
         if self._store is None:
             transfer.fail(Status.CLOSED)
             return transfer
-        for group in self._load_groups if layerwise else (None,):
-            rows = self._layout.rows(transfer.ids, blocks, group)
-            priority = _BACKGROUND if group and group.start else 0
+        groups = self._load_groups if layerwise else None
+        priority = 0  # of the first group; a forward comes to the others later
+        for rows in self._layout.rows(transfer.ids, blocks, groups):
             if not transfer.start(self._store.load_data, rows, priority=priority):
                 break
+            priority = _BACKGROUND
         return transfer
 
     def wait_layer(self, layer_name: str) -> None:
         """Return when a layer's part of this step's loads is there or has failed."""
-        self._met.add(layer_name)
+        if self._unmet:
+            self._unmet.discard(layer_name)
         if self._loading is None or self._store is None:
             return
         place = self._layout.place(layer_name)
@@ -257,27 +271,55 @@ class WorkerSide:
         self._failed |= failed
         self._tainted = (self._tainted - set(transfer.picks.blocks)) | failed
 
-    def save_layer(self, layer_name: str, plan: Plan) -> None:
-        """Begin to save a layer of what this step completes.
+    def computed(self, layer_name: str) -> bool:
+        """Take note of a layer; tell whether ``save_layers`` may have something to do.
+
+        Between a model's layers nothing is in the processor's caches: this is as short as can be.
+        """
+        self._computed.append(layer_name)
+        return len(self._computed) >= self._enough
+
+    def save_layers(self, plan: Plan) -> None:
+        """Begin to save groups of layers of what this step completes, all of which are computed.
 
         Not where blocks are loaded in the same step: whether what it computes is right, and may be
         published, is known at its end.
         """
+        self._enough = _NEVER
         if not self._moving.layerwise or plan.loads or not plan.saves:
-            return
-        layer = self._layout.owner(layer_name)
-        if layer is None or layer in self._dumped:
             return
         if self._dumping is None:
             self._dumping = self._picked(plan)
             size = len(self._dumping.ids) * self._layout.shard_size  # of a layer
             part = -(-self._layout.shards_per_block // _SAVE_GROUPS)
-            self._together = max(part, _SAVE_GROUP_BYTES // max(size, 1))
-        self._dumped.add(layer)
-        self._computed.append(layer)
-        if len(self._computed) >= self._together:
-            self._dump(self._dumping, self._computed)
-            self._computed = []
+            together = max(part, _SAVE_GROUP_BYTES // max(size, 1))
+            self._groups = self._grouped(self._dumping, together)
+        there = set(self._computed)
+        waiting = []
+        for group in self._groups:
+            missing = len(group.names - there)
+            if missing:
+                waiting.append(group)
+                self._enough = min(self._enough, len(self._computed) + missing)
+            else:
+                self._dump(self._dumping, group)
+        self._groups = waiting
+
+    def _grouped(self, transfer: Transfer, together: int) -> list[_Group]:
+        """Cut layers into groups of so many; all rows at once take a third of the time."""
+        _, blocks, depths, _ = transfer.picks
+        if not blocks or not self._moving.keeps:
+            return []
+        names = self._layout.names
+        groups = [
+            range(first, min(first + together, len(names)))
+            for first in range(0, len(names), together)
+        ]
+        hints = np.array(depths, np.uint32)
+        return [
+            _Group(set(names[g.start : g.stop]), rows, hints.repeat(len(g) * self._layout.parts))
+            for g, rows in zip(groups, self._layout.rows(transfer.ids, blocks, groups), strict=True)
+        ]
 
     def save(self, plan: Plan) -> None:
         """Save what this step completed. What cannot be stored is logged and left out."""
@@ -285,14 +327,13 @@ class WorkerSide:
         dumping, self._dumping = self._dumping, None
         if dumping is None and plan.saves:
             dumping = self._picked(plan)
-            self._dump(dumping)
-        elif dumping is not None:
-            every = range(self._layout.shards_per_block)
-            left = [layer for layer in every if layer not in self._dumped]
-            self._dump(dumping, self._computed + left)
-        self._dumped.clear()
-        self._computed = []
+            self._groups = self._grouped(dumping, self._layout.shards_per_block)
+        groups, self._groups = self._groups, []
+        self._computed.clear()
+        self._enough = 1
         if dumping is not None:
+            for group in groups:
+                self._dump(dumping, group)
             # The scheduler waits for all of them, whatever became of the picks.
             dumping.numbers = [save.number for save in plan.saves if save.number]
             self._saving.append(dumping)
@@ -302,19 +343,21 @@ class WorkerSide:
         self._reap()
 
     def _picked(self, plan: Plan) -> Transfer:
-        rows = [row for save in plan.saves for row in self._clean(save)]
-        held = sum(len(save.picks) for save in plan.saves) - len(rows)
+        picks = Picks([], [], [], [])
+        held = 0
+        for save in plan.saves:
+            good = bisect.bisect_left(save.picks, self._clean(save))
+            held += len(save.picks) - good
+            picks.hashes.extend(save.hashes[:good])
+            picks.blocks.extend([save.table[place] for place in save.picks[:good]])
+            picks.depths.extend(save.picks[:good])
+            picks.requests.extend([save.request_id] * good)
         if held:
             self._metrics.count("held_back_blocks_total", held)
-        columns = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
-        picks = Picks(*columns)
         return Transfer("save", picks, self._namer(picks.hashes))
 
-    def _clean(self, save: Save) -> Iterable[tuple[bytes, int, int, str]]:
-        """Yield the picks that do not build on a block which failed to load.
-
-        Each is its hash, the engine's block, its place in the prefix, and the request.
-        """
+    def _clean(self, save: Save) -> int:
+        """Return how many blocks of the table do not build on one which failed to load."""
         table, computed, good = save.table, save.computed_from, len(save.table)
         if self._tainted:
             good = next((i for i in range(computed) if table[i] in self._tainted), good)
@@ -322,21 +365,14 @@ class WorkerSide:
                 self._tainted.update(table[good:])
             else:
                 self._tainted.difference_update(table[computed:])
-        for place, block_hash in zip(save.picks, save.hashes, strict=True):
-            if place < good:
-                yield block_hash, save.table[place], place, save.request_id
+        return good
 
-    def _dump(self, transfer: Transfer, layers: Sequence[int] | None = None) -> None:
-        _, blocks, depths, _ = transfer.picks
+    def _dump(self, transfer: Transfer, group: _Group) -> None:
         # Whoever misses a layer is not published; there is no use in the rest.
-        if not blocks or transfer.failed or self._store is None or not self._moving.keeps:
+        if transfer.failed or self._store is None:
             return
-        if layers is not None and not layers:
-            return
-        rows = self._layout.rows(transfer.ids, blocks, layers)
-        hints = np.repeat(np.asarray(depths, "u4"), len(rows[1]) // len(blocks))
         priority = _BACKGROUND if self._moving.async_save else 0
-        transfer.start(self._store.dump_data, rows, depths=hints, priority=priority)
+        transfer.start(self._store.dump_data, group.rows, depths=group.depths, priority=priority)
 
     def _reap(self) -> None:
         """Let go of what has been saved."""
