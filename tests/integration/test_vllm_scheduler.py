@@ -38,8 +38,9 @@ class Broken(Ids):
 
 def request(name, tokens, prefix="p", **more):
     """A request of so many tokens; block i of the same prefix has the same hash."""
-    made = types.SimpleNamespace(request_id=name, num_tokens=tokens, prefix=prefix, **more)
-    return made
+    return types.SimpleNamespace(
+        request_id=name, num_tokens=tokens, prefix=prefix, num_computed_tokens=0, **more
+    )
 
 
 def hashes(made):
@@ -441,6 +442,39 @@ def test_what_was_computed_from_a_failed_block_is_told_though_its_request_has_en
     run(side, two, [1, 2, 4])
     side.finished("one")
     assert side.load_failed({3}) == {3, 9, 5, 6}
+
+
+def test_all_that_share_a_failed_block_compute_it_for_themselves(side, store):
+    """The engine sends back the first of them alone, here the second one's count is as it was."""
+    one, two, other = request("one", 18), request("two", 18), request("other", 9, "q")
+    publish(store, one, [0, 1, 2, 3])
+    run(side, one, [10, 11, 12, 13, 14])
+    run(side, two, [10, 11, 12, 13, 20], computed_locally=16)
+    run(side, other, [30, 31, 32])
+    one.num_computed_tokens, two.num_computed_tokens, other.num_computed_tokens = 8, 16, 9
+    assert side.load_failed({12}) == {12, 13, 14, 20}
+    assert [each.num_computed_tokens for each in (one, two, other)] == [8, 8, 9]
+    side.finished("one")
+    (save,) = side.plan(step(cached=[(two, None, 8, 10)])).saves
+    assert (save.computed_from, save.table) == (2, [10, 11, 12, 13])
+
+
+def test_what_has_not_been_computed_yet_does_not_count_as_computed_after_a_failure(side, store):
+    one = request("one", 18)
+    publish(store, one, [0, 1, 2, 3])
+    run(side, one, [10, 11, 12, 13, 14])
+    one.num_computed_tokens = 4  # the engine has gone back further
+    side.load_failed({12})
+    assert one.num_computed_tokens == 4
+
+
+def test_how_far_a_request_outside_the_batch_is_stays_with_the_engine(store):
+    side, one = attached(store, async_load=True), request("one", 17)
+    publish(store, one, [0, 1, 2])
+    outside(side, one, [7, 3, 9, 5, 6], computed_locally=4)
+    one.num_computed_tokens = 12
+    side.load_failed({9})  # its table has the loaded blocks alone, without those before them
+    assert one.num_computed_tokens == 12
 
 
 @pytest.mark.parametrize("role", ["loads", "saves"])

@@ -286,22 +286,29 @@ class SchedulerSide:
         return whole
 
     def load_failed(self, blocks: Iterable[int]) -> set[int]:
-        """Do not look up again what the requests of these blocks could not load.
+        """Have all requests of these blocks compute from there on, and not look them up again.
 
-        Returns them and what was computed from them: none of it may be a hit of the engine's own.
+        Returns the blocks and what was computed from them: none of it may be a hit of the engine's
+        own.
         """
         bad = set(blocks)
         wrong = set(bad)
-        tables = list(self._gone)
+        for table in self._gone:
+            wrong.update(table[_first(table, bad) :])
         for name, tracked in self._tracked.items():
-            table = self._receiving[name][1] if name in self._receiving else tracked.table
-            tables.append(table)
-            if not bad.isdisjoint(table):
-                self._denied.add(name)
-                self._looked.pop(name, None)
-        for table in tables:
-            first = next((i for i, block in enumerate(table) if block in bad), len(table))
+            waits = name in self._receiving
+            table = self._receiving[name][1] if waits else tracked.table
+            first = _first(table, bad)
+            if first == len(table):
+                continue
             wrong.update(table[first:])
+            self._denied.add(name)
+            self._looked.pop(name, None)
+            if not waits:
+                # The engine sends back only the first of those that share a block, and takes it for
+                # computed when the others go on; but the first may end before, or be slower.
+                request, good = tracked.request, first * self._block_tokens
+                request.num_computed_tokens = min(request.num_computed_tokens, good)
         return wrong
 
     def forget(self) -> None:
@@ -410,6 +417,11 @@ class SchedulerSide:
             logger.warning("lookup of %d blocks failed, they are saved: %s", len(hashes), error)
             return [False] * len(hashes)
         return known
+
+
+def _first(table: Sequence[int], blocks: set[int]) -> int:
+    """Return the place of the first of some blocks in a table, or its length."""
+    return next((i for i, block in enumerate(table) if block in blocks), len(table))
 
 
 def _prompt_tokens(request: Any) -> int:
