@@ -496,6 +496,27 @@ def test_a_reset_reaches_requests_that_wait_outside_the_batch(store):
     assert saved(side.plan(step(new=[(one, [7, 3, 9, 5, 6], 8, 9)]))) == {}
 
 
+def test_a_reset_reaches_a_session_that_is_continued_after_it(side):
+    one = request("one", 8)
+    assert saved(run(side, one, [7, 3, 9])) == {"one": [7, 3]}
+    side.forget()
+    one.prefix, one.num_tokens, one.num_computed_tokens = "q", 12, 8  # all its names are others
+    side.admit(one, 0)
+    assert saved(side.plan(step(new=[(one, [7, 3, 9, 5], 8, 4)]))) == {}
+
+
+def test_a_request_that_is_preempted_by_a_reset_is_computed_anew_and_saved(side):
+    one = request("one", 9)
+    run(side, one, [7, 3, 9])
+    side.forget()
+    one.prefix = "q"
+    side.plan(step(preempted=[one]))
+    side.matched_tokens(one, 0)
+    side.admit(one, 0)
+    again = side.plan(step(cached=[(one, [1, 2, 4], 0, 9)], resumed=[one]))
+    assert saved(again) == {"one": [1, 2]}
+
+
 def test_a_request_that_ends_while_it_receives_is_let_go_of_by_that(store):
     side, one = attached(store, async_load=True, async_save=True), request("one", 17)
     publish(store, one, [0, 1, 2])

@@ -208,13 +208,15 @@ class SchedulerSide:
     def admit(self, request: Any, external_tokens: int, table: Sequence[int] = ()) -> Match | None:
         """Take note of a request that was given its blocks; return what it found, once.
 
-        A request that loads outside the batch comes twice, the second time when all is there.
+        A request that loads outside the batch comes twice, the second time when all is there, and a
+        session again for what is added to its prompt.
         """
         name, blocks = request.request_id, external_tokens // self._block_tokens
         looked = self._looked.pop(name, None)
         keep = self._policy.saves and self._keeps(request)
-        if name in self._receiving:
-            keep = keep and self._tracked[name].keep
+        before = self._tracked.get(name)
+        if before and (name in self._receiving or request.num_computed_tokens):
+            keep = keep and before.keep
         tracked = _Tracked(request, keep=keep)
         self._tracked[name] = tracked
         if looked is not None:
