@@ -288,6 +288,16 @@ def test_without_a_store_nothing_is_found_or_saved():
     assert (plan.loads, saved(plan)) == ([], {})
 
 
+def test_what_is_computed_before_there_is_a_store_is_saved_once_there_is_one(store):
+    side, one = SchedulerSide(SIZE, hashes), request("one", 14)
+    side.matched_tokens(one, 0)
+    side.admit(one, 0)
+    assert saved(side.plan(step(new=[(one, [7, 3, 9, 5], 0, 8)]))) == {}
+    side.attach([Part(store, Namer("space", "tp0"))])
+    assert saved(side.plan(step(cached=[(one, None, 8, 1)]))) == {"one": [7, 3]}
+    assert saved(side.plan(step(cached=[(one, None, 9, 5)]))) == {"one": [9]}
+
+
 def outside(side, made, blocks, computed_locally=0):
     """Admit a request that loads outside the batch; return what the next step does for it."""
     tokens, waits = side.matched_tokens(made, computed_locally)

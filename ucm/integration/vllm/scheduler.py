@@ -368,7 +368,7 @@ class SchedulerSide:
                 self._on_the_way.pop(block_hash, None)
             tracked.done = first
         full = min((computed + scheduled) // self._block_tokens, len(hashes), len(tracked.table))
-        if full <= tracked.done:
+        if full <= tracked.done or not self._parts:  # that is saved once there is a store
             return
         places = [i for i in range(tracked.done, full) if i not in loaded]
         tracked.done = full
