@@ -408,7 +408,10 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             return None
         self._hashes.reset()
         self._scheduler.forget()
-        logger.info("reset: what was stored before is not found any more by this engine")
+        logger.warning(
+            "reset: this engine finds nothing any more that was stored before; what it stores from "
+            "now on is found neither by others nor after a restart"
+        )
         return True
 
     @property
