@@ -1,6 +1,7 @@
 """What the vLLM connector opens for a configuration."""
 
 import json
+import os
 
 import pytest
 
@@ -48,6 +49,26 @@ def test_what_cannot_be_opened_names_the_configuration_too(tmp_path):
     settings = opening.settings({"UCM_CONFIG_FILE": str(file)})
     with pytest.raises(ucm.StoreError, match=r"ucm\.yaml: .*gone"):
         open_one(settings)
+
+
+def test_what_is_refused_whatever_the_sizes_are_is_found_before_they_are_known(tmp_path):
+    file = tmp_path / "ucm.yaml"
+    file.write_text(json.dumps(extra("UcmPipelineStore", **posix(tmp_path / "gone"))))
+    with pytest.raises(ucm.StoreError, match=r"ucm\.yaml: .*gone"):
+        opening.try_open(opening.settings({"UCM_CONFIG_FILE": str(file)}))
+
+
+def test_trying_leaves_nothing_and_meets_no_store_of_other_sizes(tmp_path):
+    options = {**posix(tmp_path), "store_pipeline": "Cache|Posix", "cache_buffer_capacity_gb": 0.01}
+    settings = opening.settings(
+        extra("UcmPipelineStore", **options, unique_id=f"try-{os.getpid()}")
+    )
+    opening.try_open(settings)
+    assert not list(tmp_path.iterdir())
+    with open_one(settings):
+        before = set(tmp_path.rglob("*"))
+        opening.try_open(settings)
+        assert set(tmp_path.rglob("*")) == before
 
 
 def test_worker_and_scheduler_mean_the_same_blocks(tmp_path):

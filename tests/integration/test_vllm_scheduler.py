@@ -38,8 +38,9 @@ class Broken(Ids):
 
 def request(name, tokens, prefix="p", **more):
     """A request of so many tokens; block i of the same prefix has the same hash."""
-    made = types.SimpleNamespace(request_id=name, num_tokens=tokens, prefix=prefix, **more)
-    return made
+    return types.SimpleNamespace(
+        request_id=name, num_tokens=tokens, prefix=prefix, num_computed_tokens=0, **more
+    )
 
 
 def hashes(made):
@@ -287,6 +288,16 @@ def test_without_a_store_nothing_is_found_or_saved():
     assert (plan.loads, saved(plan)) == ([], {})
 
 
+def test_what_is_computed_before_there_is_a_store_is_saved_once_there_is_one(store):
+    side, one = SchedulerSide(SIZE, hashes), request("one", 14)
+    side.matched_tokens(one, 0)
+    side.admit(one, 0)
+    assert saved(side.plan(step(new=[(one, [7, 3, 9, 5], 0, 8)]))) == {}
+    side.attach([Part(store, Namer("space", "tp0"))])
+    assert saved(side.plan(step(cached=[(one, None, 8, 1)]))) == {"one": [7, 3]}
+    assert saved(side.plan(step(cached=[(one, None, 9, 5)]))) == {"one": [9]}
+
+
 def outside(side, made, blocks, computed_locally=0):
     """Admit a request that loads outside the batch; return what the next step does for it."""
     tokens, waits = side.matched_tokens(made, computed_locally)
@@ -443,6 +454,39 @@ def test_what_was_computed_from_a_failed_block_is_told_though_its_request_has_en
     assert side.load_failed({3}) == {3, 9, 5, 6}
 
 
+def test_all_that_share_a_failed_block_compute_it_for_themselves(side, store):
+    """The engine sends back the first of them alone, here the second one's count is as it was."""
+    one, two, other = request("one", 18), request("two", 18), request("other", 9, "q")
+    publish(store, one, [0, 1, 2, 3])
+    run(side, one, [10, 11, 12, 13, 14])
+    run(side, two, [10, 11, 12, 13, 20], computed_locally=16)
+    run(side, other, [30, 31, 32])
+    one.num_computed_tokens, two.num_computed_tokens, other.num_computed_tokens = 8, 16, 9
+    assert side.load_failed({12}) == {12, 13, 14, 20}
+    assert [each.num_computed_tokens for each in (one, two, other)] == [8, 8, 9]
+    side.finished("one")
+    (save,) = side.plan(step(cached=[(two, None, 8, 10)])).saves
+    assert (save.computed_from, save.table) == (2, [10, 11, 12, 13])
+
+
+def test_what_has_not_been_computed_yet_does_not_count_as_computed_after_a_failure(side, store):
+    one = request("one", 18)
+    publish(store, one, [0, 1, 2, 3])
+    run(side, one, [10, 11, 12, 13, 14])
+    one.num_computed_tokens = 4  # the engine has gone back further
+    side.load_failed({12})
+    assert one.num_computed_tokens == 4
+
+
+def test_how_far_a_request_outside_the_batch_is_stays_with_the_engine(store):
+    side, one = attached(store, async_load=True), request("one", 17)
+    publish(store, one, [0, 1, 2])
+    outside(side, one, [7, 3, 9, 5, 6], computed_locally=4)
+    one.num_computed_tokens = 12
+    side.load_failed({9})  # its table has the loaded blocks alone, without those before them
+    assert one.num_computed_tokens == 12
+
+
 @pytest.mark.parametrize("role", ["loads", "saves"])
 def test_an_engine_may_load_or_save_alone(store, role):
     side = attached(store, **{name: name == role for name in ("loads", "saves")})
@@ -460,6 +504,27 @@ def test_a_reset_reaches_requests_that_wait_outside_the_batch(store):
     one.num_computed_tokens = 8
     side.admit(one, 0)
     assert saved(side.plan(step(new=[(one, [7, 3, 9, 5, 6], 8, 9)]))) == {}
+
+
+def test_a_reset_reaches_a_session_that_is_continued_after_it(side):
+    one = request("one", 8)
+    assert saved(run(side, one, [7, 3, 9])) == {"one": [7, 3]}
+    side.forget()
+    one.prefix, one.num_tokens, one.num_computed_tokens = "q", 12, 8  # all its names are others
+    side.admit(one, 0)
+    assert saved(side.plan(step(new=[(one, [7, 3, 9, 5], 8, 4)]))) == {}
+
+
+def test_a_request_that_is_preempted_by_a_reset_is_computed_anew_and_saved(side):
+    one = request("one", 9)
+    run(side, one, [7, 3, 9])
+    side.forget()
+    one.prefix = "q"
+    side.plan(step(preempted=[one]))
+    side.matched_tokens(one, 0)
+    side.admit(one, 0)
+    again = side.plan(step(cached=[(one, [1, 2, 4], 0, 9)], resumed=[one]))
+    assert saved(again) == {"one": [1, 2]}
 
 
 def test_a_request_that_ends_while_it_receives_is_let_go_of_by_that(store):

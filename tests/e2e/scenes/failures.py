@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import time
 
-from engines import BLOCK, audited, same, transfer
+from engines import BLOCK, alike, audited, same, transfer
 from place import check, say
 from scenes.modes import MODES, TWO
 
 LENGTH, BAD = 2000, 5
 BLOCKS = LENGTH // BLOCK
+TAIL = 100  # tokens, less than a block
 RECOMPUTED = "Recovered from KV load failure"
 
 
@@ -102,41 +103,65 @@ def damaged(test, prepared, mode):
 def one_of_two(test, prepared):
     """A worker finds a damaged block, the other one does not: both compute it again.
 
-    Then the request goes away before that, and vLLM's own cache keeps nothing of it.
+    Then the request goes away before that, and vLLM's own cache keeps nothing of it, nor does one
+    that shares its blocks build on them; and then both are computed in chunks smaller than a block.
     """
     storage, prompt = test.folder / "half", prepared.other
     storage.mkdir()
     config = transfer(storage, pipeline="Compress|Posix")
-    with test.engines.start("half", transfer=config, enable_prefix_caching=True, **TWO) as engine:
+    chunks = {"long_prefill_token_threshold": BLOCK // 2}  # where there is more than one request
+    with test.engines.start(
+        "half", transfer=config, enable_prefix_caching=True, **TWO, **chunks
+    ) as engine:
         _, right = engine.run([prompt[: BAD * BLOCK + 1], prompt])
+        both = [prompt[: BLOCKS * BLOCK] + tail[:TAIL] for tail in prepared.bad[:2]]
+        # With names of their own, that the store knows nothing but what the two share.
+        salted = [engine.run([p[: BAD * BLOCK + 1], p], salt=f"half {p[-1]}") for p in both]
+        both_right = [each[1] for each in salted]
         bad = test.place.block_ids(prompt, BLOCK, engine.namespace(), rank=1)[BAD]
+        known = set()
 
-        def damage(known=()):
-            """Damage the second worker's part, once it is stored and none of the known files."""
+        def version(path):
+            return path.stat().st_ino, path.stat().st_mtime_ns
+
+        def damage():
+            """Damage the second worker's part, once it is stored anew."""
 
             def stored():
                 found = [path for path in blocks(storage) if path.name == bad]
-                return [path for path in found if path.stat().st_ino not in known]
+                return [path for path in found if version(path) not in known]
 
             wait_for(stored, "half: the second worker's block in the store")
             (path,) = stored()
             check(engine.reset(), "half: vLLM refuses to reset its cache")
             flip(path)
-            return path.stat().st_ino
+            known.add(version(path))
 
-        first = damage()
+        damage()
         (got,) = engine.run([prompt])
         same("half: one worker's block is damaged", got, right)
         check(RECOMPUTED in engine.text(), "half: no failed load was noticed")
-        damage({first})
+        damage()
         (gone,) = engine.together([prompt], abort={0: 1})
         check(gone is None, f"half: an aborted request said {gone}")
         (got,) = engine.run([prompt])
         hits = engine.hits(BLOCKS)
         same("half: after a request that went away", got, right)
         wanted = [(BLOCKS, 0, BLOCKS)] * 2
-        check(hits[1:3] == wanted and hits[3][1] <= BAD, f"half: found {hits}")
-    say("failures: half: one worker's damaged block is computed by both, and in no cache before")
+        check(hits[-3:-1] == wanted and hits[-1][1] <= BAD, f"half: found {hits}")
+        shared = [(BLOCKS, 0, BLOCKS), (BLOCKS, BLOCKS, 0)]
+        damage()
+        gone, got = engine.together(both, abort={0: 1})
+        check(gone is None, f"half: an aborted request said {gone}")
+        check(engine.hits(BLOCKS)[-2:] == shared, f"half: shared {engine.hits(BLOCKS)}")
+        same("half: a block was shared with a request that went away", got, both_right[1])
+        damage()
+        for got, right in zip(engine.together(both), both_right, strict=True):
+            alike("half: a block was shared with a request that is computed slowly", got, right)
+        check(engine.hits(BLOCKS)[-2:] == shared, f"half: shared {engine.hits(BLOCKS)}")
+        for got, right in zip(engine.run(both), both_right, strict=True):
+            alike("half: what is found after that", got, right)
+    say("failures: half: one worker's damaged block is computed by all, and in no cache before")
     return {"hits": hits}
 
 

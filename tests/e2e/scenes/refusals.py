@@ -12,6 +12,14 @@ def run(test):
     for name, (file, words) in files(test, storage).items():
         config = transfer(None, kv_connector_extra_config={"UCM_CONFIG_FILE": str(file)})
         said[name] = refused(test, name, config, [str(file), *words])
+    file, words = files(test, storage)["no folder"]
+    config = transfer(
+        None,
+        kv_connector="UCMConnectorV1",
+        kv_connector_module_path="wrapper",
+        kv_connector_extra_config={"UCM_CONFIG_FILE": str(file)},
+    )
+    said["wrapped"] = refused(test, "wrapped", config, [str(file), *words])
     policy = transfer(storage, kv_load_failure_policy="retry")
     words = ["Input should be 'recompute' or 'fail'", "input_value='retry'"]
     said["policy"] = refused(test, "policy", policy, words)

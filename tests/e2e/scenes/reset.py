@@ -22,6 +22,7 @@ def run(test):
         check(engine.reset(), "vLLM refuses to reset its cache")
         engine.run([prompt])  # what was stored since is found
         hits = engine.hits(BLOCKS)
+        check("found neither by others nor after a restart" in engine.text(), "no warning")
     found = [hit[2] for hit in hits]
     check(found == [0, BLOCKS, 0, BLOCKS], f"found {found} blocks")
     same("after a reset", again, cold)

@@ -208,13 +208,15 @@ class SchedulerSide:
     def admit(self, request: Any, external_tokens: int, table: Sequence[int] = ()) -> Match | None:
         """Take note of a request that was given its blocks; return what it found, once.
 
-        A request that loads outside the batch comes twice, the second time when all is there.
+        A request that loads outside the batch comes twice, the second time when all is there, and a
+        session again for what is added to its prompt.
         """
         name, blocks = request.request_id, external_tokens // self._block_tokens
         looked = self._looked.pop(name, None)
         keep = self._policy.saves and self._keeps(request)
-        if name in self._receiving:
-            keep = keep and self._tracked[name].keep
+        before = self._tracked.get(name)
+        if before and (name in self._receiving or request.num_computed_tokens):
+            keep = keep and before.keep
         tracked = _Tracked(request, keep=keep)
         self._tracked[name] = tracked
         if looked is not None:
@@ -286,22 +288,29 @@ class SchedulerSide:
         return whole
 
     def load_failed(self, blocks: Iterable[int]) -> set[int]:
-        """Do not look up again what the requests of these blocks could not load.
+        """Have all requests of these blocks compute from there on, and not look them up again.
 
-        Returns them and what was computed from them: none of it may be a hit of the engine's own.
+        Returns the blocks and what was computed from them: none of it may be a hit of the engine's
+        own.
         """
         bad = set(blocks)
         wrong = set(bad)
-        tables = list(self._gone)
+        for table in self._gone:
+            wrong.update(table[_first(table, bad) :])
         for name, tracked in self._tracked.items():
-            table = self._receiving[name][1] if name in self._receiving else tracked.table
-            tables.append(table)
-            if not bad.isdisjoint(table):
-                self._denied.add(name)
-                self._looked.pop(name, None)
-        for table in tables:
-            first = next((i for i, block in enumerate(table) if block in bad), len(table))
+            waits = name in self._receiving
+            table = self._receiving[name][1] if waits else tracked.table
+            first = _first(table, bad)
+            if first == len(table):
+                continue
             wrong.update(table[first:])
+            self._denied.add(name)
+            self._looked.pop(name, None)
+            if not waits:
+                # The engine sends back only the first of those that share a block, and takes it for
+                # computed when the others go on; but the first may end before, or be slower.
+                request, good = tracked.request, first * self._block_tokens
+                request.num_computed_tokens = min(request.num_computed_tokens, good)
         return wrong
 
     def forget(self) -> None:
@@ -359,7 +368,7 @@ class SchedulerSide:
                 self._on_the_way.pop(block_hash, None)
             tracked.done = first
         full = min((computed + scheduled) // self._block_tokens, len(hashes), len(tracked.table))
-        if full <= tracked.done:
+        if full <= tracked.done or not self._parts:  # that is saved once there is a store
             return
         places = [i for i in range(tracked.done, full) if i not in loaded]
         tracked.done = full
@@ -410,6 +419,11 @@ class SchedulerSide:
             logger.warning("lookup of %d blocks failed, they are saved: %s", len(hashes), error)
             return [False] * len(hashes)
         return known
+
+
+def _first(table: Sequence[int], blocks: set[int]) -> int:
+    """Return the place of the first of some blocks in a table, or its length."""
+    return next((i for i, block in enumerate(table) if block in blocks), len(table))
 
 
 def _prompt_tokens(request: Any) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable
@@ -37,7 +38,13 @@ from ucm.integration.vllm.events import Announcer
 from ucm.integration.vllm.metadata import Plan
 from ucm.integration.vllm.metrics import select
 from ucm.integration.vllm.namespace import data_parallel_rank, model_name, model_parts, namespace
-from ucm.integration.vllm.opening import open_store, settings, share_logging, sizes
+from ucm.integration.vllm.opening import (
+    open_store,
+    settings,
+    share_logging,
+    sizes,
+    try_open,
+)
 from ucm.integration.vllm.prometheus import UCMPromMetrics, UCMStats
 from ucm.integration.vllm.rendezvous import Rendezvous
 from ucm.integration.vllm.scheduler import Part, Policy, SchedulerSide
@@ -45,6 +52,8 @@ from ucm.integration.vllm.traces import Recorder
 from ucm.integration.vllm.worker import Moving, WorkerSide
 from ucm.logs import logger
 from ucm.store_api import Store
+
+_ATTACH_AGAIN_S = 1.0
 
 
 class UCMMetadata(KVConnectorMetadata):  # type: ignore[misc]
@@ -101,6 +110,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._handshake: UCMHandshake | None = None
         self._keepers = 1  # workers that save each block, in parts of their own
         self._rendezvous: Rendezvous | None = None
+        self._attach_at = 0.0  # not before that, as it has failed
         wrapped = kv_cache_config is None
         if wrapped:
             self._rendezvous = Rendezvous(str(self._transfer.engine_id))
@@ -146,6 +156,8 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             if now.use_lite:
                 part, remember = lite.open_counting(now, self._namespace({}))
                 self._scheduler.attach([part], remember)
+            elif wrapped:  # what is wrong with the store would come as a dead engine later
+                try_open(now)
 
     def _remark(self) -> None:
         """Say at the start what else would be found out late."""
@@ -305,10 +317,20 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     ) -> tuple[int | None, bool]:
         """Return how many tokens can be loaded, and whether outside the batch."""
         assert self._scheduler is not None
-        if self._rendezvous is not None and not self._scheduler.attached:
-            told = self._rendezvous.ask(int(self._config.parallel_config.tensor_parallel_size))
-            self._attach([UCMHandshake(**each) for each in told or ()])
+        self._meet(self._scheduler)
         return self._scheduler.matched_tokens(request, num_computed_tokens)
+
+    def _meet(self, scheduler: SchedulerSide) -> None:
+        """In the two-argument form, open the store once all workers have shown their caches."""
+        if self._rendezvous is None or scheduler.attached or time.monotonic() < self._attach_at:
+            return
+        told = self._rendezvous.ask(int(self._config.parallel_config.tensor_parallel_size))
+        try:
+            self._attach([UCMHandshake(**each) for each in told or ()])
+        except StoreError as error:
+            if not self._attach_at:
+                logger.warning("nothing is found or saved until this is mended: %s", error)
+            self._attach_at = time.monotonic() + _ATTACH_AGAIN_S
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Take note that a request has its blocks."""
@@ -335,6 +357,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def build_connector_meta(self, scheduler_output: Any) -> UCMMetadata:
         """Return this step's plan."""
         assert self._scheduler is not None
+        self._meet(self._scheduler)
         return UCMMetadata(self._scheduler.plan(scheduler_output))
 
     def update_connector_output(self, connector_output: Any) -> None:
@@ -385,7 +408,10 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             return None
         self._hashes.reset()
         self._scheduler.forget()
-        logger.info("reset: what was stored before is not found any more by this engine")
+        logger.warning(
+            "reset: this engine finds nothing any more that was stored before; what it stores from "
+            "now on is found neither by others nor after a restart"
+        )
         return True
 
     @property
