@@ -357,6 +357,17 @@ def test_an_adapter_that_was_trained_further_in_its_place_is_another(tmp_path):
     assert not set(hashes()) & {*before, *hashes(engine)}
 
 
+def test_an_adapter_that_cannot_be_read_misses_until_it_can_and_that_is_said_once(tmp_path, caplog):
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.symlink_to(tmp_path / "gone")
+    apart = Apart(lambda request: [b"a", b"b"], Adapters())
+    one, two = apart(adapted(tmp_path)), apart(adapted(tmp_path))
+    assert not set(one) & set(two)
+    assert [str(weights) in record.message for record in caplog.records] == [True]
+    (tmp_path / "gone").write_bytes(bytes(100))
+    assert apart(adapted(tmp_path)) == apart(adapted(tmp_path))
+
+
 def test_an_adapter_that_is_no_folder_is_known_by_name_and_path():
     apart = Apart(lambda request: [b"a", b"b"], Adapters())
     assert apart(adapted("org/adapter")) == [b"a", b"b"]

@@ -10,6 +10,7 @@ from typing import Any
 from ucm import hashing
 from ucm.errors import UnsupportedError
 from ucm.integration.vllm.division import Workers
+from ucm.logs import logger
 from ucm.weights import adapter_identity
 
 _ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
@@ -215,6 +216,7 @@ class Adapters:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, str], bytes] = {}
+        self._told: set[str] = set()  # paths of which the log has said that they miss
 
     def __call__(self, request: Any) -> bytes:
         """Return what tells the weights of the request's adapter apart; empty without one."""
@@ -223,10 +225,23 @@ class Adapters:
             return b""
         key = (lora.lora_name, lora.lora_int_id, lora.lora_path)
         if key not in self._known or lora.load_inplace:
+            try:
+                weights = adapter_identity(lora.lora_path)
+            except OSError as error:
+                return self._unlike_any(lora, f"it cannot be read: {error}")
             if len(self._known) >= _ADAPTERS_MAX:
                 del self._known[next(iter(self._known))]
-            self._known[key] = adapter_identity(lora.lora_path)
+            self._known[key] = weights
         return self._known[key]
+
+    def _unlike_any(self, lora: Any, why: str) -> bytes:
+        """Return what makes a request miss; say once why requests of its adapter do."""
+        if lora.lora_path not in self._told:
+            if len(self._told) >= _ADAPTERS_MAX:
+                self._told.clear()
+            self._told.add(lora.lora_path)
+            logger.warning("adapter %s: nothing of it is found, because %s", lora.lora_name, why)
+        return secrets.token_bytes(16)
 
 
 class Apart:
