@@ -357,6 +357,35 @@ def test_an_adapter_that_was_trained_further_in_its_place_is_another(tmp_path):
     assert not set(hashes()) & {*before, *hashes(engine)}
 
 
+def test_what_an_engine_applies_of_an_adapter_tells_its_blocks_apart(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(100))
+
+    def hashes(made, **set_here):
+        usual = {"lora_dtype": "torch.bfloat16", "target_modules": None}
+        config = types.SimpleNamespace(
+            lora_config=types.SimpleNamespace(**{**usual, **set_here}),
+            model_config=types.SimpleNamespace(dtype="torch.bfloat16"),
+        )
+        return tuple(Apart(lambda request: [b"a", b"b"], Adapters(config))(made))
+
+    for path in (tmp_path, "org/adapter"):
+        adapter = adapted(path)
+        usual = tuple(Apart(lambda request: [b"a", b"b"], Adapters())(adapter))
+        assert hashes(adapter) == hashes(adapter, lora_dtype="auto") == usual
+        others = [
+            {"target_modules": ["o_proj"]},
+            {"target_modules": ["o_proj", "qkv_proj"]},
+            {"target_modules": []},
+            {"lora_dtype": "torch.float16"},
+            {"enable_tower_connector_lora": True},
+        ]
+        assert len({usual, *(hashes(adapter, **other) for other in others)}) == len(others) + 1
+        two = [hashes(adapter, target_modules=each) for each in (["a", "b"], ["b", "a"])]
+        assert two[0] == two[1]
+    plain = session(range(8))
+    assert hashes(plain, target_modules=["o_proj"]) == (b"a", b"b")
+
+
 def test_an_adapter_that_cannot_be_read_misses_until_it_can_and_that_is_said_once(tmp_path, caplog):
     weights = tmp_path / "adapter_model.safetensors"
     weights.symlink_to(tmp_path / "gone")

@@ -10,6 +10,7 @@ from typing import Any
 from ucm import hashing
 from ucm.errors import UnsupportedError
 from ucm.integration.vllm.division import Workers
+from ucm.integration.vllm.namespace import digest
 from ucm.logs import logger
 from ucm.weights import adapter_identity
 
@@ -211,18 +212,37 @@ def block_hashes(vllm_config: Any, block_tokens: int) -> Callable[[Any], Sequenc
     return hashes
 
 
+def applied_otherwise(vllm_config: Any) -> bytes:
+    """Return what an engine makes of adapters' weights, where it is not told to do as usual."""
+    lora = getattr(vllm_config, "lora_config", None)
+    if lora is None:
+        return b""
+    kind, modules = str(lora.lora_dtype), lora.target_modules
+    usual = ("None", "auto", str(vllm_config.model_config.dtype))
+    switches = ("enable_tower_connector_lora", "enable_moe_shared_loras")
+    rare = {
+        "target_modules": None if modules is None else sorted(modules),  # of none: nothing changes
+        "dtype": None if kind in usual else kind,
+        **{name: getattr(lora, name, False) or None for name in switches},
+    }
+    said = {name: value for name, value in rare.items() if value is not None}
+    return digest(said, 32).encode() if said else b""
+
+
 class Adapters:
     """Which weights the adapters have that requests name, as they were at their first request."""
 
-    def __init__(self) -> None:
+    def __init__(self, vllm_config: Any = None) -> None:
+        self._applied = applied_otherwise(vllm_config)
         self._known: dict[tuple[str, int, str], bytes] = {}
         self._told: set[str] = set()  # paths of which the log has said that they miss
 
     def __call__(self, request: Any) -> bytes:
-        """Return what tells the weights of the request's adapter apart; empty without one."""
+        """Return what tells apart what the request's adapter does; empty without one."""
         lora = getattr(request, "lora_request", None)
-        if lora is None:
-            return b""
+        return self._applied + self._weights(lora) if lora is not None else b""
+
+    def _weights(self, lora: Any) -> bytes:
         key = (lora.lora_name, lora.lora_int_id, lora.lora_path)
         if key not in self._known or lora.load_inplace:
             try:

@@ -125,7 +125,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         atexit.register(_shut_down, weakref.ref(self))
         if role == KVConnectorRole.SCHEDULER:
             hashes = engine.block_hashes(vllm_config, self._block_tokens)
-            self._hashes = engine.Apart(hashes, engine.Adapters())
+            self._hashes = engine.Apart(hashes, engine.Adapters(vllm_config))
             policy = Policy(
                 hit_ratio=now.hit_ratio,
                 persist_token_threshold=now.persist_token_threshold,
