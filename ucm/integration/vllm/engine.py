@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ucm import hashing
 from ucm.errors import UnsupportedError
 from ucm.integration.vllm.division import Workers
 from ucm.integration.vllm.namespace import digest
 from ucm.logs import logger
-from ucm.weights import adapter_identity
+from ucm.weights import adapter_identity, adapter_stamp
 
 _ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
 # What vLLM keeps like those, block by block, where its hybrid manager is off.
@@ -229,13 +230,24 @@ def applied_otherwise(vllm_config: Any) -> bytes:
     return digest(said, 32).encode() if said else b""
 
 
+class _Adapter(NamedTuple):
+    stamp: dict[str, tuple[int, ...]]  # of its files when they were looked into
+    weights: bytes
+    name: bytes | None  # what stands for the weights that the engine has; None: nobody knows those
+
+
 class Adapters:
-    """Which weights the adapters have that requests name, as they were at their first request."""
+    """Which weights the adapters have that requests name.
+
+    Nobody tells when the engine loads an adapter, so what its files say counts only if they are as
+    they were at the engine's start, or if every step loads them anew.
+    """
 
     def __init__(self, vllm_config: Any = None) -> None:
         self._applied = applied_otherwise(vllm_config)
-        self._known: dict[tuple[str, int, str], bytes] = {}
-        self._told: set[str] = set()  # paths of which the log has said that they miss
+        self._since = time.time_ns()
+        self._known: dict[tuple[str, int, str], _Adapter] = {}
+        self._told: set[str] = set()  # what the log has said
 
     def __call__(self, request: Any) -> bytes:
         """Return what tells apart what the request's adapter does; empty without one."""
@@ -243,25 +255,47 @@ class Adapters:
         return self._applied + self._weights(lora) if lora is not None else b""
 
     def _weights(self, lora: Any) -> bytes:
-        key = (lora.lora_name, lora.lora_int_id, lora.lora_path)
-        if key not in self._known or lora.load_inplace:
-            try:
-                weights = adapter_identity(lora.lora_path)
-            except OSError as error:
-                return self._unlike_any(lora, f"it cannot be read: {error}")
-            if len(self._known) >= _ADAPTERS_MAX:
-                del self._known[next(iter(self._known))]
-            self._known[key] = weights
-        return self._known[key]
+        try:
+            known = self._look(lora)
+        except OSError as error:
+            self._say(lora, f"nothing of it is found, because it cannot be read: {error}")
+            return secrets.token_bytes(16)
+        if known.name is None:
+            self._say(
+                lora, "nothing of it is found, because its files have changed since it was first "
+                "used; load changed weights from a new path",
+            )  # fmt: skip
+            return secrets.token_bytes(16)
+        return known.name
 
-    def _unlike_any(self, lora: Any, why: str) -> bytes:
-        """Return what makes a request miss; say once why requests of its adapter do."""
-        if lora.lora_path not in self._told:
+    def _look(self, lora: Any) -> _Adapter:
+        key, path = (lora.lora_name, lora.lora_int_id, lora.lora_path), lora.lora_path
+        known, stamp = self._known.get(key), adapter_stamp(path)
+        if known is None or lora.load_inplace:
+            weights = name = adapter_identity(path)
+            if not lora.load_inplace and any(when > self._since for *_, when in stamp.values()):
+                self._say(
+                    lora, "no other engine finds what is stored of it, because its files are newer "
+                    "than this engine, and may have been loaded before they were changed",
+                )  # fmt: skip
+                name = secrets.token_bytes(16)
+            known = _Adapter(stamp, weights, name)
+        elif stamp and stamp != known.stamp:  # what is gone is not loaded again
+            same = adapter_identity(path) == known.weights
+            known = known._replace(stamp=stamp, name=known.name if same else None)
+        if key not in self._known and len(self._known) >= _ADAPTERS_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[key] = known
+        return known
+
+    def _say(self, lora: Any, what: str) -> None:
+        """Say something of an adapter once."""
+        said = f"adapter {lora.lora_name} in {lora.lora_path}: {what}"
+        if said not in self._told:
             if len(self._told) >= _ADAPTERS_MAX:
                 self._told.clear()
-            self._told.add(lora.lora_path)
-            logger.warning("adapter %s: nothing of it is found, because %s", lora.lora_name, why)
-        return secrets.token_bytes(16)
+            self._told.add(said)
+            logger.warning("%s", said)
 
 
 class Apart:
