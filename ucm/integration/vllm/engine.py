@@ -156,19 +156,30 @@ def wants_events(vllm_config: Any) -> bool:
     return bool(events is not None and events.enable_kv_cache_events)
 
 
+def extra_keys(request: Any, start: int, end: int, media: int) -> tuple[Any, int]:
+    """Return what a block is hashed with beside its tokens, and the next of the media."""
+    from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
+
+    found: tuple[Any, int] = generate_block_hash_extra_keys(request, start, end, media)
+    return found
+
+
 def stored_events(blocks: Iterable[Mapping[str, Any]]) -> list[Any]:
     """Make vLLM's events of what an Announcer tells."""
     from vllm.distributed.kv_events import MEDIUM_STORAGE, BlockStored
     from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash as outer
+    from vllm.v1.core.kv_cache_utils import to_event_extra_keys
 
     events = []
     for fields in blocks:
         parent = fields["parent_block_hash"]
-        names = {
+        outside = {
             "block_hashes": [outer(each) for each in fields["block_hashes"]],
             "parent_block_hash": parent if parent is None else outer(parent),
+            "extra_keys": to_event_extra_keys(fields["extra_keys"]),
         }
-        events.append(BlockStored(**{**fields, **names}, medium=MEDIUM_STORAGE))
+        # There is one group, see check_support().
+        events.append(BlockStored(**{**fields, **outside}, medium=MEDIUM_STORAGE, group_idx=0))
     return events
 
 
