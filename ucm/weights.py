@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +20,18 @@ def weights_identity(path: str) -> Any:
     folder = Path(path)
     if not folder.is_dir():
         return None
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".gguf"))
-    described = (folder / "config.json", folder / "adapter_config.json")
-    small = [f for f in (*described, *sorted(folder.glob("*.index.json"))) if f.exists()]
+    small, files = _files(folder)
     return {
         **{f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in small},
         **{f.name: _sampled(f) for f in files},
     }
+
+
+def _files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files that describe a folder's weights, and those that hold them."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".gguf"))
+    described = (folder / "config.json", folder / "adapter_config.json")
+    return [f for f in (*described, *sorted(folder.glob("*.index.json"))) if f.exists()], files
 
 
 def _sampled(path: Path) -> list[Any]:
@@ -59,7 +65,16 @@ def adapter_identity(path: str) -> bytes:
 
     Empty where there is no such folder: then its name and its path are all that is known.
     """
-    found = weights_identity(path)
+    found = weights_identity(os.path.expanduser(path))
     if found is None:
         return b""
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).digest()
+
+
+def adapter_stamp(path: str) -> dict[str, tuple[int, ...]]:
+    """Return what any change of an adapter's files changes; the last number of each is when."""
+    folder = Path(os.path.expanduser(path))
+    if not folder.is_dir():
+        return {}
+    told = {f.name: f.stat() for files in _files(folder) for f in files}
+    return {name: (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in told.items()}

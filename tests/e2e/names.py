@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import torch
 from vllm import SamplingParams
 from vllm.config import KVTransferConfig
@@ -20,11 +21,13 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.request import Request
 
 from ucm.hashing import Namer
 from ucm.integration.vllm import engine
+from ucm.integration.vllm.events import Announcer
 from ucm.integration.vllm.metadata import Load, Plan, Save
 from ucm.integration.vllm.ucm_connector import UCMConnector, UCMMetadata
 
@@ -71,6 +74,37 @@ def names(folder):
         (trained / "adapter_model.safetensors").write_text(name)
         found[name] = ids(lora=adapter)
     return found
+
+
+def events():
+    """Return how our events of a few requests' blocks differ from vLLM's own; they should not."""
+    different = {}
+    adapter = LoRARequest("a", 1, ".")
+    for algorithm, more in (
+        ("sha256", {"cache_salt": "tenant", "mm_features": picture("cat")}),
+        ("sha256", {"lora_request": adapter, "session_id": "s"}),
+        ("xxhash", {}),
+    ):
+        one = request(algorithm, **more)
+        pool = BlockPool(BLOCKS, True, BLOCK, enable_kv_cache_events=True)
+        pool.cache_full_blocks(one, pool.get_new_blocks(2), 0, 2, BLOCK, 0)
+        (own,) = pool.take_events()
+        announcer = Announcer(BLOCK, engine.extra_keys)
+        announcer.planned(one, [b"ours0", b"ours1"], [0, 1], 1)
+        announcer.stored({b"ours0": 1, b"ours1": 1}, 1)
+        first, second = engine.stored_events(announcer.take())
+        ours = msgspec.structs.asdict(first)
+        ours.update(
+            {
+                name: ours[name] + getattr(second, name)
+                for name in ("block_hashes", "token_ids", "extra_keys")
+            },
+            medium=own.medium,
+        )
+        theirs = msgspec.structs.asdict(own)
+        if ours != theirs or second.parent_block_hash != first.block_hashes[-1]:
+            different[f"{algorithm} {more}"] = [str(ours), str(theirs)]
+    return different
 
 
 def config(model, storage, **more):
@@ -180,7 +214,7 @@ def stages(model, folder):
 
 if __name__ == "__main__":
     place, *models = sys.argv[1:]
-    result = {"names": names(Path(place))}
+    result = {"names": names(Path(place)), "events": events()}
     for model in models:
         stored = Path(place) / "blocks"
         stored.mkdir()

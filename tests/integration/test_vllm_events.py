@@ -6,7 +6,14 @@ from ucm.integration.vllm.events import Announcer
 from ucm.integration.vllm.scheduler import SchedulerSide
 
 HASHES = [b"p0", b"p1", b"p2"]
-REQUEST = types.SimpleNamespace(all_token_ids=list(range(14)), lora_request=None)
+REQUEST = types.SimpleNamespace(
+    all_token_ids=list(range(14)), lora_request=None, block_hashes=HASHES, session_id="s"
+)
+
+
+def announced():
+    """An announcer of blocks of four tokens, hashed with nothing else."""
+    return Announcer(4, lambda request, start, end, media: (None, media))
 
 
 def told(announcer):
@@ -14,7 +21,7 @@ def told(announcer):
 
 
 def test_a_block_is_told_of_once_with_its_tokens_and_its_parent():
-    announcer = Announcer(4)
+    announcer = announced()
     announcer.planned(REQUEST, HASHES, [0, 2], 1)
     assert announcer.take() == []
     announcer.stored({b"p2": 1, b"other": 1}, 1)
@@ -26,13 +33,15 @@ def test_a_block_is_told_of_once_with_its_tokens_and_its_parent():
         "block_size": 4,
         "lora_id": None,
         "lora_name": None,
+        "extra_keys": [None],
+        "session_id": "s",
     }
     announcer.stored({b"p0": 1, b"p2": 1}, 1)
     assert told(announcer) == [([b"p0"], None)]
 
 
 def test_a_block_is_told_of_when_every_rank_has_stored_its_part():
-    announcer = Announcer(4)
+    announcer = announced()
     announcer.planned(REQUEST, HASHES, [0], 1)
     announcer.stored({b"p0": 1}, 2)
     assert announcer.take() == []
@@ -42,16 +51,36 @@ def test_a_block_is_told_of_when_every_rank_has_stored_its_part():
 
 def test_blocks_of_an_adapter_name_it():
     lora = types.SimpleNamespace(adapter_id=3, name="poet")
-    request = types.SimpleNamespace(all_token_ids=list(range(4)), lora_request=lora)
-    announcer = Announcer(4)
+    request = types.SimpleNamespace(**{**vars(REQUEST), "lora_request": lora})
+    announcer = announced()
     announcer.planned(request, HASHES, [0], 1)
     announcer.stored({b"p0": 1}, 1)
     (block,) = announcer.take()
     assert (block["lora_id"], block["lora_name"]) == (3, "poet")
 
 
+def test_a_block_is_called_as_the_engine_calls_it_whatever_the_store_does():
+    """Names that tell adapters' weights or resets apart are of use to nobody else."""
+    asked = []
+
+    def extra_keys(request, start, end, media):
+        asked.append((start, end, media))
+        return (("cache_salt", "x"),) if start == 0 else None, media + 1
+
+    announcer = Announcer(4, extra_keys)
+    announcer.planned(REQUEST, [b"ours0", b"ours1"], [0, 1], 1)
+    announcer.stored({b"ours0": 1, b"ours1": 1, b"p2": 1}, 1)
+    blocks = announcer.take()
+    assert [each["block_hashes"] + [each["parent_block_hash"]] for each in blocks] == [
+        [b"p0", None],
+        [b"p1", b"p0"],
+    ]
+    assert [each["extra_keys"] for each in blocks] == [[(("cache_salt", "x"),)], [None]]
+    assert asked == [(0, 4, 0), (4, 8, 1)]
+
+
 def test_what_a_save_could_not_store_is_forgotten_with_its_end():
-    announcer = Announcer(4)
+    announcer = announced()
     announcer.planned(REQUEST, HASHES, [0, 1, 2], 1)
     announcer.stored({b"p0": 1}, 1)
     announcer.planned(REQUEST, HASHES, [2], 2)  # once more
@@ -71,14 +100,14 @@ def test_a_step_that_waits_for_its_saves_numbers_them_for_those_who_are_told():
 
 def test_of_too_much_under_way_the_oldest_is_forgotten(monkeypatch):
     monkeypatch.setattr("ucm.integration.vllm.events._PLANNED_TOKENS", 8)
-    announcer = Announcer(4)
+    announcer = announced()
     announcer.planned(REQUEST, HASHES, [0, 1, 2], 1)
     announcer.stored(dict.fromkeys(HASHES, 1), 1)
     assert told(announcer) == [([b"p1"], b"p0"), ([b"p2"], b"p1")]
 
 
 def test_what_only_some_ranks_could_store_begins_anew():
-    announcer = Announcer(4)
+    announcer = announced()
     for _ in range(2):
         announcer.planned(REQUEST, HASHES, [0], 1)
         announcer.stored({b"p0": 1}, 2)

@@ -9,6 +9,7 @@ import pytest
 
 import ucm
 from ucm import hashing
+from ucm.integration.vllm import engine
 from ucm.integration.vllm import namespace as names
 from ucm.integration.vllm.engine import Adapters, Apart, Rehash
 
@@ -345,16 +346,90 @@ def test_an_adapter_that_was_trained_further_in_its_place_is_another(tmp_path):
         return ucm.block_ids(range(8), 4, "space", lora=("a", str(tmp_path)))
 
     weights.write_bytes(bytes(10_000))
-    engine = Apart(lambda request: [b"a", b"b"], Adapters())
-    before, ids_before = hashes(engine), ids()
+    running = Apart(lambda request: [b"a", b"b"], Adapters())
+    before, ids_before = hashes(running), ids()
     assert before == hashes()  # in another process
     weights.write_bytes(bytes([1]) * 10_000)
-    assert hashes(engine) == before  # it computes with what it loaded
-    assert not set(hashes(engine, load_inplace=True)) & set(before)
-    assert not set(hashes()) & set(before)
+    assert not set(hashes(running)) & set(before)  # what it computes with is one or the other
+    assert not set(hashes(running)) & set(hashes(running))
+    trained = hashes(running, load_inplace=True)
+    assert not set(trained) & set(before)
+    assert hashes() == hashes(running) == trained
     assert not set(ids()) & set(ids_before)
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 32}')
-    assert not set(hashes()) & {*before, *hashes(engine)}
+    assert not set(hashes()) & {*before, *hashes(running), *trained}
+
+
+def test_an_adapter_is_as_it_was_if_its_files_say_the_same_or_are_gone(tmp_path):
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(bytes(100))
+    apart = Apart(lambda request: [b"a"], Adapters())
+    before = apart(adapted(tmp_path))
+    weights.replace(tmp_path / "aside")
+    assert apart(adapted(tmp_path)) == before
+    weights.write_bytes(bytes(100))
+    assert apart(adapted(tmp_path)) == before
+    weights.write_bytes(bytes(99))
+    assert apart(adapted(tmp_path)) != before
+    weights.write_bytes(bytes(100))  # who knows what was loaded meanwhile
+    assert apart(adapted(tmp_path)) != before
+
+
+def test_what_an_adapter_newer_than_the_engine_stores_is_the_engine_s_own(tmp_path, monkeypatch):
+    """It may have been loaded before its files were changed."""
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(100))
+    later = Apart(lambda request: [b"a"], Adapters())(adapted(tmp_path))
+    monkeypatch.setattr(engine, "time", types.SimpleNamespace(time_ns=lambda: 0))
+    one, two = (Apart(lambda request: [b"a"], Adapters()) for _ in range(2))
+    assert len({each(adapted(tmp_path))[0] for each in (one, one, two)} | set(later)) == 3
+    assert one(adapted(tmp_path, load_inplace=True)) == later  # each step loads it
+
+
+def test_an_adapter_is_looked_for_where_the_engine_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(100))
+    apart = Apart(lambda request: [b"a"], Adapters())
+    assert apart(adapted("~")) == apart(adapted(tmp_path))
+
+
+def test_what_an_engine_applies_of_an_adapter_tells_its_blocks_apart(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(100))
+
+    def hashes(made, **set_here):
+        usual = {"lora_dtype": "torch.bfloat16", "target_modules": None}
+        config = types.SimpleNamespace(
+            lora_config=types.SimpleNamespace(**{**usual, **set_here}),
+            model_config=types.SimpleNamespace(dtype="torch.bfloat16"),
+        )
+        return tuple(Apart(lambda request: [b"a", b"b"], Adapters(config))(made))
+
+    for path in (tmp_path, "org/adapter"):
+        adapter = adapted(path)
+        usual = tuple(Apart(lambda request: [b"a", b"b"], Adapters())(adapter))
+        assert hashes(adapter) == hashes(adapter, lora_dtype="auto") == usual
+        others = [
+            {"target_modules": ["o_proj"]},
+            {"target_modules": ["o_proj", "qkv_proj"]},
+            {"target_modules": []},
+            {"lora_dtype": "torch.float16"},
+            {"enable_tower_connector_lora": True},
+        ]
+        assert len({usual, *(hashes(adapter, **other) for other in others)}) == len(others) + 1
+        two = [hashes(adapter, target_modules=each) for each in (["a", "b"], ["b", "a"])]
+        assert two[0] == two[1]
+    plain = session(range(8))
+    assert hashes(plain, target_modules=["o_proj"]) == (b"a", b"b")
+
+
+def test_an_adapter_that_cannot_be_read_misses_until_it_can_and_that_is_said_once(tmp_path, caplog):
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.symlink_to(tmp_path / "gone")
+    apart = Apart(lambda request: [b"a", b"b"], Adapters())
+    one, two = apart(adapted(tmp_path)), apart(adapted(tmp_path))
+    assert not set(one) & set(two)
+    assert [str(weights) in record.message for record in caplog.records] == [True]
+    (tmp_path / "gone").write_bytes(bytes(100))
+    assert apart(adapted(tmp_path)) == apart(adapted(tmp_path))
 
 
 def test_an_adapter_that_is_no_folder_is_known_by_name_and_path():

@@ -7,6 +7,8 @@ import pytest
 import ucm
 from ucm.hashing import Namer
 from ucm.integration.vllm import scheduler
+from ucm.integration.vllm.collector import Collector
+from ucm.integration.vllm.metrics import Selection
 from ucm.integration.vllm.scheduler import Part, Policy, SchedulerSide
 
 SIZE = 4  # tokens of a block
@@ -251,6 +253,26 @@ def test_what_was_found_is_told_once_for_each_admission(side, store):
     side.matched_tokens(one, 4)
     assert side.admit(one, 8) == (4, 1, 2)
     assert side.admit(one, 0) is None
+
+
+def test_a_request_is_counted_once_unless_a_load_of_its_has_failed(store):
+    metrics = Collector(Selection())
+    side = SchedulerSide(SIZE, hashes, metrics=metrics)
+    side.attach([Part(store, Namer("space", "tp0"))])
+    one = request("one", 14)
+    run(side, one, [7, 3, 9, 5])
+    publish(store, one, [0, 1, 2])
+    for found in (12, 0):
+        side.plan(step(preempted=[one]))
+        assert side.matched_tokens(one, 0)[0] == found
+        side.admit(one, found)
+        side.plan(step(cached=[(one, [2, 4, 6, 8], found, 14 - found)], resumed=[one]))
+        side.load_failed({4})
+    counters = metrics.take()["counters"]
+    assert counters["lookup_requests_total"] == {"": 2}
+    assert counters["prompt_blocks_total"] == {"": 6}
+    assert counters["missed_blocks_total"] == {"absent": 3, "load_failed": 3}
+    assert "hit_blocks_total" not in counters
 
 
 def test_a_request_that_must_not_read_the_cache_finds_nothing(side, store):

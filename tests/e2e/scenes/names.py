@@ -14,6 +14,7 @@ def run(test):
     found = ask(test, None, test.place.models / "tiny")
     check(found["names"] == names["0"], "names: they differ without PYTHONHASHSEED")
     isolated(found["names"])
+    check(not found["events"], f"names: events differ from the engine's own: {found['events']}")
     stages(found["stages"])
     say("names: the same in every process; salts, adapters and pictures keep apart; so do stages")
     return found["stages"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ucm import hashing
 from ucm.errors import UnsupportedError
 from ucm.integration.vllm.division import Workers
-from ucm.weights import adapter_identity
+from ucm.integration.vllm.namespace import digest
+from ucm.logs import logger
+from ucm.weights import adapter_identity, adapter_stamp
 
 _ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
 # What vLLM keeps like those, block by block, where its hybrid manager is off.
@@ -153,19 +156,30 @@ def wants_events(vllm_config: Any) -> bool:
     return bool(events is not None and events.enable_kv_cache_events)
 
 
+def extra_keys(request: Any, start: int, end: int, media: int) -> tuple[Any, int]:
+    """Return what a block is hashed with beside its tokens, and the next of the media."""
+    from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
+
+    found: tuple[Any, int] = generate_block_hash_extra_keys(request, start, end, media)
+    return found
+
+
 def stored_events(blocks: Iterable[Mapping[str, Any]]) -> list[Any]:
     """Make vLLM's events of what an Announcer tells."""
     from vllm.distributed.kv_events import MEDIUM_STORAGE, BlockStored
     from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash as outer
+    from vllm.v1.core.kv_cache_utils import to_event_extra_keys
 
     events = []
     for fields in blocks:
         parent = fields["parent_block_hash"]
-        names = {
+        outside = {
             "block_hashes": [outer(each) for each in fields["block_hashes"]],
             "parent_block_hash": parent if parent is None else outer(parent),
+            "extra_keys": to_event_extra_keys(fields["extra_keys"]),
         }
-        events.append(BlockStored(**{**fields, **names}, medium=MEDIUM_STORAGE))
+        # There is one group, see check_support().
+        events.append(BlockStored(**{**fields, **outside}, medium=MEDIUM_STORAGE, group_idx=0))
     return events
 
 
@@ -210,23 +224,89 @@ def block_hashes(vllm_config: Any, block_tokens: int) -> Callable[[Any], Sequenc
     return hashes
 
 
-class Adapters:
-    """Which weights the adapters have that requests name, as they were at their first request."""
+def applied_otherwise(vllm_config: Any) -> bytes:
+    """Return what an engine makes of adapters' weights, where it is not told to do as usual."""
+    lora = getattr(vllm_config, "lora_config", None)
+    if lora is None:
+        return b""
+    kind, modules = str(lora.lora_dtype), lora.target_modules
+    usual = ("None", "auto", str(vllm_config.model_config.dtype))
+    switches = ("enable_tower_connector_lora", "enable_moe_shared_loras")
+    rare = {
+        "target_modules": None if modules is None else sorted(modules),  # of none: nothing changes
+        "dtype": None if kind in usual else kind,
+        **{name: getattr(lora, name, False) or None for name in switches},
+    }
+    said = {name: value for name, value in rare.items() if value is not None}
+    return digest(said, 32).encode() if said else b""
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int, str], bytes] = {}
+
+class _Adapter(NamedTuple):
+    stamp: dict[str, tuple[int, ...]]  # of its files when they were looked into
+    weights: bytes
+    name: bytes | None  # what stands for the weights that the engine has; None: nobody knows those
+
+
+class Adapters:
+    """Which weights the adapters have that requests name.
+
+    Nobody tells when the engine loads an adapter, so what its files say counts only if they are as
+    they were at the engine's start, or if every step loads them anew.
+    """
+
+    def __init__(self, vllm_config: Any = None) -> None:
+        self._applied = applied_otherwise(vllm_config)
+        self._since = time.time_ns()
+        self._known: dict[tuple[str, int, str], _Adapter] = {}
+        self._told: set[str] = set()  # what the log has said
 
     def __call__(self, request: Any) -> bytes:
-        """Return what tells the weights of the request's adapter apart; empty without one."""
+        """Return what tells apart what the request's adapter does; empty without one."""
         lora = getattr(request, "lora_request", None)
-        if lora is None:
-            return b""
-        key = (lora.lora_name, lora.lora_int_id, lora.lora_path)
-        if key not in self._known or lora.load_inplace:
-            if len(self._known) >= _ADAPTERS_MAX:
-                del self._known[next(iter(self._known))]
-            self._known[key] = adapter_identity(lora.lora_path)
-        return self._known[key]
+        return self._applied + self._weights(lora) if lora is not None else b""
+
+    def _weights(self, lora: Any) -> bytes:
+        try:
+            known = self._look(lora)
+        except OSError as error:
+            self._say(lora, f"nothing of it is found, because it cannot be read: {error}")
+            return secrets.token_bytes(16)
+        if known.name is None:
+            self._say(
+                lora, "nothing of it is found, because its files have changed since it was first "
+                "used; load changed weights from a new path",
+            )  # fmt: skip
+            return secrets.token_bytes(16)
+        return known.name
+
+    def _look(self, lora: Any) -> _Adapter:
+        key, path = (lora.lora_name, lora.lora_int_id, lora.lora_path), lora.lora_path
+        known, stamp = self._known.get(key), adapter_stamp(path)
+        if known is None or lora.load_inplace:
+            weights = name = adapter_identity(path)
+            if not lora.load_inplace and any(when > self._since for *_, when in stamp.values()):
+                self._say(
+                    lora, "no other engine finds what is stored of it, because its files are newer "
+                    "than this engine, and may have been loaded before they were changed",
+                )  # fmt: skip
+                name = secrets.token_bytes(16)
+            known = _Adapter(stamp, weights, name)
+        elif stamp and stamp != known.stamp:  # what is gone is not loaded again
+            same = adapter_identity(path) == known.weights
+            known = known._replace(stamp=stamp, name=known.name if same else None)
+        if key not in self._known and len(self._known) >= _ADAPTERS_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[key] = known
+        return known
+
+    def _say(self, lora: Any, what: str) -> None:
+        """Say something of an adapter once."""
+        said = f"adapter {lora.lora_name} in {lora.lora_path}: {what}"
+        if said not in self._told:
+            if len(self._told) >= _ADAPTERS_MAX:
+                self._told.clear()
+            self._told.add(said)
+            logger.warning("%s", said)
 
 
 class Apart:

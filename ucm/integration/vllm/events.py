@@ -1,18 +1,28 @@
-"""Tells vLLM's KV events of blocks that the store has: each once every rank's part is dumped."""
+"""Tells vLLM's KV events of blocks that the store has: each once every rank's part is dumped.
+
+By the engine's own hashes, by which others know the block; what the workers tell is ours.
+"""
 
 from __future__ import annotations
 
 import array
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _PLANNED_TOKENS = 1 << 20  # of blocks under way, 4 bytes each
 
+# Takes a request, a block's first token and the one behind it, and the first of the request's media
+# to look at; returns what the block is hashed with beside its tokens, and the next of the media.
+ExtraKeys = Callable[[Any, int, int, int], tuple[Any, int]]
+
 
 class _Planned(NamedTuple):
+    name: bytes  # the engine's hash; ours may tell more apart
     parent: bytes | None
     tokens: array.array[int]
+    extra_keys: tuple[Any, ...] | None
+    session: str | None
     lora_id: int | None
     lora_name: str | None
 
@@ -20,8 +30,9 @@ class _Planned(NamedTuple):
 class Announcer:
     """Collects what is planned and what the workers report; every call is the scheduler's."""
 
-    def __init__(self, block_tokens: int) -> None:
+    def __init__(self, block_tokens: int, extra_keys: ExtraKeys) -> None:
         self._block_tokens = block_tokens
+        self._extra_keys = extra_keys
         self._planned: collections.OrderedDict[bytes, _Planned] = collections.OrderedDict()
         self._saves: dict[int, list[bytes]] = {}  # what each save under way is of
         self._save_of: dict[bytes, int] = {}
@@ -32,13 +43,17 @@ class Announcer:
         self, request: Any, hashes: Sequence[bytes], places: Sequence[int], save: int
     ) -> None:
         """Remember what is to be told of these blocks of a request, which a save is of."""
-        lora, size = getattr(request, "lora_request", None), self._block_tokens
+        lora, size, media = getattr(request, "lora_request", None), self._block_tokens, 0
         for i in places:
             self._forget(hashes[i])  # of a time before, when not every rank could
             tokens = request.all_token_ids[i * size : (i + 1) * size]
+            keys, media = self._extra_keys(request, i * size, (i + 1) * size, media)
             self._planned[hashes[i]] = _Planned(
-                hashes[i - 1] if i else None,
+                request.block_hashes[i],
+                request.block_hashes[i - 1] if i else None,
                 array.array("I", tokens),
+                keys,
+                getattr(request, "session_id", None),
                 lora.adapter_id if lora else None,
                 lora.name if lora else None,
             )
@@ -64,12 +79,14 @@ class Announcer:
                 assert known is not None
                 self._stored.append(
                     {
-                        "block_hashes": [block_hash],
+                        "block_hashes": [known.name],
                         "parent_block_hash": known.parent,
                         "token_ids": known.tokens.tolist(),
                         "block_size": self._block_tokens,
                         "lora_id": known.lora_id,
                         "lora_name": known.lora_name,
+                        "extra_keys": [known.extra_keys],
+                        "session_id": known.session,
                     }
                 )
 

@@ -72,7 +72,10 @@ def _moves(what: str, done: str) -> tuple[Metric, ...]:
     """Return the metrics that loads and saves both have."""
     of = "of them in a step, or in a request that waits outside the batch"
     return (
-        Metric(f"{what}_requests_total", "counter", "requests", f"Requests that {what} blocks."),
+        Metric(
+            f"{what}_requests_total", "counter", "requests",
+            f"Requests that {what} blocks, in each step.",
+        ),
         Metric(f"{what}_blocks_total", "counter", "blocks", f"Blocks that were {done}."),
         Metric(f"{what}_bytes_total", "counter", "bytes", "Their bytes, at all ranks."),
         Metric(

@@ -213,6 +213,8 @@ class SchedulerSide:
         """
         name, blocks = request.request_id, external_tokens // self._block_tokens
         looked = self._looked.pop(name, None)
+        # As in the engine's own statistics, preempted requests are not counted again.
+        counted = name in self._tracked and name not in self._denied
         keep = self._policy.saves and self._keeps(request)
         before = self._tracked.get(name)
         if before and (name in self._receiving or request.num_computed_tokens):
@@ -221,7 +223,8 @@ class SchedulerSide:
         self._tracked[name] = tracked
         if looked is not None:
             tracked.hit = range(looked.match.local, looked.match.local + blocks)
-            self._metrics.looked_up(*looked.match, looked.missed, looked.seconds)
+            if not counted:
+                self._metrics.looked_up(*looked.match, looked.missed, looked.seconds)
         if name in self._receiving:
             hit, _ = self._receiving.pop(name)
             there = request.num_computed_tokens // self._block_tokens  # fewer if some have failed

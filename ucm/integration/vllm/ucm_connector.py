@@ -125,7 +125,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         # A stage cannot tell the next one within a step what it failed to load.
         self._outside = (now.use_request_async_load and not wrapped) or stages > 1
         events = engine.wants_events(vllm_config) and not wrapped
-        self._announcer = Announcer(self._block_tokens) if events else None
+        self._announcer = Announcer(self._block_tokens, engine.extra_keys) if events else None
         self._moving = Moving(
             layerwise=self._layerwise(now) and not wrapped and stages == 1,
             async_save=now.use_async_save and not wrapped and not now.use_lite,
@@ -135,7 +135,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         atexit.register(_shut_down, weakref.ref(self))
         if role == KVConnectorRole.SCHEDULER:
             hashes = engine.block_hashes(vllm_config, self._block_tokens)
-            self._hashes = engine.Apart(hashes, engine.Adapters())
+            self._hashes = engine.Apart(hashes, engine.Adapters(vllm_config))
             policy = Policy(
                 hit_ratio=now.hit_ratio,
                 persist_token_threshold=now.persist_token_threshold,
