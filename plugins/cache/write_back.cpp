@@ -114,15 +114,18 @@ void WriteBack::account(const BlockRef &block, uint32_t shard, uint64_t epoch) {
     works_[block].accounts.push_back({shard, epoch});
 }
 
+bool WriteBack::waits_for(const std::vector<Account> &accounts, uint32_t shard) {
+    return std::any_of(accounts.begin(), accounts.end(),
+                       [&](const Account &each) { return each.shard == shard; });
+}
+
 void WriteBack::account_again(const BlockRef &block, uint32_t shard, uint64_t epoch) {
     const bool gathers = table_.state(block) == State::kGathering;
     const bool open = gathers ? !below_of(table_.word(block.record, shard))
                               : table_.state(block) == State::kDirty;
     if (!core_.lower_keeps || !open) return core_.ledger.end(epoch, 1, 0, 0);
     auto &accounts = works_[block].accounts;
-    if (std::any_of(accounts.begin(), accounts.end(),
-                    [&](const Account &each) { return each.shard == shard; }))
-        return core_.ledger.end(epoch, 1, 0, 0);  // it is waited for already
+    if (waits_for(accounts, shard)) return core_.ledger.end(epoch, 1, 0, 0);
     accounts.push_back({shard, epoch});
     if (gathers) touched(block);
 }
@@ -628,15 +631,21 @@ void WriteBack::lose(const BlockRef &block, ucm_status status, const char *why, 
         }
         answer_last(work, status, 0, outcome);
     }
+    account_handed(block);
     uint64_t lost = end_accounts(block, End::kLost);
-    if (!core_.lower_keeps) {
-        lost = table_.record(r).here.load();
-        core_.ledger.lose_stored(lost);
+    uint64_t without_account = 0, of_others = 0;
+    if (!core_.lower_keeps) without_account = table_.record(r).here.load();
+    for (uint32_t shard = 0; shard < table_.shards() && core_.lower_keeps; shard++) {
+        const uint32_t reporter = table_.reporter(r, shard);
+        if (!unsaved_word(table_.word(r, shard)) || reporter == table_.member()) continue;
+        (table_.absent(reporter) ? without_account : of_others)++;
     }
+    core_.ledger.lose_stored(without_account);
+    lost += without_account;
     core_.metrics.add(kLostShards, lost);
     if (table_.state(block) == State::kGathering) core_.metrics.add(kAbandonedBlocks, 1);
     outcome.warnings.push_back("block " + table_.id(r).hex() + " is given up with " +
-                               std::to_string(lost) +
+                               std::to_string(lost + of_others) +
                                " shards that are stored nowhere else: " + why);
     table_.detach(r, status, kLost);
 }
@@ -649,32 +658,56 @@ void WriteBack::drop(const BlockRef &block, Outcome &outcome, uint32_t flags) {
 }
 
 void WriteBack::adopt(const Table::Inheritance &all, Outcome &outcome) {
-    if (all.records.empty() && all.removed.empty() && all.lost_shards == 0) return;
-    std::vector<BlockRef> dirty;
+    if (all.records.empty() && all.brought.empty() && all.removed.empty() && all.lost.empty())
+        return;
+    uint64_t lost = 0;
+    for (size_t k = 0; k < all.lost.size(); k++) {
+        lost += all.lost[k].shards;
+        if (k < kMostNamed)
+            outcome.warnings.push_back("block " + all.lost[k].id.hex() + " has lost " +
+                                       std::to_string(all.lost[k].shards) +
+                                       " shards with a process that is dead");
+    }
+    if (all.lost.size() > kMostNamed)
+        outcome.warnings.push_back(std::to_string(all.lost.size() - kMostNamed) +
+                                   " more blocks have lost shards with it");
+    core_.ledger.lose_stored(lost);
+    core_.metrics.add(kLostShards, lost);
+    for (auto &block : all.brought) account_handed(block);
+    size_t dirty = 0;
     for (auto &block : all.records) {
         const uint32_t r = block.record;
         if (table_.state(block) == State::kGathering && table_.whole(r)) table_.publish(r);
         const bool is_dirty = table_.state(block) == State::kDirty;
-        if (is_dirty && core_.lower_keeps) dirty.push_back(block);
-        if (is_dirty && !core_.lower_keeps) table_.settle(r);
-        if (!is_dirty) touched(block);
-    }
-    const uint64_t shards = dirty.size() * table_.shards();
-    const uint64_t epoch = dirty.empty() ? 0 : core_.ledger.accept(shards);
-    for (auto &block : dirty) {
-        for (uint32_t shard = 0; shard < table_.shards(); shard++) account(block, shard, epoch);
-        request(block);
+        account_handed(block);
+        dirty += is_dirty && core_.lower_keeps;
+        if (!is_dirty)
+            touched(block);
+        else
+            core_.lower_keeps ? request(block) : table_.settle(r);
     }
     to_remove_.insert(to_remove_.end(), all.removed.begin(), all.removed.end());
     core_.wakeups.writes.notify_one();
-    core_.metrics.add(kAdoptedBlocks, dirty.size());
-    core_.metrics.add(kLostShards, all.lost_shards);
-    outcome.warnings.push_back(std::to_string(all.members) + " stores that shared " +
-                               core_.segment.path() + " are dead: " + std::to_string(dirty.size()) +
-                               " blocks that they had accepted are stored now, " +
-                               std::to_string(all.records.size() - dirty.size()) +
-                               " wait for other shards, " + std::to_string(all.lost_shards) +
-                               " shards of unfinished blocks are lost");
+    core_.metrics.add(kAdoptedBlocks, dirty);
+    outcome.warnings.push_back(
+        std::to_string(all.members) + " stores that shared " + core_.segment.path() +
+        " are dead: " + std::to_string(dirty) + " blocks that they had accepted are stored now, " +
+        std::to_string(all.records.size() - dirty) + " wait for other shards, " +
+        std::to_string(lost) + " shards of unfinished blocks are lost");
+}
+
+// Shards that are here of a block, and that others accepted: from now on this store's to report,
+// and waited for by its drains.
+void WriteBack::account_handed(const BlockRef &block) {
+    if (!core_.lower_keeps) return;
+    const uint32_t r = block.record;
+    for (uint32_t shard = 0; shard < table_.shards(); shard++) {
+        if (!table_.handed(r, shard) || table_.reporter(r, shard) != table_.member()) continue;
+        if (!unsaved_word(table_.word(r, shard))) continue;
+        table_.report_by(r, shard, table_.member(), false);
+        auto &accounts = works_[block].accounts;
+        if (!waits_for(accounts, shard)) accounts.push_back({shard, core_.ledger.accept(1)});
+    }
 }
 
 // Blocks of this member that it does not know of: somebody handed them over, completed them, or
@@ -687,6 +720,7 @@ void WriteBack::find_own() {
         bool unsaved = false;
         for (uint32_t shard = 0; shard < table_.shards(); shard++)
             unsaved = unsaved || unsaved_word(table_.word(r, shard));
+        account_handed(block);
         if (state == State::kDirty || table_.complete(r) || table_.flagged(r, kFlush))
             request(block);
         else if (!unsaved)
@@ -700,6 +734,7 @@ void WriteBack::drain(bool begins) {
     const Lock lock(core_.mutex);
     const Table::Hold hold(table_);
     drains_ += begins ? 1 : -1u;
+    if (begins && table_.changed_hands()) find_own();
     if (begins) flush_for_drains();
 }
 
@@ -715,14 +750,18 @@ void WriteBack::flush_for_drains() {
     }
 }
 
-// Shards of an unfinished block that its owner has stored.
+// Shards of an unfinished block that its owner has stored, and whose end its store below reports.
 void WriteBack::settle_stored(const BlockRef &block, Work &work) {
     const auto is_below = [&](const Account &each) {
         return below_of(table_.word(block.record, each.shard));
     };
     if (table_.mine(block.record)) return;
-    for (auto &each : work.accounts)
-        if (is_below(each)) core_.ledger.end(each.epoch, 1, 0, 0);
+    for (auto &each : work.accounts) {
+        if (!is_below(each)) continue;
+        core_.ledger.end(each.epoch, 1, 0, 0);
+        if (table_.reporter(block.record, each.shard) == table_.member())
+            table_.report_by(block.record, each.shard, table_.owner(block.record), false);
+    }
     work.accounts.erase(std::remove_if(work.accounts.begin(), work.accounts.end(), is_below),
                         work.accounts.end());
 }
@@ -749,20 +788,41 @@ void WriteBack::settle_foreign(Outcome &outcome) {
     }
 }
 
-// Its store below may work.
+// Its store below may work. It reports what this one does not any more.
 void WriteBack::leave_to(const BlockRef &block, uint32_t member) {
     end_accounts(block, End::kStored);
-    for (uint32_t shard = 0; shard < table_.shards(); shard++)
+    for (uint32_t shard = 0; shard < table_.shards(); shard++) {
+        const uint32_t reporter = table_.reporter(block.record, shard);
+        const bool here = state_of(table_.word(block.record, shard)) == ShardState::kHere;
+        if (here && (reporter == table_.member() || table_.absent(reporter)))
+            table_.report_by(block.record, shard, member, true);
         table_.below(block.record, shard, false);
+    }
     const Record &record = table_.record(block.record);
     if (record.have == 0 && record.users == 0)
         return table_.detach(block.record, UCM_CANCELLED, kLost);
     table_.hand_over(block.record, member);
 }
 
+// Shards of a block of another member: that one reports them.
+void WriteBack::hand_back(const BlockRef &block) {
+    const uint32_t r = block.record, owner = table_.owner(r);
+    for (auto &each : works_[block].accounts)
+        if (table_.reporter(r, each.shard) == table_.member())
+            table_.report_by(r, each.shard, owner, true);
+    end_accounts(block, End::kStored);
+    table_.hand_over(r, owner);
+}
+
 bool WriteBack::leave(Outcome &outcome) {
     bool more = false;
     table_.begin_leaving();
+    settle_foreign(outcome);
+    std::vector<BlockRef> of_others;
+    for (auto &entry : works_)
+        if (!table_.mine(entry.first.record) && !entry.second.accounts.empty())
+            of_others.push_back(entry.first);
+    for (auto &block : of_others) hand_back(block);
     const uint32_t heir = core_.lower_keeps ? table_.another_member() : kNone;
     std::vector<BlockRef> mine;
     table_.each([&](uint32_t r) {

@@ -101,6 +101,9 @@ class WriteBack {
     void remove_again(Lock &lock);
     bool again(const BlockRef &block, bool down);
     void leave_to(const BlockRef &block, uint32_t member);
+    static bool waits_for(const std::vector<Account> &accounts, uint32_t shard);
+    void account_handed(const BlockRef &block);
+    void hand_back(const BlockRef &block);
     void settle_stored(const BlockRef &block, Work &work);
     void try_held_back();
     void not_unsaved(Work &work);

@@ -118,6 +118,28 @@ def test_a_segment_of_other_sizes_makes_way_when_nobody_lives_in_it(config, run,
     assert "differs in shards of a block: 4 there, 8 here; it is removed, with 1 blocks" in line
 
 
+def test_what_the_dead_accepted_is_lost_in_one_report(config, run, caplog):
+    """More unfinished blocks than dumps may hold: some are below, with a handle that is gone."""
+    begins = """
+        from ucm.conformance import kit
+        store = ucm.open_pipeline(config)
+        for number in range(16):
+            piece = kit.Block(bytes([number] * 16), (bytes(store.layout.shard_size),) * 4)
+            kit.dump_pieces(store, piece.pieces()[1:2])
+        print("stored", flush=True)
+        time.sleep(60)
+    """
+    process = run(begins, config)
+    assert process.stdout.readline() == "stored\n", process.stderr.read()
+    process.kill()
+    process.wait()
+    store = ucm.open_pipeline(config)
+    report = store.close()
+    assert (report.lost, report.pending) == (16, 0)
+    ucm.logs.flush()
+    assert all(f"block {bytes([number] * 16).hex()} " in caplog.text for number in range(16))
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
