@@ -148,6 +148,7 @@ ucm_status CacheStore::cancel(ucm_task number, ucm_error *err) {
     if (status != UCM_OK) return status;
     engine_->loads.cancel(number);
     Lock lock(engine_->core.mutex);
+    engine_->writer.cancelled();
     engine_->core.wakeups.dumps.notify_all();
     return UCM_OK;
 }

@@ -134,9 +134,36 @@ void WriteBack::answer_later(const BlockRef &block, const JobRef &job, size_t ro
     Work &work = works_[block];
     work.last_job = job;
     work.last_row = row;
+    last_.push_back(block);
+    last_until_ns_ = std::min(last_until_ns_, job->task->deadline_ns());
     request(block);
     queued_since_ns_ = 0;  // somebody waits for it
     core_.wakeups.writes.notify_one();
+}
+
+void WriteBack::cancelled() {
+    if (last_.empty()) return;
+    last_until_ns_ = 0;
+    core_.wakeups.writes.notify_one();
+}
+
+// Last shards whose callers wait no longer: they are accepted like any others, and not published.
+void WriteBack::answer_overdue(Outcome &outcome) {
+    if (last_until_ns_ > monotonic_ns()) return;
+    last_until_ns_ = INT64_MAX;
+    std::vector<BlockRef> still;
+    for (auto &block : last_) {
+        auto found = works_.find(block);
+        if (found == works_.end() || !found->second.last_job) continue;
+        const Task &task = *found->second.last_job->task;
+        if (task.refused() != UCM_OK) {
+            answer_last(found->second, UCM_OK, 0, outcome);
+            continue;
+        }
+        still.push_back(block);
+        last_until_ns_ = std::min(last_until_ns_, task.deadline_ns());
+    }
+    last_ = std::move(still);
 }
 
 void WriteBack::not_unsaved(Work &work) {
@@ -250,6 +277,7 @@ void WriteBack::run() {
             queue_.push_back(delayed_.begin()->second);
             delayed_.erase(delayed_.begin());
         }
+        answer_overdue(outcome);
         if (!ended_.empty()) {
             const auto batch = std::move(ended_.front());
             ended_.pop_front();
@@ -270,7 +298,7 @@ void WriteBack::run() {
             }
             if (batch) submit(batch, lock);
             core_.wakeups.dumps.notify_all();
-        } else if (outcome.warnings.empty()) {
+        } else if (outcome.answers.empty()) {
             if (idle()) core_.wakeups.idle.notify_all();
             if (stopping_) return;
             core_.wakeups.writes_want_change = !held_back_.empty();
@@ -284,8 +312,8 @@ void WriteBack::run() {
 }
 
 int64_t WriteBack::next_wake() const {
-    int64_t at_ns = INT64_MAX;
-    if (!delayed_.empty()) at_ns = delayed_.begin()->first;
+    int64_t at_ns = last_until_ns_;
+    if (!delayed_.empty()) at_ns = std::min(at_ns, delayed_.begin()->first);
     if (!held_back_.empty()) at_ns = std::min(at_ns, monotonic_ns() + 100 * 1000000);
     if (!queue_.empty() && in_flight_ < core_.config.running_shards)
         at_ns = std::min(at_ns, std::max({busy_until_ns_, quiet_until(),

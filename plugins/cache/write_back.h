@@ -31,6 +31,8 @@ class WriteBack {
     void account_again(const BlockRef &block, uint32_t shard, uint64_t epoch);
     // The block's last shard, whose job is answered once the block is published below.
     void answer_later(const BlockRef &block, const JobRef &job, size_t row);
+    // With Core::mutex alone: a job was cancelled.
+    void cancelled();
     // Gathering: a shard came.
     void touched(const BlockRef &block);
     void request(const BlockRef &block);
@@ -109,6 +111,7 @@ class WriteBack {
     void not_unsaved(Work &work);
     void not_saved(Work &work);
     uint64_t end_accounts(const BlockRef &block, End end);
+    void answer_overdue(Outcome &outcome);
     void answer_last(Work &work, ucm_status status, uint32_t flags, Outcome &outcome);
     void lose_oldest_spilled(Outcome &outcome);
     void lose_spilled(uint32_t record, Outcome &outcome);
@@ -130,6 +133,8 @@ class WriteBack {
     std::vector<BlockRef> doubtful_;
     // Written, and removed meanwhile: they are removed below before anybody writes them anew.
     std::vector<BlockRef> to_remove_;
+    std::vector<BlockRef> last_;         // whose last shard is to be answered
+    int64_t last_until_ns_ = INT64_MAX;  // when one of their callers may wait no longer
     std::vector<std::pair<BlockRef, uint32_t>> to_leave_;  // to this member; filled by judge
     uint64_t in_flight_ = 0;                               // shards
     uint64_t calls_begun_ = 0, calls_ended_ = 0;

@@ -157,6 +157,29 @@ TEST_CASE("layerwise dumps of more blocks than fit go below early and are publis
     REQUIRE(stack.loads_back(ids));
 }
 
+TEST_CASE("who brings the last shard of a block that lies below waits no longer than its deadline",
+          "[cache]") {
+    const bool cancelled = GENERATE(false, true);
+    Stack stack({"Cache", "Memory"}, with_room(16), kFour);
+    const auto ids = make_ids(8);
+    for (uint32_t shard = 0; shard < 3; shard++)
+        for (auto &id : ids) REQUIRE(dump_one(stack, id, shard).status == UCM_OK);
+    REQUIRE(drained(stack).unfinished == 24);
+    stack.memory().hang_dumps(true);
+    Move last(stack, {{ids[0], 3}});
+    last.transfer.deadline_ns = ucm::monotonic_ns() + (cancelled ? 20000 : 1000) * 1000000ll;
+    REQUIRE(last.dump_patiently() == UCM_OK);
+    REQUIRE(stack.memory().wait_for_waiting(1));
+    if (cancelled) REQUIRE(ucm_cancel(stack.top(), last.task, nullptr) == UCM_OK);
+    REQUIRE(last.wait() == UCM_OK);
+    REQUIRE_FALSE(published(last.result(0)));
+    REQUIRE(drained(stack, UCM_PENDING, 0).pending >= 1);
+    stack.memory().hang_dumps(false);
+    REQUIRE(drained(stack).lost == 0);
+    REQUIRE(stack.memory().published(ids[0]));
+    REQUIRE(stack.loads_back({ids[0]}));
+}
+
 TEST_CASE("a drain takes unfinished blocks below, where they are counted", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     const auto ids = make_ids(2);
