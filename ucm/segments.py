@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")
-VERSION = 1
+VERSION = 2
 PHASES = ("building", "ready", "removed")
 _STATES = ("free", "clean", "gathering", "dirty", "zombie", "spilled")
 _NAME = re.compile(r"ucm-[a-z]+-(\d+)-(.+)")

@@ -15,7 +15,7 @@
 namespace ucm::cache {
 
 constexpr char kMagic[8] = {'U', 'C', 'M', 'C', 'A', 'C', 'H', 'E'};
-constexpr uint32_t kSegmentVersion = 1;
+constexpr uint32_t kSegmentVersion = 2;
 constexpr uint32_t kMembers = 64, kNobody = kMembers;  // who visits is no member
 constexpr uint32_t kStripes = 1024;
 constexpr uint32_t kLostRing = 4096;
@@ -88,8 +88,11 @@ static_assert(sizeof(Record) == 128);
 struct ShardInfo {
     std::atomic<uint64_t> length, raw_length;
     std::atomic<uint32_t> word;
-    uint32_t reserved;
+    // With the mutex only. Of what is here and not published below: the member whose report has it
+    // if it is lost. It has an account of it, unless kHanded is set, or the shard lies below.
+    uint32_t reporter;
 };
+constexpr uint32_t kHanded = 1u << 31;
 
 constexpr uint32_t kJoined = 1, kLeaving = 2;  // 0: nobody has the place
 

@@ -347,6 +347,7 @@ void Table::arrived(uint32_t record, uint32_t shard, uint64_t length, uint64_t r
     const bool below = below_of(info.word.load(kRelaxed));
     info.length.store(length, kRelaxed);
     info.raw_length.store(raw_length, kRelaxed);
+    info.reporter = member_;
     info.word.store(shard_word(ShardState::kHere, 0, below), kRelease);
     each.here.fetch_add(1, kRelease);
     if (!below) each.have++;
@@ -677,6 +678,14 @@ Table::Inheritance Table::adopt() {
         return std::find(dead.begin(), dead.end(), m) != dead.end() ||
                (m < kMembers && m != member_ && bell(m).joined.load(kAcquire) == 0);
     };
+    // Is this shard of a block that ends here in nobody else's report?
+    const auto lost_with = [&](uint32_t r, uint32_t shard, bool orphan) {
+        const uint32_t w = word(r, shard);
+        const bool here = state_of(w) == ShardState::kHere;
+        if (!header_.keeps) return here;
+        return below_of(w) ? orphan && (!here || gone(reporter(r, shard)))
+                           : here && gone(reporter(r, shard));
+    };
     if (dead.empty()) return all;
     each([&](uint32_t r) {
         Record &record = records_[r];
@@ -684,13 +693,15 @@ Table::Inheritance Table::adopt() {
         const bool orphan = gone(record.owner.load(kRelaxed));
         if (state == State::kSpilled) {
             if (!orphan) return;
-            all.lost_shards += record.have;
+            all.lost.push_back({id(r), record.have});
             return free(r);
         }
         const auto left_by_dead = [&](uint32_t w) {
             const ShardState is = state_of(w);
             return (is == ShardState::kCopying || is == ShardState::kLoading) && gone(member_of(w));
         };
+        const bool unsaved = state == State::kGathering || state == State::kDirty;
+        uint32_t lost = 0;
         bool rests = false;
         for (uint32_t shard = 0; shard < shards_ && record.users; shard++) {
             const uint32_t w = word(r, shard);
@@ -718,12 +729,16 @@ Table::Inheritance Table::adopt() {
             }
         }
         if (rests) {
+            for (uint32_t shard = 0; shard < shards_ && unsaved; shard++)
+                lost += lost_with(r, shard, orphan);
             detach(r, UCM_NOT_FOUND, state == State::kGathering ? uint32_t(kLost) : 0u);
-        } else if (orphan && (state == State::kGathering || state == State::kDirty)) {
+        } else if (orphan && unsaved) {
             for (uint32_t shard = 0; shard < shards_; shard++) {
                 const uint32_t w = word(r, shard);
-                if (!below_of(w)) continue;
-                if (state_of(w) != ShardState::kHere) all.lost_shards++;
+                if (state_of(w) != ShardState::kHere)
+                    lost += below_of(w);
+                else if (gone(reporter(r, shard)))
+                    report_by(r, shard, member_, true);
                 below(r, shard, false);
             }
             record.owner.store(member_, kRelease);
@@ -733,8 +748,18 @@ Table::Inheritance Table::adopt() {
             else
                 detach(r, UCM_CANCELLED, kLost);
         } else {
+            bool any = false;
+            for (uint32_t shard = 0; shard < shards_ && unsaved; shard++) {
+                const uint32_t w = word(r, shard);
+                if (state_of(w) != ShardState::kHere || !gone(reporter(r, shard))) continue;
+                // What lies below is its owner's.
+                report_by(r, shard, below_of(w) ? owner(r) : member_, !below_of(w));
+                any = any || !below_of(w);
+            }
+            if (any) all.brought.push_back(ref(r));
             unused(r);
         }
+        if (lost) all.lost.push_back({id(r), lost});
     });
     header_.changes.fetch_add(1, kRelease);
     for (uint32_t m : dead) {

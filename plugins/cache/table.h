@@ -125,6 +125,16 @@ class Table {
     }
     bool mine(uint32_t record) const { return owner(record) == member_; }
     bool partly_below(uint32_t record) const;
+    // Who brought a shard reports its loss, until somebody else is handed that.
+    uint32_t reporter(uint32_t record, uint32_t shard) const {
+        return info(record, shard).reporter & ~kHanded;
+    }
+    bool handed(uint32_t record, uint32_t shard) const {
+        return (info(record, shard).reporter & kHanded) != 0;
+    }
+    void report_by(uint32_t record, uint32_t shard, uint32_t member, bool handed) {
+        info(record, shard).reporter = member | (handed ? kHanded : 0u);
+    }
 
     BlockRef visible(const BlockId &id) const { return search(id, kSeen); }
     BlockRef gathering(const BlockId &id) const { return search(id, kGathers); }
@@ -191,7 +201,12 @@ class Table {
     struct Inheritance {
         std::vector<BlockRef> records;  // gathering and dirty ones that are this member's now
         std::vector<BlockRef> removed;  // to be removed below again, as if this member wrote them
-        uint64_t lost_shards = 0;       // that only the dead member's store below had
+        std::vector<BlockRef> brought;  // of others, with shards that this member reports now
+        struct Lost {
+            BlockId id;
+            uint32_t shards;
+        };
+        std::vector<Lost> lost;  // what nobody else reports
         uint32_t members = 0;
     };
     // Takes over what dead members left, and what they moved. The first call makes this member one.
@@ -209,6 +224,11 @@ class Table {
     uint32_t another_member() const;
     // From here on nobody hands anything over to this member.
     void begin_leaving();
+    // Is nobody there who could report anything?
+    bool absent(uint32_t member) const {
+        return member >= kMembers || !bell(member).joined.load(std::memory_order_acquire) ||
+               segment_.dead(member);
+    }
     void hand_over(uint32_t record, uint32_t member);
     // Zombies and frames that rest may take as many frames as loads are left.
     bool many_zombies() const;

@@ -114,15 +114,18 @@ void WriteBack::account(const BlockRef &block, uint32_t shard, uint64_t epoch) {
     works_[block].accounts.push_back({shard, epoch});
 }
 
+bool WriteBack::waits_for(const std::vector<Account> &accounts, uint32_t shard) {
+    return std::any_of(accounts.begin(), accounts.end(),
+                       [&](const Account &each) { return each.shard == shard; });
+}
+
 void WriteBack::account_again(const BlockRef &block, uint32_t shard, uint64_t epoch) {
     const bool gathers = table_.state(block) == State::kGathering;
     const bool open = gathers ? !below_of(table_.word(block.record, shard))
                               : table_.state(block) == State::kDirty;
     if (!core_.lower_keeps || !open) return core_.ledger.end(epoch, 1, 0, 0);
     auto &accounts = works_[block].accounts;
-    if (std::any_of(accounts.begin(), accounts.end(),
-                    [&](const Account &each) { return each.shard == shard; }))
-        return core_.ledger.end(epoch, 1, 0, 0);  // it is waited for already
+    if (waits_for(accounts, shard)) return core_.ledger.end(epoch, 1, 0, 0);
     accounts.push_back({shard, epoch});
     if (gathers) touched(block);
 }
@@ -131,9 +134,36 @@ void WriteBack::answer_later(const BlockRef &block, const JobRef &job, size_t ro
     Work &work = works_[block];
     work.last_job = job;
     work.last_row = row;
+    last_.push_back(block);
+    last_until_ns_ = std::min(last_until_ns_, job->task->deadline_ns());
     request(block);
     queued_since_ns_ = 0;  // somebody waits for it
     core_.wakeups.writes.notify_one();
+}
+
+void WriteBack::cancelled() {
+    if (last_.empty()) return;
+    last_until_ns_ = 0;
+    core_.wakeups.writes.notify_one();
+}
+
+// Last shards whose callers wait no longer: they are accepted like any others, and not published.
+void WriteBack::answer_overdue(Outcome &outcome) {
+    if (last_until_ns_ > monotonic_ns()) return;
+    last_until_ns_ = INT64_MAX;
+    std::vector<BlockRef> still;
+    for (auto &block : last_) {
+        auto found = works_.find(block);
+        if (found == works_.end() || !found->second.last_job) continue;
+        const Task &task = *found->second.last_job->task;
+        if (task.refused() != UCM_OK) {
+            answer_last(found->second, UCM_OK, 0, outcome);
+            continue;
+        }
+        still.push_back(block);
+        last_until_ns_ = std::min(last_until_ns_, task.deadline_ns());
+    }
+    last_ = std::move(still);
 }
 
 void WriteBack::not_unsaved(Work &work) {
@@ -247,6 +277,7 @@ void WriteBack::run() {
             queue_.push_back(delayed_.begin()->second);
             delayed_.erase(delayed_.begin());
         }
+        answer_overdue(outcome);
         if (!ended_.empty()) {
             const auto batch = std::move(ended_.front());
             ended_.pop_front();
@@ -255,8 +286,8 @@ void WriteBack::run() {
                 finish(*batch, outcome);
             }
             while (!doubtful_.empty()) ask_below(lock, outcome);
-        } else if (!to_remove_.empty()) {
-            remove_again(lock);
+        } else if (!to_remove_.empty() && now_ns >= remove_at_ns_) {
+            remove_again(lock, outcome);
         } else if (!queue_.empty() && in_flight_ < core_.config.running_shards &&
                    now_ns >= busy_until_ns_ && now_ns >= quiet_until() &&
                    (core_.impatient || core_.dump_breaker.ask() != Breaker::Says::kNo)) {
@@ -267,7 +298,7 @@ void WriteBack::run() {
             }
             if (batch) submit(batch, lock);
             core_.wakeups.dumps.notify_all();
-        } else if (outcome.warnings.empty()) {
+        } else if (outcome.answers.empty()) {
             if (idle()) core_.wakeups.idle.notify_all();
             if (stopping_) return;
             core_.wakeups.writes_want_change = !held_back_.empty();
@@ -281,8 +312,9 @@ void WriteBack::run() {
 }
 
 int64_t WriteBack::next_wake() const {
-    int64_t at_ns = INT64_MAX;
-    if (!delayed_.empty()) at_ns = delayed_.begin()->first;
+    int64_t at_ns = last_until_ns_;
+    if (!delayed_.empty()) at_ns = std::min(at_ns, delayed_.begin()->first);
+    if (!to_remove_.empty()) at_ns = std::min(at_ns, remove_at_ns_);
     if (!held_back_.empty()) at_ns = std::min(at_ns, monotonic_ns() + 100 * 1000000);
     if (!queue_.empty() && in_flight_ < core_.config.running_shards)
         at_ns = std::min(at_ns, std::max({busy_until_ns_, quiet_until(),
@@ -437,8 +469,9 @@ void WriteBack::finish(Batch &batch, Outcome &outcome) {
     core_.wakeups.idle.notify_all();
 }
 
-// What a dump of ours may have published after its block was removed.
-void WriteBack::remove_again(Lock &lock) {
+// What a dump of ours may have published after its block was removed. Until then nobody else writes
+// that block; so a store that is down may take its time, but not while this one closes.
+void WriteBack::remove_again(Lock &lock, Outcome &outcome) {
     std::vector<uint8_t> ids;
     const size_t n = to_remove_.size();
     for (auto &block : to_remove_) {
@@ -450,10 +483,26 @@ void WriteBack::remove_again(Lock &lock) {
     args.n = n;
     args.block_ids = ids.data();
     lock.unlock();
-    ucm_remove(core_.lower, &args, nullptr);
+    const ucm_status status = ucm_remove(core_.lower, &args, nullptr);
     lock.lock();
+    const bool counts = !Breaker::down(status) || core_.impatient;
+    if (passing(status) && (!counts || removal_tries_ < kRetries)) {
+        int64_t delay_ns = kFirstDelayNs;
+        for (uint32_t k = 0; k < removal_tries_ && k + 1 < kRetries; k++) delay_ns *= 10;
+        removal_tries_++;
+        remove_at_ns_ = monotonic_ns() + delay_ns;
+        return;
+    }
+    removal_tries_ = 0;
+    remove_at_ns_ = 0;
     const Table::Hold hold(table_);
     for (size_t k = 0; k < n; k++) {
+        if (status != UCM_OK)
+            outcome.warnings.push_back(
+                "block " + table_.id(to_remove_[k].record).hex() +
+                " was removed while it was written, and may be stored again: the store below "
+                "cannot remove it: " +
+                status_name(status));
         // What was read from there meanwhile goes as well; a newer dump waits and is not clean.
         const BlockRef visible = table_.visible(table_.id(to_remove_[k].record));
         if (visible && table_.state(visible) == State::kClean)
@@ -628,15 +677,21 @@ void WriteBack::lose(const BlockRef &block, ucm_status status, const char *why, 
         }
         answer_last(work, status, 0, outcome);
     }
+    account_handed(block);
     uint64_t lost = end_accounts(block, End::kLost);
-    if (!core_.lower_keeps) {
-        lost = table_.record(r).here.load();
-        core_.ledger.lose_stored(lost);
+    uint64_t without_account = 0, of_others = 0;
+    if (!core_.lower_keeps) without_account = table_.record(r).here.load();
+    for (uint32_t shard = 0; shard < table_.shards() && core_.lower_keeps; shard++) {
+        const uint32_t reporter = table_.reporter(r, shard);
+        if (!unsaved_word(table_.word(r, shard)) || reporter == table_.member()) continue;
+        (table_.absent(reporter) ? without_account : of_others)++;
     }
+    core_.ledger.lose_stored(without_account);
+    lost += without_account;
     core_.metrics.add(kLostShards, lost);
     if (table_.state(block) == State::kGathering) core_.metrics.add(kAbandonedBlocks, 1);
     outcome.warnings.push_back("block " + table_.id(r).hex() + " is given up with " +
-                               std::to_string(lost) +
+                               std::to_string(lost + of_others) +
                                " shards that are stored nowhere else: " + why);
     table_.detach(r, status, kLost);
 }
@@ -649,32 +704,56 @@ void WriteBack::drop(const BlockRef &block, Outcome &outcome, uint32_t flags) {
 }
 
 void WriteBack::adopt(const Table::Inheritance &all, Outcome &outcome) {
-    if (all.records.empty() && all.removed.empty() && all.lost_shards == 0) return;
-    std::vector<BlockRef> dirty;
+    if (all.records.empty() && all.brought.empty() && all.removed.empty() && all.lost.empty())
+        return;
+    uint64_t lost = 0;
+    for (size_t k = 0; k < all.lost.size(); k++) {
+        lost += all.lost[k].shards;
+        if (k < kMostNamed)
+            outcome.warnings.push_back("block " + all.lost[k].id.hex() + " has lost " +
+                                       std::to_string(all.lost[k].shards) +
+                                       " shards with a process that is dead");
+    }
+    if (all.lost.size() > kMostNamed)
+        outcome.warnings.push_back(std::to_string(all.lost.size() - kMostNamed) +
+                                   " more blocks have lost shards with it");
+    core_.ledger.lose_stored(lost);
+    core_.metrics.add(kLostShards, lost);
+    for (auto &block : all.brought) account_handed(block);
+    size_t dirty = 0;
     for (auto &block : all.records) {
         const uint32_t r = block.record;
         if (table_.state(block) == State::kGathering && table_.whole(r)) table_.publish(r);
         const bool is_dirty = table_.state(block) == State::kDirty;
-        if (is_dirty && core_.lower_keeps) dirty.push_back(block);
-        if (is_dirty && !core_.lower_keeps) table_.settle(r);
-        if (!is_dirty) touched(block);
-    }
-    const uint64_t shards = dirty.size() * table_.shards();
-    const uint64_t epoch = dirty.empty() ? 0 : core_.ledger.accept(shards);
-    for (auto &block : dirty) {
-        for (uint32_t shard = 0; shard < table_.shards(); shard++) account(block, shard, epoch);
-        request(block);
+        account_handed(block);
+        dirty += is_dirty && core_.lower_keeps;
+        if (!is_dirty)
+            touched(block);
+        else
+            core_.lower_keeps ? request(block) : table_.settle(r);
     }
     to_remove_.insert(to_remove_.end(), all.removed.begin(), all.removed.end());
     core_.wakeups.writes.notify_one();
-    core_.metrics.add(kAdoptedBlocks, dirty.size());
-    core_.metrics.add(kLostShards, all.lost_shards);
-    outcome.warnings.push_back(std::to_string(all.members) + " stores that shared " +
-                               core_.segment.path() + " are dead: " + std::to_string(dirty.size()) +
-                               " blocks that they had accepted are stored now, " +
-                               std::to_string(all.records.size() - dirty.size()) +
-                               " wait for other shards, " + std::to_string(all.lost_shards) +
-                               " shards of unfinished blocks are lost");
+    core_.metrics.add(kAdoptedBlocks, dirty);
+    outcome.warnings.push_back(
+        std::to_string(all.members) + " stores that shared " + core_.segment.path() +
+        " are dead: " + std::to_string(dirty) + " blocks that they had accepted are stored now, " +
+        std::to_string(all.records.size() - dirty) + " wait for other shards, " +
+        std::to_string(lost) + " shards of unfinished blocks are lost");
+}
+
+// Shards that are here of a block, and that others accepted: from now on this store's to report,
+// and waited for by its drains.
+void WriteBack::account_handed(const BlockRef &block) {
+    if (!core_.lower_keeps) return;
+    const uint32_t r = block.record;
+    for (uint32_t shard = 0; shard < table_.shards(); shard++) {
+        if (!table_.handed(r, shard) || table_.reporter(r, shard) != table_.member()) continue;
+        if (!unsaved_word(table_.word(r, shard))) continue;
+        table_.report_by(r, shard, table_.member(), false);
+        auto &accounts = works_[block].accounts;
+        if (!waits_for(accounts, shard)) accounts.push_back({shard, core_.ledger.accept(1)});
+    }
 }
 
 // Blocks of this member that it does not know of: somebody handed them over, completed them, or
@@ -687,6 +766,7 @@ void WriteBack::find_own() {
         bool unsaved = false;
         for (uint32_t shard = 0; shard < table_.shards(); shard++)
             unsaved = unsaved || unsaved_word(table_.word(r, shard));
+        account_handed(block);
         if (state == State::kDirty || table_.complete(r) || table_.flagged(r, kFlush))
             request(block);
         else if (!unsaved)
@@ -700,6 +780,7 @@ void WriteBack::drain(bool begins) {
     const Lock lock(core_.mutex);
     const Table::Hold hold(table_);
     drains_ += begins ? 1 : -1u;
+    if (begins && table_.changed_hands()) find_own();
     if (begins) flush_for_drains();
 }
 
@@ -715,14 +796,18 @@ void WriteBack::flush_for_drains() {
     }
 }
 
-// Shards of an unfinished block that its owner has stored.
+// Shards of an unfinished block that its owner has stored, and whose end its store below reports.
 void WriteBack::settle_stored(const BlockRef &block, Work &work) {
     const auto is_below = [&](const Account &each) {
         return below_of(table_.word(block.record, each.shard));
     };
     if (table_.mine(block.record)) return;
-    for (auto &each : work.accounts)
-        if (is_below(each)) core_.ledger.end(each.epoch, 1, 0, 0);
+    for (auto &each : work.accounts) {
+        if (!is_below(each)) continue;
+        core_.ledger.end(each.epoch, 1, 0, 0);
+        if (table_.reporter(block.record, each.shard) == table_.member())
+            table_.report_by(block.record, each.shard, table_.owner(block.record), false);
+    }
     work.accounts.erase(std::remove_if(work.accounts.begin(), work.accounts.end(), is_below),
                         work.accounts.end());
 }
@@ -749,20 +834,41 @@ void WriteBack::settle_foreign(Outcome &outcome) {
     }
 }
 
-// Its store below may work.
+// Its store below may work. It reports what this one does not any more.
 void WriteBack::leave_to(const BlockRef &block, uint32_t member) {
     end_accounts(block, End::kStored);
-    for (uint32_t shard = 0; shard < table_.shards(); shard++)
+    for (uint32_t shard = 0; shard < table_.shards(); shard++) {
+        const uint32_t reporter = table_.reporter(block.record, shard);
+        const bool here = state_of(table_.word(block.record, shard)) == ShardState::kHere;
+        if (here && (reporter == table_.member() || table_.absent(reporter)))
+            table_.report_by(block.record, shard, member, true);
         table_.below(block.record, shard, false);
+    }
     const Record &record = table_.record(block.record);
     if (record.have == 0 && record.users == 0)
         return table_.detach(block.record, UCM_CANCELLED, kLost);
     table_.hand_over(block.record, member);
 }
 
+// Shards of a block of another member: that one reports them.
+void WriteBack::hand_back(const BlockRef &block) {
+    const uint32_t r = block.record, owner = table_.owner(r);
+    for (auto &each : works_[block].accounts)
+        if (table_.reporter(r, each.shard) == table_.member())
+            table_.report_by(r, each.shard, owner, true);
+    end_accounts(block, End::kStored);
+    table_.hand_over(r, owner);
+}
+
 bool WriteBack::leave(Outcome &outcome) {
     bool more = false;
     table_.begin_leaving();
+    settle_foreign(outcome);
+    std::vector<BlockRef> of_others;
+    for (auto &entry : works_)
+        if (!table_.mine(entry.first.record) && !entry.second.accounts.empty())
+            of_others.push_back(entry.first);
+    for (auto &block : of_others) hand_back(block);
     const uint32_t heir = core_.lower_keeps ? table_.another_member() : kNone;
     std::vector<BlockRef> mine;
     table_.each([&](uint32_t r) {

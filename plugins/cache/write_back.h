@@ -31,6 +31,8 @@ class WriteBack {
     void account_again(const BlockRef &block, uint32_t shard, uint64_t epoch);
     // The block's last shard, whose job is answered once the block is published below.
     void answer_later(const BlockRef &block, const JobRef &job, size_t row);
+    // With Core::mutex alone: a job was cancelled.
+    void cancelled();
     // Gathering: a shard came.
     void touched(const BlockRef &block);
     void request(const BlockRef &block);
@@ -98,14 +100,18 @@ class WriteBack {
     void stored(const BlockRef &block, Outcome &outcome);
     void declined(const BlockRef &block, Outcome &outcome);
     void ask_below(Lock &lock, Outcome &outcome);
-    void remove_again(Lock &lock);
+    void remove_again(Lock &lock, Outcome &outcome);
     bool again(const BlockRef &block, bool down);
     void leave_to(const BlockRef &block, uint32_t member);
+    static bool waits_for(const std::vector<Account> &accounts, uint32_t shard);
+    void account_handed(const BlockRef &block);
+    void hand_back(const BlockRef &block);
     void settle_stored(const BlockRef &block, Work &work);
     void try_held_back();
     void not_unsaved(Work &work);
     void not_saved(Work &work);
     uint64_t end_accounts(const BlockRef &block, End end);
+    void answer_overdue(Outcome &outcome);
     void answer_last(Work &work, ucm_status status, uint32_t flags, Outcome &outcome);
     void lose_oldest_spilled(Outcome &outcome);
     void lose_spilled(uint32_t record, Outcome &outcome);
@@ -127,6 +133,10 @@ class WriteBack {
     std::vector<BlockRef> doubtful_;
     // Written, and removed meanwhile: they are removed below before anybody writes them anew.
     std::vector<BlockRef> to_remove_;
+    uint32_t removal_tries_ = 0;
+    int64_t remove_at_ns_ = 0;
+    std::vector<BlockRef> last_;         // whose last shard is to be answered
+    int64_t last_until_ns_ = INT64_MAX;  // when one of their callers may wait no longer
     std::vector<std::pair<BlockRef, uint32_t>> to_leave_;  // to this member; filled by judge
     uint64_t in_flight_ = 0;                               // shards
     uint64_t calls_begun_ = 0, calls_ended_ = 0;

@@ -75,7 +75,7 @@ def test_a_living_segment_says_what_is_in_it(config, mine, path):
         assert any(path.stat().st_mtime_ns == (mine(), path.stat().st_mtime_ns)[1] for _ in "12345")
         found = mine()
         stats = store.stats()["Cache"]
-        assert (found["path"], found["version"], found["phase"]) == (str(path), 1, "ready")
+        assert (found["path"], found["version"], found["phase"]) == (str(path), 2, "ready")
         assert found["label"] == "default llama bytes:4096"
         assert (found["shards_per_block"], found["shard_bytes"]) == (4, 4096)
         assert (found["frames"], found["frames_ready"]) == (BLOCKS, stats["frames_ready"])
@@ -151,8 +151,8 @@ def test_the_dead_are_called_dead(config, mine, path):
         (b"", "it is not ready"),
         (b"\0" * 8192, "it is not ready"),
         (b"no segment" * 1000, "it is no segment"),
-        (struct.pack("<8sI", b"UCMCACHE", 2).ljust(8192, b"\0"), "its version is 2"),
-        (struct.pack("<8s3I", b"UCMCACHE", 1, 0, 2).ljust(8192, b"\0"), "is not sound"),
+        (struct.pack("<8sI", b"UCMCACHE", 1).ljust(8192, b"\0"), "its version is 1"),
+        (struct.pack("<8s3I", b"UCMCACHE", 2, 0, 2).ljust(8192, b"\0"), "is not sound"),
     ],
 )
 def test_what_is_no_segment_is_told(mine, path, data, problem):

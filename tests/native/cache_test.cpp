@@ -157,6 +157,29 @@ TEST_CASE("layerwise dumps of more blocks than fit go below early and are publis
     REQUIRE(stack.loads_back(ids));
 }
 
+TEST_CASE("who brings the last shard of a block that lies below waits no longer than its deadline",
+          "[cache]") {
+    const bool cancelled = GENERATE(false, true);
+    Stack stack({"Cache", "Memory"}, with_room(16), kFour);
+    const auto ids = make_ids(8);
+    for (uint32_t shard = 0; shard < 3; shard++)
+        for (auto &id : ids) REQUIRE(dump_one(stack, id, shard).status == UCM_OK);
+    REQUIRE(drained(stack).unfinished == 24);
+    stack.memory().hang_dumps(true);
+    Move last(stack, {{ids[0], 3}});
+    last.transfer.deadline_ns = ucm::monotonic_ns() + (cancelled ? 20000 : 1000) * 1000000ll;
+    REQUIRE(last.dump_patiently() == UCM_OK);
+    REQUIRE(stack.memory().wait_for_waiting(1));
+    if (cancelled) REQUIRE(ucm_cancel(stack.top(), last.task, nullptr) == UCM_OK);
+    REQUIRE(last.wait() == UCM_OK);
+    REQUIRE_FALSE(published(last.result(0)));
+    REQUIRE(drained(stack, UCM_PENDING, 0).pending >= 1);
+    stack.memory().hang_dumps(false);
+    REQUIRE(drained(stack).lost == 0);
+    REQUIRE(stack.memory().published(ids[0]));
+    REQUIRE(stack.loads_back({ids[0]}));
+}
+
 TEST_CASE("a drain takes unfinished blocks below, where they are counted", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     const auto ids = make_ids(2);
@@ -215,6 +238,26 @@ TEST_CASE("a block that cannot be stored is given up, counted and named", "[cach
     REQUIRE(drained(stack).lost == 0);
     REQUIRE(stack.memory().blocks() == 2);
     REQUIRE(stack.host().logged(ids[0].hex()));
+}
+
+TEST_CASE("a drain with a bound gives nothing up while the store below is down", "[cache]") {
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour);
+    const auto ids = make_ids(4);
+    stack.memory().fail(Op::kDump, UCM_IO, 0, 100000);
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(eventually([&] { return stack.metrics()["breaker_open"] == 1; }));
+    for (int k = 0; k < 3; k++) {
+        const ucm_report report = drained(stack, UCM_PENDING, 700);
+        REQUIRE(report.lost == 0);
+        REQUIRE(report.pending == 16);
+    }
+    stack.memory().fail(Op::kDump, UCM_OK, 0, 0);
+    REQUIRE(drained(stack).stored == 16);
+    REQUIRE(stack.memory().blocks() == 4);
+    // One without a bound does not wait for ever.
+    stack.memory().fail(Op::kDump, UCM_IO, 0, 100000);
+    REQUIRE(all_ok(stack.dump(make_ids(1, 100))));
+    REQUIRE(drained(stack, UCM_OK, -1).lost == 4);
 }
 
 TEST_CASE("a block that the store below declines stays here as long as there is room", "[cache]") {
@@ -295,6 +338,31 @@ TEST_CASE("a dump that waits for room too long is told so", "[cache]") {
     REQUIRE(stopped.wait() == UCM_CANCELLED);
     stack.memory().release();
     REQUIRE(drained(stack).lost == 0);
+}
+
+TEST_CASE("a dump behind one that waits for room is cancelled, or told that it is late, at once",
+          "[cache]") {
+    Stack stack({"Cache", "Memory"}, with_room(8), kFour);
+    stack.memory().hold();
+    auto first = dumping(stack, shards_of(make_ids(1), 4));
+    REQUIRE(first->wait() == UCM_OK);
+    auto stuck = dumping(stack, shards_of(make_ids(2, 1), 4));
+    Move late(stack, shards_of(make_ids(2, 3), 4));
+    late.transfer.deadline_ns = ucm::monotonic_ns() + 20000000;
+    REQUIRE(late.dump() == UCM_OK);
+    auto stopped = dumping(stack, shards_of(make_ids(2, 5), 4));
+    auto removed = dumping(stack, shards_of(make_ids(2, 7), 4));
+    REQUIRE(late.wait() == UCM_TIMEOUT);
+    REQUIRE(ucm_cancel(stack.top(), stopped->task, nullptr) == UCM_OK);
+    REQUIRE(stopped->wait() == UCM_CANCELLED);
+    REQUIRE(stack.remove({make_ids(2, 7)[1]}) == UCM_OK);
+    stack.memory().release();
+    REQUIRE(removed->wait() == UCM_CANCELLED);
+    REQUIRE(stuck->wait() == UCM_OK);  // nothing of it was late
+    for (size_t row = 0; row < 8; row++)
+        REQUIRE(removed->result(row).status == (row < 4 ? UCM_OK : UCM_CANCELLED));
+    REQUIRE(drained(stack).lost == 0);
+    REQUIRE(stack.memory().blocks() == 4);
 }
 
 TEST_CASE("a replacement is gathered whole and replaces the block below too", "[cache]") {

@@ -18,6 +18,8 @@
 // Nothing here asserts, so that threads may use it: what goes wrong throws ucm::Error.
 #pragma once
 
+#include <unistd.h>
+
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -38,6 +40,14 @@ constexpr bool kSanitizer = true;  // keeps freed memory, and is slow
 #else
 constexpr bool kSanitizer = false;
 #endif
+
+// False: it did not come to hold in half a minute.
+template <typename F>
+bool eventually(F holds) {
+    const int64_t until_ns = ucm::monotonic_ns() + 30ll * 1000000000;
+    while (!holds() && ucm::monotonic_ns() < until_ns) usleep(1000);
+    return holds();
+}
 
 // Keys as a user writes them: "timeout_ms" goes to every layer that takes it, "Posix.timeout_ms" to
 // one. Lists: STRINGS are separated by ':', INTS by ','.

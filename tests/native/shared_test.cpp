@@ -309,6 +309,29 @@ TEST_CASE("what one store removes is gone for all", "[shared]") {
     REQUIRE(all_are(a->load(ids), UCM_NOT_FOUND));
 }
 
+TEST_CASE("what was removed while it was written is removed below, though that fails at first",
+          "[shared]") {
+    const ucm_status status = GENERATE(as<ucm_status>(), UCM_IO, UCM_INVALID);
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory), b = open(name, memory);
+    const auto ids = make_ids(2);
+    memory->hold();
+    REQUIRE(all_ok(a->dump(ids)));
+    REQUIRE(memory->wait_for_waiting(8));
+    REQUIRE(b->remove(ids) == UCM_OK);
+    memory->fail(Op::kRemove, status, 0, status == UCM_IO ? 2 : 1);
+    memory->release();
+    if (status == UCM_IO) {
+        REQUIRE(
+            eventually([&] { return memory->counters().removes >= 4 && memory->blocks() == 0; }));
+    } else {
+        REQUIRE(eventually([&] { return a->host().logged(ids[0].hex() + " was removed while"); }));
+    }
+    REQUIRE(a->close().report.pending == 0);
+    REQUIRE(b->metrics()["frames_free"] == b->metrics()["frames_ready"]);
+}
+
 TEST_CASE("a store that closes leaves unfinished blocks to the others", "[shared]") {
     const Name name;
     const auto memory = std::make_shared<Memory>();
@@ -326,6 +349,67 @@ TEST_CASE("a store that closes leaves unfinished blocks to the others", "[shared
     REQUIRE(b->drain() == UCM_OK);
     REQUIRE(memory->blocks() == 3);
     REQUIRE(b->loads_back(ids));
+}
+
+TEST_CASE("what a store that closes leaves is in the reports of who has it then", "[shared]") {
+    const bool whole = GENERATE(true, false);
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    auto a = open(name, memory);
+    const auto b = open(name, memory);
+    memory->fail(Op::kDump, UCM_IO, 0, 100000);
+    const auto ids = make_ids(2);
+    auto shards = shards_of(ids, 4);
+    if (!whole) shards = {{ids[0], 0}, {ids[0], 1}, {ids[0], 2}};
+    Move move(*a, shards);
+    REQUIRE(move.dump_patiently() == UCM_OK);
+    REQUIRE(move.wait() == UCM_OK);
+    const ucm_report left = a->close().report;
+    REQUIRE(left.lost == 0);
+    REQUIRE(left.pending == 0);
+    ucm_report report{};
+    REQUIRE(b->drain(&report, 0) == UCM_PENDING);
+    REQUIRE(report.lost == 0);
+    REQUIRE(report.pending == shards.size());
+    const ucm_report closed = b->close().report;
+    REQUIRE(closed.lost == shards.size());
+    REQUIRE(closed.pending == 0);
+    REQUIRE(b->host().logged(ids[0].hex() + " is given up with " + (whole ? "4" : "3")));
+}
+
+TEST_CASE("shards that several stores brought are lost in one report each", "[shared]") {
+    const bool owner_first = GENERATE(true, false);
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory), b = open(name, memory);
+    const auto ids = make_ids(1);
+    REQUIRE(dump_one(*a, {ids[0], 0}));
+    REQUIRE(dump_one(*b, {ids[0], 1}));
+    REQUIRE(dump_one(*b, {ids[0], 2}));
+    Stack &first = owner_first ? *a : *b, &second = owner_first ? *b : *a;
+    const ucm_report left = first.close().report, last = second.close().report;
+    REQUIRE(left.lost == 0);
+    REQUIRE(left.pending == 0);
+    REQUIRE(last.lost == 3);
+    REQUIRE(last.pending == 0);
+}
+
+TEST_CASE("each store that lives reports what it brought, whoever gives the block up", "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory), b = open(name, memory);
+    memory->fail(Op::kDump, UCM_INVALID, 0, 100000);
+    const auto ids = make_ids(1);
+    for (uint32_t shard = 0; shard < 3; shard++)
+        REQUIRE(dump_one(shard ? *b : *a, {ids[0], shard}));
+    ucm_report report{};
+    REQUIRE(a->drain(&report) == UCM_OK);
+    REQUIRE(report.lost == 1);
+    REQUIRE(b->drain(&report) == UCM_OK);
+    REQUIRE(report.lost == 2);
+    REQUIRE(a->metrics()["lost_shards_total"] == 1);
+    REQUIRE(b->metrics()["lost_shards_total"] == 2);
+    REQUIRE(a->host().logged("is given up with 3 shards"));
 }
 
 TEST_CASE("a lookup-only store sees a segment that comes, goes and comes again", "[shared]") {

@@ -400,6 +400,60 @@ TEST_CASE("a block of which nothing came is gone with the last who brought any o
     REQUIRE(a.free_frames() == 4);
 }
 
+TEST_CASE("what the dead brought is reported once, by who takes over or by who has it below",
+          "[table]") {
+    Memory_ memory(8);
+    Table a(memory.segment, false, 0), dead(memory.segment, false, 1), b(memory.segment, false, 2);
+    const Table::Hold hold(a);
+    a.adopt();
+    dead.adopt();
+    b.adopt();
+    const auto gather = [&](uint64_t k, Table &owner) {
+        const uint32_t r = owner.take(Taking::kDump, make_id(k));
+        owner.start(r, make_id(k), State::kGathering);
+        return r;
+    };
+    const auto bring = [](Table &who, uint32_t r, uint32_t shard) {
+        who.put(r, shard, ShardState::kCopying);
+        who.arrived(r, shard, 600, 600);
+    };
+    // Of a: one of each, and one of the dead that is below by now.
+    const uint32_t of_a = gather(1, a);
+    bring(a, of_a, 0);
+    bring(dead, of_a, 1);
+    bring(dead, of_a, 2);
+    a.below(of_a, 2, true);
+    // Of the dead: one of each, one of the dead that is below, too, and one that is only there.
+    const uint32_t of_dead = gather(2, dead);
+    bring(b, of_dead, 0);
+    bring(dead, of_dead, 1);
+    bring(dead, of_dead, 2);
+    dead.below(of_dead, 2, true);
+    dead.below(of_dead, 3, true);
+    const uint32_t spilled = gather(3, dead);
+    bring(dead, spilled, 0);
+    dead.below(spilled, 0, true);
+    REQUIRE(dead.spill(spilled));
+    Table next(memory.segment, false, 1);  // in the place of the dead
+    const Table::Inheritance all = next.adopt();
+    REQUIRE(all.brought == std::vector<BlockRef>{next.ref(of_a)});
+    REQUIRE(all.records == std::vector<BlockRef>{next.ref(of_dead)});
+    REQUIRE(all.lost.size() == 2);
+    for (auto &each : all.lost) {
+        REQUIRE((each.id == make_id(2) || each.id == make_id(3)));
+        REQUIRE(each.shards == 1);
+    }
+    const auto reports = [&](uint32_t r, uint32_t shard, uint32_t who, bool handed) {
+        return next.reporter(r, shard) == who && next.handed(r, shard) == handed;
+    };
+    REQUIRE(reports(of_a, 0, 0, false));
+    REQUIRE(reports(of_a, 1, 1, true));
+    REQUIRE(reports(of_a, 2, 0, false));
+    REQUIRE(reports(of_dead, 0, 2, false));
+    REQUIRE(reports(of_dead, 1, 1, true));
+    REQUIRE(reports(of_dead, 2, 1, true));
+}
+
 TEST_CASE("nobody hands anything over to a member that leaves", "[table]") {
     Memory_ memory(4);
     Table a(memory.segment, false, 0), b(memory.segment, false, 1);
