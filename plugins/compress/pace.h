@@ -85,7 +85,7 @@ class Pace {
     std::atomic<uint64_t> dumps_{0};
     std::mutex mutex_;                                 // guards all below
     uint64_t under_way_ = 0, below_ = 0, period_ = 0;  // below: of this period
-    bool open_ = false, first_ = true;                 // a period has begun; and was the first
+    bool open_ = false, first_ = true;                 // a period is on; none has ended yet
     bool holds_ = false, held_ = false;                // now; in this period
     int64_t since_ns_ = 0;
     uint64_t decoding_ = 0;  // shards, now
