@@ -2,6 +2,7 @@
 #include "pace.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "frame.h"
 
@@ -9,11 +10,15 @@ namespace ucm::compress {
 namespace {
 
 constexpr double kLeastRead = 8 << 20, kLeastWhole = 64 << 20;  // bytes of a measurement
-constexpr double kRest = 16;                       // bytes between two, for one that is read alone
-constexpr int64_t kHoldNs = 50000000;              // at most: others wait for what has come
-constexpr double kBetter = 0.9;                    // another mode has to be, of what there is
+constexpr double kLongest = 256 << 20;                          // raw bytes of a period
+constexpr double kLeastCoded = 8 << 20, kMostCoded = 64 << 20;  // of a ratio
+constexpr uint64_t kSampleEvery = 127;  // dumps; a prime: no layer of the model is left out
+constexpr double kRest = 16;            // bytes between two, for one that is read alone
+constexpr int64_t kHoldNs = 50000000;   // at most: others wait for what has come
+constexpr double kBetter = 0.9;         // another mode has to be, of what there is
 constexpr double kSmallFrom = 3, kSmallUntil = 2;  // reading, in times of what small decodes
 constexpr double kSmallStored = 0.993;             // of fast
+constexpr uint64_t kNoPeriod = UINT64_MAX;
 
 const char *name_of(Mode mode) {
     return mode == Mode::kRaw ? "raw" : mode == Mode::kSmall ? "small" : "fast";
@@ -41,36 +46,63 @@ Mode mode_for(Mode now, const Costs &costs) {
     return times > (now == Mode::kSmall ? kSmallUntil : kSmallFrom) ? Mode::kSmall : Mode::kFast;
 }
 
+void Ratio::add(Mode mode, uint64_t raw_bytes, uint64_t frame_bytes) {
+    if (raw > kMostCoded) {
+        raw /= 2;
+        frames /= 2;
+    }
+    raw += double(raw_bytes);
+    frames += double(frame_bytes) / (mode == Mode::kSmall ? kSmallStored : 1);
+}
+
 void Pace::set_decoders(const double (&decode)[kModes], double threads) {
     std::copy(decode, decode + kModes, costs_.mode_decode);
     costs_.threads = threads;
 }
 
-void Pace::begin(int64_t now_ns) {
-    if (!automatic_) return;
+Mode Pace::next_dump() {
+    const Mode now = mode();
+    if (!automatic_ || now != Mode::kRaw) return now;
+    const uint64_t before = dumps_.fetch_add(1, std::memory_order_relaxed);
+    return before % kSampleEvery == 0 ? Mode::kFast : now;
+}
+
+// The first period touches memory that nobody has touched yet.
+bool Pace::wants_read() const {
+    return !first_ && rest_ <= 0 && read_bytes_ < kLeastRead;
+}
+
+uint64_t Pace::begin(int64_t now_ns) {
+    if (!automatic_) return 0;
     std::lock_guard<std::mutex> hold(mutex_);
-    if (under_way_ == 0) {
-        since_ns_ = now_ns;
-        read_ = raw_ = frames_ = decode_ = busy_ns_ = 0;
-        // The first one touches memory that nobody has touched yet.
-        held_ = holds_ = periods_++ > 0 && rest_ <= 0 && read_bytes_ < kLeastRead;
-        if (holds_) held_until_ns_.store(now_ns + kHoldNs, std::memory_order_release);
-    }
+    if (under_way_ == 0 || (!open_ && now_ns >= shut_until_ns())) start(now_ns);
     under_way_++;
-    below_++;
+    below_ += open_;
+    return open_ ? period_ : kNoPeriod;
+}
+
+void Pace::start(int64_t now_ns) {
+    open_ = true;
+    period_++;
+    below_ = 0;
+    since_ns_ = busy_since_ns_ = now_ns;
+    read_ = raw_ = frames_ = decode_ = busy_ns_ = 0;
+    held_ = holds_ = wants_read();
+    if (holds_) held_until_ns_.store(now_ns + kHoldNs, std::memory_order_release);
 }
 
 // What has come by now took so long. Parts of others may have come as well: in doubt it is slow.
 void Pace::release(int64_t now_ns) {
-    read_ns_ += double(now_ns - since_ns_);
+    if (read_ > 0) read_ns_ += double(now_ns - since_ns_);
     read_bytes_ += read_;
     holds_ = false;
     held_until_ns_.store(0, std::memory_order_release);
 }
 
-void Pace::read(uint64_t bytes, int64_t now_ns) {
+void Pace::read(uint64_t period, uint64_t bytes, int64_t now_ns) {
     if (!automatic_) return;
     std::lock_guard<std::mutex> hold(mutex_);
+    if (period != period_) return;
     below_--;
     read_ += double(bytes);
     if (holds_ && (below_ == 0 || now_ns >= held_until_ns())) release(now_ns);
@@ -89,6 +121,7 @@ void Pace::decoded(uint64_t raw, uint64_t frame, int64_t now_ns) {
     if (raw == 0) return;
     const bool is_raw = frame >= raw + kTrailerBytes;
     const Mode as = is_raw ? Mode::kRaw : mode() == Mode::kSmall ? Mode::kSmall : Mode::kFast;
+    if (!is_raw) loaded_.add(as, raw, frame);
     raw_ += double(raw);
     frames_ += double(frame);
     decode_ += double(raw) * costs_.mode_decode[int(as)];
@@ -97,9 +130,20 @@ void Pace::decoded(uint64_t raw, uint64_t frame, int64_t now_ns) {
 void Pace::end(int64_t now_ns) {
     if (!automatic_) return;
     std::lock_guard<std::mutex> hold(mutex_);
-    if (--under_way_ > 0) return;
+    if (--under_way_ == 0) shut_until_ns_.store(0, std::memory_order_release);
+    if (!open_ || (under_way_ > 0 && raw_ < kLongest)) return;
+    open_ = false;
+    finish(now_ns);
+    if (under_way_ > 0 && wants_read())
+        shut_until_ns_.store(now_ns + kHoldNs, std::memory_order_release);
+}
+
+void Pace::finish(int64_t now_ns) {
     if (holds_) release(now_ns);
-    if (held_ || periods_ == 1) return;
+    if (raw_ == 0) return;  // nothing was found, or the store below was busy
+    const bool was_first = std::exchange(first_, false);
+    if (held_ || was_first) return;
+    if (decoding_ > 0) busy_ns_ += double(now_ns - busy_since_ns_);
     rest_ -= raw_;
     if (rest_ > 0 || read_bytes_ < kLeastRead) return;
     whole_ns_ += double(now_ns - since_ns_);
@@ -110,12 +154,10 @@ void Pace::end(int64_t now_ns) {
     if (whole_raw_ >= kLeastWhole) judge();
 }
 
-void Pace::coded(uint64_t raw, uint64_t frame) {
-    if (!automatic_) return;
+void Pace::coded(Mode mode, uint64_t raw, uint64_t frame) {
+    if (!automatic_ || mode == Mode::kRaw) return;
     std::lock_guard<std::mutex> hold(mutex_);
-    if (mode() == Mode::kRaw) return;
-    coded_raw_ += double(raw);
-    coded_frames_ += double(frame);
+    dumped_.add(mode, raw, frame);
 }
 
 void Pace::judge() {
@@ -125,12 +167,14 @@ void Pace::judge() {
     costs_.stored = whole_frames_ / whole_raw_;
     costs_.decode = whole_decode_ / whole_raw_;
     const Mode now = mode();
-    // Of what was never dumped by this process, loads tell.
-    const double coded = coded_raw_ > 0 ? coded_frames_ / coded_raw_ : costs_.stored;
+    // Of what was never dumped by this process, loads tell. Raw frames tell nothing.
+    const Ratio &coded = dumped_.raw >= kLeastCoded ? dumped_ : loaded_;
+    const bool known = coded.raw >= kLeastCoded;
+    const double fast = known ? coded.frames / coded.raw : 1;
     costs_.mode_stored[int(Mode::kRaw)] = 1;
-    costs_.mode_stored[int(Mode::kFast)] = now == Mode::kSmall ? coded / kSmallStored : coded;
-    costs_.mode_stored[int(Mode::kSmall)] = now == Mode::kSmall ? coded : coded * kSmallStored;
-    const Mode next = mode_for(now, costs_);
+    costs_.mode_stored[int(Mode::kFast)] = fast;
+    costs_.mode_stored[int(Mode::kSmall)] = fast * kSmallStored;
+    const Mode next = known ? mode_for(now, costs_) : now;
     // Two in a row have to say so: the second is made at once.
     rest_ = next == now ? kRest * read_bytes_ : 0;
     read_ns_ = read_bytes_ = 0;

@@ -426,6 +426,8 @@ CompressStore::Step CompressStore::next_step(Lane &lane) {
         if (!lane.busy.empty()) until = lane.retry_ns;
         if (lane.arrived_count != 0) until = std::min(until, pace_.held_until_ns());
         if (!lane.queue.empty()) until = std::min(until, lane.sweep_ns);
+        const int64_t shut = lane.dumps ? 0 : pace_.shut_until_ns();
+        if (now < shut) until = std::min(until, shut);
         if (until == INT64_MAX)
             lane.wake.wait(hold);
         else
@@ -456,7 +458,7 @@ bool CompressStore::choose(Lane &lane, int64_t now, Step &step) {
         lane.busy.erase(lane.busy.begin());
         return true;
     }
-    if (!lane.queue.empty()) return cut(lane, step);
+    if (!lane.queue.empty()) return (lane.dumps || now >= pace_.shut_until_ns()) && cut(lane, step);
     step.kind = Step::kStop;
     return lane.stopping;
 }
@@ -539,10 +541,11 @@ void CompressStore::encode(Piece &piece, FrameCoder &coder) {
     for (size_t i = 0; i < piece.n(); i++) {
         TileCounts counts;
         const size_t shard = piece.shards[i];
+        const Mode mode = pace_.next_dump();
         piece.frames[i] =
-            coder.encode(piece.task->addresses(shard), piece.task->length(shard), pace_.mode(),
+            coder.encode(piece.task->addresses(shard), piece.task->length(shard), mode,
                          static_cast<uint8_t *>(piece.buffers[i]), &counts, &team);
-        pace_.coded(piece.task->length(shard), piece.frames[i]);
+        pace_.coded(mode, piece.task->length(shard), piece.frames[i]);
         uint64_t tiles = 0;
         for (int codec = 0; codec < kTileCodecs; codec++) {
             tiles += counts.of[codec];
@@ -586,13 +589,12 @@ void CompressStore::submit(Piece &piece) {
     ucm_status status = piece.task->refused();
     const bool refused = status != UCM_OK;
     if (!refused) {
-        piece.paced = !lane.dumps;
-        if (piece.paced) pace_.begin(monotonic_ns());
+        if (!lane.dumps) piece.period = pace_.begin(monotonic_ns());
         status = hand_over(piece, &error);
-        if (status != UCM_OK && piece.paced) {
-            piece.paced = false;
-            pace_.read(0, monotonic_ns());
+        if (status != UCM_OK && piece.period != 0) {
+            pace_.read(piece.period, 0, monotonic_ns());
             pace_.end(monotonic_ns());
+            piece.period = 0;
         }
     }
     if (status == UCM_BUSY) {
@@ -668,8 +670,8 @@ void CompressStore::give(Lane &lane, void *buffer) {
 void CompressStore::drop(Piece &piece) {
     if (piece.holders.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     Lane &lane = *piece.lane;
-    if (piece.paced) pace_.end(monotonic_ns());
-    piece.paced = false;
+    if (piece.period != 0) pace_.end(monotonic_ns());
+    piece.period = 0;
     std::shared_ptr<Task> last;  // freed after the lock
     std::lock_guard<std::mutex> hold(lane.mutex);
     last = std::move(piece.task);
@@ -713,7 +715,8 @@ void CompressStore::on_done(void *ctx, size_t i, const ucm_result *given) {
 void CompressStore::on_finished(void *ctx) {
     Piece &piece = *static_cast<Piece *>(ctx);
     Lane &lane = *piece.lane;
-    if (piece.paced) piece.store->pace_.read(piece.moved.exchange(0), monotonic_ns());
+    if (piece.period != 0)
+        piece.store->pace_.read(piece.period, piece.moved.exchange(0), monotonic_ns());
     {
         std::lock_guard<std::mutex> hold(lane.mutex);
         lane.retry_ns = 0;

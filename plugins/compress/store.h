@@ -53,7 +53,7 @@ struct Piece {
     std::vector<void *> buffers;
     std::vector<uint64_t> frames, raw_lengths;  // frames: their lengths
     std::atomic<uint64_t> moved{0};             // bytes, by the store below
-    bool paced = false;                         // it counts in Pace until it ends
+    uint64_t period = 0;                        // of Pace, 0: none
     std::atomic<size_t> holders{0};             // its shards, and the lower store until finished
 };
 

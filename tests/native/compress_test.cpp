@@ -1102,32 +1102,63 @@ namespace {
 struct Loads {
     static constexpr uint64_t kRaw = 96 << 20, kFrame = 64 << 20;
 
-    explicit Loads(bool automatic = true) : pace(automatic, Mode::kFast, log) {
+    explicit Loads(bool automatic = true, int dumps = 1) : pace(automatic, Mode::kFast, log) {
         const double decode[] = {0.5, 0.6, 0.1};
         pace.set_decoders(decode, 1);
-        pace.coded(kRaw, kFrame);
+        for (int i = 0; i < dumps; i++) dump();
     }
+    void dump() { pace.coded(Mode::kFast, kRaw, kFrame); }
     // Reading takes so long, all so long, and something is decoded at the end of it, or from the
     // beginning. Returns whether decoding was held up.
     bool load(int64_t read_ms, int64_t whole_ms, int64_t busy_ms = 0) {
         const int64_t start = now;
-        pace.begin(start);
+        const uint64_t period = pace.begin(start);
         const bool held = pace.held_until_ns() > now;
         now += read_ms * 1000000;
-        pace.read(pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame, now);
+        pace.read(period, frame(), now);
         REQUIRE(pace.held_until_ns() == 0);
         now = std::max(now, start + whole_ms * 1000000);
         pace.decoding(busy_ms ? now - busy_ms * 1000000 : start);
-        pace.decoded(kRaw, pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame, now);
+        pace.decoded(kRaw, frame(), now);
         pace.end(now);
         now += 1000000000;  // nobody loads
         return held;
+    }
+    uint64_t frame() const { return all_raw || pace.mode() == Mode::kRaw ? kRaw + 64 : kFrame; }
+    // So many loads of which always one is under way, and something is decoded.
+    void overlapping(int loads, int64_t read_ms, int64_t decode_ms) {
+        size_t in_flight = 0;
+        pace.decoding(now);
+        while (loads > 0) {
+            REQUIRE(pace.shut_until_ns() <= now + 50000000);
+            shut += now < pace.shut_until_ns();
+            if (in_flight < 2 && now >= pace.shut_until_ns()) {
+                const uint64_t period = pace.begin(now);
+                now += read_ms * 1000000;
+                pace.read(period, frame(), now);
+                in_flight++;
+                continue;
+            }
+            REQUIRE(in_flight > 0);
+            REQUIRE(pace.held_until_ns() <= now);
+            pace.decoding(now);
+            now += decode_ms * 1000000;
+            pace.decoded(kRaw, frame(), now);
+            pace.end(now);
+            in_flight--;
+            loads--;
+        }
+        for (; in_flight > 0; in_flight--) pace.end(now);
+        pace.decoded(0, 0, now);
+        REQUIRE(pace.shut_until_ns() == 0);
     }
 
     const Host host;
     const ucm::Logger log{host.c(), "Compress"};
     ucm::compress::Pace pace;
     int64_t now = 1000000000;
+    bool all_raw = false;  // who stored them coded nothing
+    int shut = 0;          // how often a load had to wait for others to be decoded
 };
 
 }  // namespace
@@ -1164,11 +1195,12 @@ TEST_CASE("auto does not take a slow store for a fast one that it waits for in v
     Loads slow;
     for (int i = 0; i < 60; i++) {
         // Four at once, one after the other; nothing is held up for longer than 50 ms.
-        for (int k = 0; k < 4; k++) slow.pace.begin(slow.now);
+        uint64_t period = 0;
+        for (int k = 0; k < 4; k++) period = slow.pace.begin(slow.now);
         REQUIRE(slow.pace.held_until_ns() <= slow.now + 50000000);
         for (int k = 0; k < 4; k++) {
             slow.now += 60000000;
-            slow.pace.read(Loads::kFrame / 4, slow.now);
+            slow.pace.read(period, Loads::kFrame / 4, slow.now);
             REQUIRE(slow.pace.held_until_ns() == 0);
             slow.pace.decoding(slow.now);
             slow.pace.decoded(Loads::kRaw / 4, Loads::kFrame / 4, slow.now);
@@ -1191,10 +1223,88 @@ TEST_CASE("auto does not take a burst for a fast store: decoding adds no more th
     REQUIRE(burst.pace.mode() != Mode::kRaw);
 }
 
+TEST_CASE("auto takes no ratio from raw frames: it codes until it knows what that saves",
+          "[compress]") {
+    Loads fresh(true, 0);
+    fresh.all_raw = true;
+    for (int i = 0; i < 40; i++) fresh.load(14, 25);
+    REQUIRE(fresh.pace.mode() == Mode::kFast);
+    // What is dumped does not get shorter: coding it is for nothing.
+    fresh.pace.coded(Mode::kFast, Loads::kRaw, Loads::kRaw + 64);
+    for (int i = 0; i < 100; i++) fresh.load(14, 25);
+    REQUIRE(fresh.pace.mode() == Mode::kRaw);
+    // One in many is coded all the same; soon those count that can be.
+    int coded = 0;
+    for (int i = 0; i < 1270; i++) coded += fresh.pace.next_dump() == Mode::kFast;
+    REQUIRE(coded == 10);
+    for (int i = 0; i < coded; i++) fresh.dump();
+    for (int i = 0; i < 40; i++) fresh.load(600, 600);
+    REQUIRE(fresh.pace.mode() != Mode::kRaw);
+}
+
+TEST_CASE("auto forgets what was dumped long ago", "[compress]") {
+    Loads loads;
+    loads.pace.coded(Mode::kFast, 200ull << 30, 1 << 20);  // of zeros
+    for (int i = 0; i < 20; i++) loads.dump();
+    for (int i = 0; i < 20; i++) loads.load(28, 60);
+    REQUIRE(loads.pace.mode() == Mode::kRaw);
+}
+
+TEST_CASE("auto decides while loads overlap", "[compress]") {
+    Loads loads;
+    loads.overlapping(100, 10, 60);
+    REQUIRE(loads.pace.mode() == Mode::kRaw);
+    REQUIRE(loads.shut >= 2);
+    REQUIRE(loads.shut <= 10);
+    loads.overlapping(200, 600, 10);
+    REQUIRE(loads.pace.mode() != Mode::kRaw);
+}
+
+TEST_CASE("what was read before does not count in a period, nor what begins before it",
+          "[compress]") {
+    Loads loads;
+    loads.load(10, 60);
+    auto &pace = loads.pace;
+    const uint64_t first = pace.begin(loads.now), second = pace.begin(loads.now);
+    pace.read(first, 1 << 20, loads.now + 60000000);  // so little that it is measured again
+    REQUIRE(pace.held_until_ns() == 0);
+    for (int i = 0; i < 3; i++) {
+        pace.decoding(loads.now);
+        pace.decoded(Loads::kRaw, Loads::kFrame, loads.now);
+    }
+    pace.end(loads.now);
+    REQUIRE(pace.shut_until_ns() > loads.now);
+    pace.read(pace.begin(loads.now), 0, loads.now);
+    REQUIRE(pace.held_until_ns() == 0);
+    loads.now = pace.shut_until_ns();
+    const uint64_t third = pace.begin(loads.now);
+    REQUIRE(pace.held_until_ns() > loads.now);
+    pace.read(second, Loads::kFrame, loads.now + 1);
+    REQUIRE(pace.held_until_ns() > loads.now);
+    pace.read(third, Loads::kFrame, loads.now + 2);
+    REQUIRE(pace.held_until_ns() == 0);
+    for (int i = 0; i < 3; i++) pace.end(loads.now);
+}
+
+TEST_CASE("auto is not misled by loads that bring nothing", "[compress]") {
+    Loads loads;
+    for (int i = 0; i < 20; i++) {
+        // The store below is busy.
+        for (int k = 0; k < 1000; k++) {
+            const uint64_t period = loads.pace.begin(loads.now);
+            loads.now += 100000;
+            loads.pace.read(period, 0, loads.now);
+            loads.pace.end(loads.now);
+        }
+        loads.load(10, 60);
+    }
+    REQUIRE(loads.pace.mode() == Mode::kRaw);
+}
+
 TEST_CASE("auto decides nothing before loads were seen, and nothing where a codec is named",
           "[compress]") {
     Loads none, named(false);
-    for (int i = 0; i < 1000; i++) none.pace.coded(Loads::kRaw, Loads::kFrame);
+    for (int i = 0; i < 1000; i++) none.dump();
     REQUIRE(none.pace.mode() == Mode::kFast);
     for (int i = 0; i < 50; i++) REQUIRE_FALSE(named.load(10, 60));
     REQUIRE(named.pace.mode() == Mode::kFast);
