@@ -62,11 +62,11 @@ class Bench:
             sys.exit(f"{said}\npackages: {what} failed: {' '.join(map(str, command))}")
 
     def install(self, what, *words):
-        self.run(what, *self.pip, "install", "-q", *words)
+        self.run(what, *self.pip, "install", "-q", "--no-compile", *words)
 
     def has_mooncake(self):
         """Install it; there are wheels for some machines only, and the rest can be tested."""
-        command = [*self.pip, "install", "-q", MOONCAKE]
+        command = [*self.pip, "install", "-q", "--no-compile", MOONCAKE]
         if subprocess.run(command, env=self.env, check=False).returncode == 0:
             return True
         print(f"packages: {MOONCAKE} cannot be had here: its tests are left out", flush=True)
