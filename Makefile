@@ -7,7 +7,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Most of what tests need is never imported: --no-compile, and the first import keeps its bytecode.
+# What is installed with --no-compile is compiled by its first import, which keeps the bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 TORCH := $(shell grep '^torch==' requirements-dev.txt)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
