@@ -7,6 +7,7 @@ package's own tests, and of the contract what a new package may break.
 import argparse
 import concurrent.futures
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -136,9 +137,13 @@ def main():
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", "--clear", args.folder], check=True
     )
+    # What builds leave beside sources would have make build this package anew.
+    examples = args.folder / "examples"
+    left = shutil.ignore_patterns("build", "target", "__pycache__", "*.egg-info")
+    shutil.copytree(EXAMPLES, examples, ignore=left)
     bench = Bench(args.folder)
     bench.install("the wheel, and what builds packages", f"{args.wheel}[test]", *BUILD)
-    packages = [p.parent for p in sorted(EXAMPLES.glob("*/pyproject.toml"))]
+    packages = [p.parent for p in sorted(examples.glob("*/pyproject.toml"))]
     packages = [p for p in packages if args.only in (None, p.name)]
     if args.only in (None, "mooncake_store") and not bench.has_mooncake():
         packages = [p for p in packages if p.name != "mooncake_store"]
