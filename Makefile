@@ -7,6 +7,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What is installed with --no-compile is compiled by its first import, which keeps the bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 TORCH := $(shell grep '^torch==' requirements-dev.txt)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 STYLED_C = $(shell find include plugins ucm tests examples -name '*.[ch]' -o -name '*.hpp' -o -name '*.cpp')
@@ -74,10 +76,10 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.build
 	@echo 'make: installing what $< names'
 	@grep -v '^torch==' $< > $(VENV)/requirements.txt
 	@cp requirements-build.txt $(VENV)
-	@$(PIP) install -q -r $(VENV)/requirements.txt || $(call NO_INDEX,$<)
+	@$(PIP) install -q --no-compile -r $(VENV)/requirements.txt || $(call NO_INDEX,$<)
 	@rm -f $(VENV)/.no-torch
 	@echo "make: installing $(TORCH)"
-	@$(PIP) install -q '$(TORCH)' || touch $(VENV)/.no-torch
+	@$(PIP) install -q --no-compile '$(TORCH)' || touch $(VENV)/.no-torch
 	@touch $@
 
 package: deps $(VENV)/.package

@@ -21,6 +21,8 @@ os.environ.update(
     DO_NOT_TRACK="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    # Beside the model, which is eager, vLLM compiles small functions, for seconds in each engine.
+    TORCHDYNAMO_DISABLE="1",
 )
 
 

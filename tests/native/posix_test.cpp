@@ -317,7 +317,7 @@ std::string refusal(const Options &options, const Geometry &geometry = {}) {
 
 }  // namespace
 
-TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
+TEST_CASE("Posix gives back what went in, whatever the shape", "[posix][shapes]") {
     const std::string used = engine();
     struct Shape {
         uint32_t shards;
@@ -346,7 +346,7 @@ TEST_CASE("Posix gives back what went in, whatever the shape", "[posix]") {
     REQUIRE(temporaries(directory) == 0);
 }
 
-TEST_CASE("Posix keeps shards of any length, none too", "[posix]") {
+TEST_CASE("Posix keeps shards of any length, none too", "[posix][shapes]") {
     const std::string used = engine();
     const bool pages = GENERATE(false, true);
     Options way = memory_way();
@@ -407,7 +407,7 @@ TEST_CASE("O_DIRECT takes memory as it is if it is registered, or if zero copy i
     }
 }
 
-TEST_CASE("Posix files are as docs/block-format.md says", "[posix]") {
+TEST_CASE("Posix files are as docs/block-format.md says", "[posix][shapes]") {
     TempDir directory;
     Geometry geometry{2, {3000}};
     geometry.raw_capacity = 4000;
@@ -633,7 +633,8 @@ TEST_CASE("Posix begins a block again whose temporary file was deleted", "[posix
     REQUIRE(stack.loads_back({id}));
 }
 
-TEST_CASE("a flipped bit anywhere in a file is found, and hurts one shard at most", "[posix]") {
+TEST_CASE("a flipped bit anywhere in a file is found, and hurts one shard at most",
+          "[posix][shapes]") {
     const std::string direct = GENERATE("false", "true");
     TempDir directory;
     Geometry geometry{3, {3000, 2000}};
@@ -670,7 +671,7 @@ TEST_CASE("a flipped bit anywhere in a file is found, and hurts one shard at mos
     REQUIRE(metrics.at("corrupt_shards_total") == 3 * (256 + 96 + 3) + 30);
 }
 
-TEST_CASE("truncated, emptied, garbage and foreign files are never served", "[posix]") {
+TEST_CASE("truncated, emptied, garbage and foreign files are never served", "[posix][shapes]") {
     TempDir directory;
     Stack stack({"Posix"}, in(directory), Geometry{3, {5000}});
     const auto ids = make_ids(2);
@@ -764,7 +765,7 @@ TEST_CASE("the quarantine keeps no more than 64 files", "[posix]") {
 }
 
 TEST_CASE("a block that was moved from another space is INCOMPATIBLE until it is dumped again",
-          "[posix]") {
+          "[posix][shapes]") {
     TempDir directory;
     const Geometry mine{2, {5000}};
     Geometry fewer{1, {5000}}, many{200, {5000}}, larger{2, {6000}}, encoded{2, {5000}};
@@ -800,7 +801,8 @@ TEST_CASE("a block that was moved from another space is INCOMPATIBLE until it is
     REQUIRE(stack.loads_back(ids));
 }
 
-TEST_CASE("a shard that is longer than the layout allows is INCOMPATIBLE, never cut", "[posix]") {
+TEST_CASE("a shard that is longer than the layout allows is INCOMPATIBLE, never cut",
+          "[posix][shapes]") {
     TempDir directory;
     Geometry geometry{1, {6000}};
     geometry.raw_capacity = 9000;
@@ -821,7 +823,7 @@ TEST_CASE("a shard that is longer than the layout allows is INCOMPATIBLE, never 
     REQUIRE(all_ok(stack.load(make_ids(2))));
 }
 
-TEST_CASE("a sound block of another version is INCOMPATIBLE", "[posix]") {
+TEST_CASE("a sound block of another version is INCOMPATIBLE", "[posix][shapes]") {
     TempDir directory;
     Stack stack({"Posix"}, in(directory), Geometry{2, {5000}});
     const BlockId id = make_id(1);
@@ -835,7 +837,7 @@ TEST_CASE("a sound block of another version is INCOMPATIBLE", "[posix]") {
     REQUIRE(stack.loads_back({id}));
 }
 
-TEST_CASE("a sealed header that lies is CORRUPT", "[posix]") {
+TEST_CASE("a sealed header that lies is CORRUPT", "[posix][shapes]") {
     TempDir directory;
     Stack stack({"Posix"}, in(directory), Geometry{2, {5000}});
     const BlockId id = make_id(1);

@@ -7,6 +7,7 @@ package's own tests, and of the contract what a new package may break.
 import argparse
 import concurrent.futures
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,11 +63,11 @@ class Bench:
             sys.exit(f"{said}\npackages: {what} failed: {' '.join(map(str, command))}")
 
     def install(self, what, *words):
-        self.run(what, *self.pip, "install", "-q", *words)
+        self.run(what, *self.pip, "install", "-q", "--no-compile", *words)
 
     def has_mooncake(self):
         """Install it; there are wheels for some machines only, and the rest can be tested."""
-        command = [*self.pip, "install", "-q", MOONCAKE]
+        command = [*self.pip, "install", "-q", "--no-compile", MOONCAKE]
         if subprocess.run(command, env=self.env, check=False).returncode == 0:
             return True
         print(f"packages: {MOONCAKE} cannot be had here: its tests are left out", flush=True)
@@ -136,9 +137,13 @@ def main():
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", "--clear", args.folder], check=True
     )
+    # What builds leave beside sources would have make build this package anew.
+    examples = args.folder / "examples"
+    left = shutil.ignore_patterns("build", "target", "__pycache__", "*.egg-info")
+    shutil.copytree(EXAMPLES, examples, ignore=left)
     bench = Bench(args.folder)
     bench.install("the wheel, and what builds packages", f"{args.wheel}[test]", *BUILD)
-    packages = [p.parent for p in sorted(EXAMPLES.glob("*/pyproject.toml"))]
+    packages = [p.parent for p in sorted(examples.glob("*/pyproject.toml"))]
     packages = [p for p in packages if args.only in (None, p.name)]
     if args.only in (None, "mooncake_store") and not bench.has_mooncake():
         packages = [p for p in packages if p.name != "mooncake_store"]
