@@ -40,9 +40,8 @@ class Broken(Ids):
 
 def request(name, tokens, prefix="p", **more):
     """A request of so many tokens; block i of the same prefix has the same hash."""
-    return types.SimpleNamespace(
-        request_id=name, num_tokens=tokens, prefix=prefix, num_computed_tokens=0, **more
-    )
+    fields = {"request_id": name, "num_tokens": tokens, "prefix": prefix, "num_computed_tokens": 0}
+    return types.SimpleNamespace(**{**fields, **more})
 
 
 def hashes(made):
