@@ -46,6 +46,7 @@ void DumpPath::push(const JobRef &job, uint64_t inline_bytes) {
         return;
     }
     jobs_.emplace_back(job, row);
+    look_at_ns_ = std::min(look_at_ns_, job->task->deadline_ns());
     core_.wakeups.dumps.notify_all();
 }
 
@@ -61,7 +62,33 @@ void DumpPath::cancel(const IdSet &ids) {
         for (size_t row = each.second; row < each.first->rows.size(); row++)
             if (each.first->rows[row] == Row::kTodo && ids.count(each.first->task->id(row)))
                 each.first->rows[row] = Row::kDropped;
+    cancelled();
+}
+
+void DumpPath::cancelled() {
+    look_at_ns_ = 0;
     core_.wakeups.dumps.notify_all();
+}
+
+// Rows that are cancelled, dropped or too late, wherever they are in the queue.
+void DumpPath::answer_refused(Lock &lock) {
+    if (look_at_ns_ > monotonic_ns()) return;
+    look_at_ns_ = INT64_MAX;
+    Outcome outcome;
+    for (auto &[job, first] : jobs_) {
+        const ucm_status refused = job->task->refused();
+        bool left = false;
+        for (size_t row = first; row < job->rows.size(); row++) {
+            const bool dropped = job->rows[row] == Row::kDropped;
+            if (job->rows[row] == Row::kTaken) continue;
+            left = left || (!dropped && refused == UCM_OK);
+            if (!dropped && refused == UCM_OK) continue;
+            job->rows[row] = Row::kTaken;
+            answer(job, row, result(dropped ? UCM_CANCELLED : refused), outcome);
+        }
+        if (left) look_at_ns_ = std::min(look_at_ns_, job->task->deadline_ns());
+    }
+    outcome.give(lock, core_.log);
 }
 
 void DumpPath::run() {
@@ -82,6 +109,7 @@ void DumpPath::run() {
 
 void DumpPath::process(const JobRef &job, size_t row, Lock &lock) {
     while (row < job->rows.size()) {
+        answer_refused(lock);
         const uint64_t version = core_.version;
         const size_t next = pass(job, row, kPassBytes, lock);
         if (next == row && core_.version == version) {
@@ -93,8 +121,7 @@ void DumpPath::process(const JobRef &job, size_t row, Lock &lock) {
                 table_.ring_members();
             const int64_t soon_ns = monotonic_ns() + kForeignNs;
             wait_until(core_.wakeups.dumps, lock,
-                       core_.segment.shared() ? std::min(soon_ns, job->task->deadline_ns())
-                                              : job->task->deadline_ns());
+                       core_.segment.shared() ? std::min(soon_ns, look_at_ns_) : look_at_ns_);
             core_.wakeups.dumps_want_room = false;
         }
         row = next;
@@ -111,6 +138,7 @@ size_t DumpPath::pass(const JobRef &job, size_t first, uint64_t most_bytes, Lock
     {
         const Table::Hold hold(table_);
         for (; row < job->rows.size() && copies.size() < kPassShards && bytes < most_bytes; row++) {
+            if (job->rows[row] == Row::kTaken) continue;
             const Taken taken = take(job, row, copies, outcome);
             if (taken == Taken::kWait || (taken == Taken::kNoRoom && !copies.empty())) break;
             if (taken == Taken::kNoRoom) {

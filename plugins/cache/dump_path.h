@@ -27,6 +27,7 @@ class DumpPath {
 
     // With Core::mutex held: shards of these that were accepted and not copied yet are cancelled.
     void cancel(const IdSet &ids);
+    void cancelled();  // a job was
 
   private:
     struct Copy {
@@ -38,6 +39,7 @@ class DumpPath {
     void run();
     size_t pass(const JobRef &job, size_t first, uint64_t most_bytes, Lock &lock);
     void process(const JobRef &job, size_t first, Lock &lock);
+    void answer_refused(Lock &lock);
     Taken take(const JobRef &job, size_t row, std::vector<Copy> &copies, Outcome &outcome);
     ucm_status copy(const JobRef &job, const std::vector<Copy> &copies);
     void land(const JobRef &job, const Copy &copy, ucm_status copied, Outcome &outcome);
@@ -51,6 +53,7 @@ class DumpPath {
     Table &table_ = core_.table;
     // All guarded by Core::mutex.
     std::deque<std::pair<JobRef, size_t>> jobs_;  // and the first row that is not copied
+    int64_t look_at_ns_ = INT64_MAX;  // then a row of one of them may have waited too long
     uint32_t flushing_ = 0;
     bool stopping_ = false;
     Threads threads_;

@@ -149,7 +149,7 @@ ucm_status CacheStore::cancel(ucm_task number, ucm_error *err) {
     engine_->loads.cancel(number);
     Lock lock(engine_->core.mutex);
     engine_->writer.cancelled();
-    engine_->core.wakeups.dumps.notify_all();
+    engine_->dumps.cancelled();
     return UCM_OK;
 }
 

@@ -340,6 +340,31 @@ TEST_CASE("a dump that waits for room too long is told so", "[cache]") {
     REQUIRE(drained(stack).lost == 0);
 }
 
+TEST_CASE("a dump behind one that waits for room is cancelled, or told that it is late, at once",
+          "[cache]") {
+    Stack stack({"Cache", "Memory"}, with_room(8), kFour);
+    stack.memory().hold();
+    auto first = dumping(stack, shards_of(make_ids(1), 4));
+    REQUIRE(first->wait() == UCM_OK);
+    auto stuck = dumping(stack, shards_of(make_ids(2, 1), 4));
+    Move late(stack, shards_of(make_ids(2, 3), 4));
+    late.transfer.deadline_ns = ucm::monotonic_ns() + 20000000;
+    REQUIRE(late.dump() == UCM_OK);
+    REQUIRE(late.wait() == UCM_TIMEOUT);
+    auto stopped = dumping(stack, shards_of(make_ids(2, 5), 4));
+    REQUIRE(ucm_cancel(stack.top(), stopped->task, nullptr) == UCM_OK);
+    REQUIRE(stopped->wait() == UCM_CANCELLED);
+    auto removed = dumping(stack, shards_of(make_ids(2, 7), 4));
+    REQUIRE(stack.remove({make_ids(2, 7)[1]}) == UCM_OK);
+    stack.memory().release();
+    REQUIRE(removed->wait() == UCM_CANCELLED);
+    REQUIRE(stuck->wait() == UCM_OK);  // nothing of it was late
+    for (size_t row = 0; row < 8; row++)
+        REQUIRE(removed->result(row).status == (row < 4 ? UCM_OK : UCM_CANCELLED));
+    REQUIRE(drained(stack).lost == 0);
+    REQUIRE(stack.memory().blocks() == 4);
+}
+
 TEST_CASE("a replacement is gathered whole and replaces the block below too", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     const auto ids = make_ids(1);
