@@ -286,8 +286,8 @@ void WriteBack::run() {
                 finish(*batch, outcome);
             }
             while (!doubtful_.empty()) ask_below(lock, outcome);
-        } else if (!to_remove_.empty()) {
-            remove_again(lock);
+        } else if (!to_remove_.empty() && now_ns >= remove_at_ns_) {
+            remove_again(lock, outcome);
         } else if (!queue_.empty() && in_flight_ < core_.config.running_shards &&
                    now_ns >= busy_until_ns_ && now_ns >= quiet_until() &&
                    (core_.impatient || core_.dump_breaker.ask() != Breaker::Says::kNo)) {
@@ -314,6 +314,7 @@ void WriteBack::run() {
 int64_t WriteBack::next_wake() const {
     int64_t at_ns = last_until_ns_;
     if (!delayed_.empty()) at_ns = std::min(at_ns, delayed_.begin()->first);
+    if (!to_remove_.empty()) at_ns = std::min(at_ns, remove_at_ns_);
     if (!held_back_.empty()) at_ns = std::min(at_ns, monotonic_ns() + 100 * 1000000);
     if (!queue_.empty() && in_flight_ < core_.config.running_shards)
         at_ns = std::min(at_ns, std::max({busy_until_ns_, quiet_until(),
@@ -468,8 +469,9 @@ void WriteBack::finish(Batch &batch, Outcome &outcome) {
     core_.wakeups.idle.notify_all();
 }
 
-// What a dump of ours may have published after its block was removed.
-void WriteBack::remove_again(Lock &lock) {
+// What a dump of ours may have published after its block was removed. Until then nobody else writes
+// that block; so a store that is down may take its time, but not while this one closes.
+void WriteBack::remove_again(Lock &lock, Outcome &outcome) {
     std::vector<uint8_t> ids;
     const size_t n = to_remove_.size();
     for (auto &block : to_remove_) {
@@ -481,10 +483,26 @@ void WriteBack::remove_again(Lock &lock) {
     args.n = n;
     args.block_ids = ids.data();
     lock.unlock();
-    ucm_remove(core_.lower, &args, nullptr);
+    const ucm_status status = ucm_remove(core_.lower, &args, nullptr);
     lock.lock();
+    const bool counts = !Breaker::down(status) || core_.impatient;
+    if (passing(status) && (!counts || removal_tries_ < kRetries)) {
+        int64_t delay_ns = kFirstDelayNs;
+        for (uint32_t k = 0; k < removal_tries_ && k + 1 < kRetries; k++) delay_ns *= 10;
+        removal_tries_++;
+        remove_at_ns_ = monotonic_ns() + delay_ns;
+        return;
+    }
+    removal_tries_ = 0;
+    remove_at_ns_ = 0;
     const Table::Hold hold(table_);
     for (size_t k = 0; k < n; k++) {
+        if (status != UCM_OK)
+            outcome.warnings.push_back(
+                "block " + table_.id(to_remove_[k].record).hex() +
+                " was removed while it was written, and may be stored again: the store below "
+                "cannot remove it: " +
+                status_name(status));
         // What was read from there meanwhile goes as well; a newer dump waits and is not clean.
         const BlockRef visible = table_.visible(table_.id(to_remove_[k].record));
         if (visible && table_.state(visible) == State::kClean)

@@ -100,7 +100,7 @@ class WriteBack {
     void stored(const BlockRef &block, Outcome &outcome);
     void declined(const BlockRef &block, Outcome &outcome);
     void ask_below(Lock &lock, Outcome &outcome);
-    void remove_again(Lock &lock);
+    void remove_again(Lock &lock, Outcome &outcome);
     bool again(const BlockRef &block, bool down);
     void leave_to(const BlockRef &block, uint32_t member);
     static bool waits_for(const std::vector<Account> &accounts, uint32_t shard);
@@ -133,6 +133,8 @@ class WriteBack {
     std::vector<BlockRef> doubtful_;
     // Written, and removed meanwhile: they are removed below before anybody writes them anew.
     std::vector<BlockRef> to_remove_;
+    uint32_t removal_tries_ = 0;
+    int64_t remove_at_ns_ = 0;
     std::vector<BlockRef> last_;         // whose last shard is to be answered
     int64_t last_until_ns_ = INT64_MAX;  // when one of their callers may wait no longer
     std::vector<std::pair<BlockRef, uint32_t>> to_leave_;  // to this member; filled by judge

@@ -21,7 +21,7 @@ namespace ucm_test {
 
 using ucm::BlockId;
 
-enum class Op { kLoad, kDump, kLookup };
+enum class Op { kLoad, kDump, kLookup, kRemove };
 
 // Contents and remote control of a MemoryStore. Shared by the test and the store, so that it
 // outlives the store and can be given to the next one. All methods: any thread, at any time.
@@ -66,7 +66,8 @@ class Memory {
     void busy(size_t transfers) {
         change([&] { busy_ = transfers; });
     }
-    // After `skip` more shards of this kind (lookups: calls), the next `count` end with status.
+    // After `skip` more shards of this kind (lookups and removes: calls), the next `count` end with
+    // status.
     void fail(Op op, ucm_status status, size_t skip = 0, size_t count = 1, int os_errno = 0) {
         change([&] { faults_[op] = {status, skip, count, os_errno}; });
     }
@@ -234,11 +235,14 @@ class MemoryStore final : public ucm::Store {
         return UCM_OK;
     }
 
-    ucm_status remove(const ucm_ids_args &a, ucm_error *) override {
+    ucm_status remove(const ucm_ids_args &a, ucm_error *err) override {
         std::vector<Memory::Item> cancelled;
         {
             std::lock_guard<std::mutex> hold(memory_->mutex_);
             memory_->counters_.removes++;
+            const Memory::Fault fault = memory_->fault(Op::kRemove);
+            if (fault.status)
+                return ucm_fail(err, fault.status, fault.os_errno, "remove told to fail");
             for (size_t k = 0; k < a.n; k++) {
                 const BlockId id = BlockId::at(a.block_ids, k);
                 memory_->blocks_.erase(id);

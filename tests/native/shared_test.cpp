@@ -309,6 +309,29 @@ TEST_CASE("what one store removes is gone for all", "[shared]") {
     REQUIRE(all_are(a->load(ids), UCM_NOT_FOUND));
 }
 
+TEST_CASE("what was removed while it was written is removed below, though that fails at first",
+          "[shared]") {
+    const ucm_status status = GENERATE(as<ucm_status>(), UCM_IO, UCM_INVALID);
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory), b = open(name, memory);
+    const auto ids = make_ids(2);
+    memory->hold();
+    REQUIRE(all_ok(a->dump(ids)));
+    REQUIRE(memory->wait_for_waiting(8));
+    REQUIRE(b->remove(ids) == UCM_OK);
+    memory->fail(Op::kRemove, status, 0, status == UCM_IO ? 2 : 1);
+    memory->release();
+    if (status == UCM_IO) {
+        REQUIRE(
+            eventually([&] { return memory->counters().removes >= 4 && memory->blocks() == 0; }));
+    } else {
+        REQUIRE(eventually([&] { return a->host().logged(ids[0].hex() + " was removed while"); }));
+    }
+    REQUIRE(a->close().report.pending == 0);
+    REQUIRE(b->metrics()["frames_free"] == b->metrics()["frames_ready"]);
+}
+
 TEST_CASE("a store that closes leaves unfinished blocks to the others", "[shared]") {
     const Name name;
     const auto memory = std::make_shared<Memory>();
