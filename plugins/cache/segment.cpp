@@ -26,6 +26,7 @@ constexpr int64_t kJoinNs = 20ll * 1000000000;
 constexpr int64_t kUnsavedKeptNs = 600ll * 1000000000;
 constexpr uint64_t kMostStepBytes = 64u << 20, kSteps = 64;
 constexpr uint64_t kJoinByte = 0, kMemberByte = 1;
+constexpr size_t kMostNamedGone = 10;
 constexpr uint64_t kMostSpillBytes = 16u << 20, kMostSpills = 4096;
 
 std::string prefix() {
@@ -172,17 +173,54 @@ void make_empty(uint8_t *base, const Shape &shape, uint32_t ready, bool shared) 
     header.frames_ready.store(ready, std::memory_order_relaxed);
 }
 
-// Unsaved blocks of a segment that nobody lives in, mapped from its beginning.
-uint64_t unsaved_blocks(const uint8_t *base) {
-    const auto &header = *reinterpret_cast<const Header *>(base);
-    const auto *records = reinterpret_cast<const Record *>(base + header.records_at);
-    uint64_t count = 0;
-    for (uint32_t r = 0; r < header.records; r++) {
-        const State state = records[r].state.load(std::memory_order_relaxed);
-        if (state == State::kGathering || (state == State::kDirty && header.keeps)) count++;
+// What waits in a segment that nobody lives in, mapped from its beginning: blocks to be stored, and
+// those that were removed while they were written, to be removed below again.
+struct Waiting {
+    explicit Waiting(const uint8_t *base) {
+        const auto &header = *reinterpret_cast<const Header *>(base);
+        const auto *records = reinterpret_cast<const Record *>(base + header.records_at);
+        for (uint32_t r = 0; r < header.records; r++) {
+            const Record &record = records[r];
+            const State state = record.state.load(std::memory_order_relaxed);
+            const uint32_t again = kRemoved | kWriting;
+            const bool stores = state == State::kGathering || state == State::kSpilled ||
+                                (state == State::kDirty && header.keeps);
+            const bool removes = state == State::kZombie &&
+                                 (record.flags.load(std::memory_order_relaxed) & again) == again;
+            if (stores || removes) (stores ? unsaved : removed).push_back(id_of(record));
+        }
     }
-    return count;
-}
+    Waiting() = default;
+
+    bool any() const { return !unsaved.empty() || !removed.empty(); }
+    // For the log, when nobody will do it.
+    std::string text() const {
+        std::string all = std::to_string(unsaved.size()) + " blocks that were stored nowhere else" +
+                          names(unsaved);
+        if (!removed.empty())
+            all += ", and " + std::to_string(removed.size()) +
+                   " that were removed and may be stored all the same" + names(removed);
+        return all;
+    }
+
+    std::vector<BlockId> unsaved, removed;
+
+  private:
+    static BlockId id_of(const Record &record) {
+        BlockId id;
+        for (int k = 0; k < 2; k++) {
+            const uint64_t half = record.id[k].load(std::memory_order_relaxed);
+            std::memcpy(id.bytes + 8 * k, &half, 8);
+        }
+        return id;
+    }
+    static std::string names(const std::vector<BlockId> &ids) {
+        std::string all;
+        for (size_t k = 0; k < ids.size() && k < kMostNamedGone; k++)
+            all += (k ? ", " : ": ") + ids[k].hex();
+        return ids.size() > kMostNamedGone ? all + " and others" : all;
+    }
+};
 
 bool sane(const Header &header, uint64_t file_bytes) {
     return std::memcmp(header.magic, kMagic, sizeof kMagic) == 0 &&
@@ -391,19 +429,18 @@ bool Segment::open_once(const Shape &shape) {
                     path_ + ": is in use by living processes (" + living_pids(fits) +
                         ") with other settings (" + difference +
                         "); give this engine another unique_id, or stop those processes");
-    uint64_t unsaved = 0;
+    Waiting waiting;
     if (fits) {
         void *all = mmap(nullptr, header().data_at, PROT_READ, MAP_SHARED, fd, 0);
         if (all != MAP_FAILED) {
-            unsaved = unsaved_blocks(static_cast<uint8_t *>(all));
+            waiting = Waiting(static_cast<uint8_t *>(all));
             munmap(all, header().data_at);
         }
     }
     log_.write(whole ? UCM_LOG_WARN : UCM_LOG_INFO,
-               "%s was left by processes that are dead%s%s; it is removed, with %llu blocks that "
-               "were stored nowhere else",
-               path_.c_str(), difference.empty() ? "" : " and differs in ", difference.c_str(),
-               static_cast<unsigned long long>(unsaved));
+               "%s was left by processes that are dead%s%s; it is removed, with %s", path_.c_str(),
+               difference.empty() ? "" : " and differs in ", difference.c_str(),
+               fits ? waiting.text().c_str() : "whatever was in it");
     remove_file(path_, fd, whole && fits ? &header() : nullptr);
     return false;
 }
@@ -522,7 +559,7 @@ void Segment::leave() {
         at<Member>(header().members_at)[member_].joined.store(0, std::memory_order_release);
         UCM_FAILPOINT("segment.left");
         if (!held_by_another(file_.get(), kMemberByte, kMembers) && leads_to(path_, file_.get()) &&
-            unsaved_blocks(base_) == 0) {
+            !Waiting(base_).any()) {
             remove_file(path_, file_.get(), &header());
         }
     } catch (const Error &error) {
@@ -543,7 +580,7 @@ void Segment::sweep_others() const {
         if (lock_file(file.get(), kJoinByte, 1) != 0 ||
             held_by_another(file.get(), kMemberByte, kMembers) || !leads_to(path, file.get()))
             continue;
-        uint64_t unsaved = 0;
+        Waiting waiting;
         bool recent = false;
         void *head = MAP_FAILED;
         if (uint64_t(st.st_size) >= round_up(sizeof(Header)))
@@ -556,21 +593,20 @@ void Segment::sweep_others() const {
                 recent = clock_ns(CLOCK_BOOTTIME) - header.used_ns.load() < kUnsavedKeptNs;
                 void *all = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.get(), 0);
                 if (all != MAP_FAILED) {
-                    unsaved = unsaved_blocks(static_cast<uint8_t *>(all));
+                    waiting = Waiting(static_cast<uint8_t *>(all));
                     munmap(all, bytes);
                 }
             }
             const bool known = sane(header, uint64_t(st.st_size));
-            if (!unsaved || !recent) remove_file(path, file.get(), known ? &header : nullptr);
+            if (!waiting.any() || !recent) remove_file(path, file.get(), known ? &header : nullptr);
             munmap(head, round_up(sizeof(Header)));
         } else {
             remove_file(path, file.get(), nullptr);
         }
-        if (unsaved && recent) continue;
-        log_.write(unsaved ? UCM_LOG_WARN : UCM_LOG_INFO,
-                   "%s was left by processes that are dead; it is removed, with %llu blocks that "
-                   "were stored nowhere else",
-                   path.c_str(), static_cast<unsigned long long>(unsaved));
+        if (waiting.any() && recent) continue;
+        log_.write(waiting.any() ? UCM_LOG_WARN : UCM_LOG_INFO,
+                   "%s was left by processes that are dead; it is removed, with %s", path.c_str(),
+                   waiting.text().c_str());
     }
 }
 

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -116,6 +117,7 @@ def test_a_segment_of_other_sizes_makes_way_when_nobody_lives_in_it(config, run,
     expect_works({**config, "block_size": 2 * BLOCK}, rng)
     (line,) = [text for text in caplog.messages if "processes that are dead" in text]
     assert "differs in shards of a block: 4 there, 8 here; it is removed, with 1 blocks" in line
+    assert f"nowhere else: {bytes(16).hex()}" in line
 
 
 def test_what_the_dead_accepted_is_lost_in_one_report(config, run, caplog):
@@ -183,6 +185,47 @@ def test_segments_of_other_dead_engines_are_swept(config, run, rng, new_id):
     left = [path_of(other["unique_id"]).exists() for other in others]
     assert left == [False, False, True], "what waits to be stored is kept for a while"
     with ucm.open_pipeline(others[2]) as store:
+        assert store.stats()["Cache"]["members"] == 1
+
+
+def test_what_is_lost_with_a_swept_segment_is_named(config, run, rng, new_id, caplog):
+    other = {**config, "unique_id": new_id()}
+    let_die(run, other, UNFINISHED="1")
+    with path_of(other["unique_id"]).open("r+b") as file:
+        file.seek(352)  # its last sign of life
+        file.write(struct.pack("<q", -(1 << 60)))
+    expect_works(config, rng)
+    path = path_of(other["unique_id"])
+    assert not path.exists()
+    (line,) = [text for text in caplog.messages if f"{path} was left" in text]
+    assert f"with 1 blocks that were stored nowhere else: {bytes(16).hex()}" in line
+
+
+def test_what_was_removed_as_its_writer_died_is_not_stored_later(config, run, rng, new_id):
+    posix = {"store_pipeline": "Posix", "storage_backends": config["storage_backends"], **SIZES}
+    let_die(run, config, UNFINISHED="1")
+    with ucm.open_pipeline(posix) as store:  # the dead wrote it
+        block = kit.Block(bytes(16), (bytes(store.layout.shard_size),) * 4)
+        kit.dump(store, block)
+    with path_of(config["unique_id"]).open("r+b") as file:
+        file.seek(312)
+        (at,) = struct.unpack("<Q", file.read(8))
+        file.seek(at + 20)
+        while struct.unpack("<I", file.read(4)) != (2,):  # the one that gathers
+            at += 128
+            file.seek(at + 20)
+        file.seek(at + 20)
+        file.write(struct.pack("<I", 4))  # a zombie
+        file.seek(at + 48)
+        file.write(struct.pack("<I", 1 << 0 | 1 << 2))  # being written, and removed
+        file.seek(at + 60)
+        file.write(struct.pack("<I", 1))  # used by its writer
+    expect_works({**config, "unique_id": new_id()}, rng)
+    with ucm.open_pipeline(config) as store:
+        until = time.monotonic() + 20
+        while store.lookup([block.id]) == [True]:
+            assert time.monotonic() < until, "the block is back"
+            time.sleep(0.02)
         assert store.stats()["Cache"]["members"] == 1
 
 
