@@ -350,11 +350,11 @@ TEST_CASE("a dump behind one that waits for room is cancelled, or told that it i
     Move late(stack, shards_of(make_ids(2, 3), 4));
     late.transfer.deadline_ns = ucm::monotonic_ns() + 20000000;
     REQUIRE(late.dump() == UCM_OK);
-    auto stopped = dumping(stack, shards_of(make_ids(2, 5), 4));
-    auto removed = dumping(stack, shards_of(make_ids(2, 7), 4));
     REQUIRE(late.wait() == UCM_TIMEOUT);
+    auto stopped = dumping(stack, shards_of(make_ids(2, 5), 4));
     REQUIRE(ucm_cancel(stack.top(), stopped->task, nullptr) == UCM_OK);
     REQUIRE(stopped->wait() == UCM_CANCELLED);
+    auto removed = dumping(stack, shards_of(make_ids(2, 7), 4));
     REQUIRE(stack.remove({make_ids(2, 7)[1]}) == UCM_OK);
     stack.memory().release();
     REQUIRE(removed->wait() == UCM_CANCELLED);

@@ -66,7 +66,8 @@ class Memory {
     void busy(size_t transfers) {
         change([&] { busy_ = transfers; });
     }
-    // After `skip` more shards of this kind (lookups and removes: calls), the next `count` end with status.
+    // After `skip` more shards of this kind (lookups and removes: calls), the next `count` end with
+    // status.
     void fail(Op op, ucm_status status, size_t skip = 0, size_t count = 1, int os_errno = 0) {
         change([&] { faults_[op] = {status, skip, count, os_errno}; });
     }
