@@ -490,6 +490,20 @@ def test_all_that_share_a_failed_block_compute_it_for_themselves(side, store):
     assert (save.computed_from, save.table) == (2, [10, 11, 12, 13])
 
 
+def test_what_could_not_be_loaded_is_saved_by_the_next_one_though_its_own_request_has_ended(
+    side, store
+):
+    one, two, three = (request(name, 14) for name in ("one", "two", "three"))
+    run(side, one, [7, 3, 9, 5])  # so that it was saved just now
+    publish(store, one, [0, 1, 2])
+    side.finished("one")
+    run(side, two, [17, 13, 19, 15])
+    side.load_failed({13})
+    side.finished("two")
+    store.known -= set(Namer("space", "tp0")([b"p1"]))
+    assert saved(run(side, three, [27, 23, 29, 25])) == {"three": [23]}
+
+
 def test_what_has_not_been_computed_yet_does_not_count_as_computed_after_a_failure(side, store):
     one = request("one", 18)
     publish(store, one, [0, 1, 2, 3])

@@ -302,11 +302,13 @@ class SchedulerSide:
             wrong.update(table[_first(table, bad) :])
         for name, tracked in self._tracked.items():
             waits = name in self._receiving
-            table = self._receiving[name][1] if waits else tracked.table
+            hit, table = self._receiving[name] if waits else (range(0), tracked.table)
             first = _first(table, bad)
             if first == len(table):
                 continue
             wrong.update(table[first:])
+            for block_hash in self._hashes(tracked.request)[hit.start + first :]:
+                self._on_the_way.pop(block_hash, None)  # whoever computes it next saves it
             self._denied.add(name)
             self._looked.pop(name, None)
             if not waits:
@@ -366,10 +368,7 @@ class SchedulerSide:
             where = tracked.table[loaded.start : loaded.stop]
             plan.loads.append(Load(request_id, list(hashes[loaded.start : loaded.stop]), where))
             tracked.load = 0
-        if first < tracked.done:  # the engine computes again what could not be loaded
-            for block_hash in hashes[first : tracked.done]:
-                self._on_the_way.pop(block_hash, None)
-            tracked.done = first
+        tracked.done = min(tracked.done, first)  # what could not be loaded is computed again
         full = min((computed + scheduled) // self._block_tokens, len(hashes), len(tracked.table))
         if full <= tracked.done or not self._parts:  # that is saved once there is a store
             return
