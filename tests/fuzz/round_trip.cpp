@@ -23,7 +23,8 @@ Bytes encode(FrameCoder &coder, const Shape &shape, const Bytes &bytes, Mode mod
     row.set(bytes);
     Bytes frame(bytes.size() + kTrailerBytes);
     ucm::compress::TileCounts counts;
-    const uint64_t n = coder.encode(row.addresses(), bytes.size(), mode, frame.data(), &counts);
+    const uint64_t n =
+        coder.encode(kName, row.addresses(), bytes.size(), mode, frame.data(), &counts);
     REQUIRE(n <= bytes.size() + kTrailerBytes);
     return Bytes(frame.begin(), frame.begin() + long(n));
 }
@@ -50,8 +51,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         for (size_t k = 0; k < coders.size(); k++) {
             if (k > 0) REQUIRE(encode(*coders[k], shape, bytes, mode) == frame);
             const Row row(shape, uint8_t(k + 1));
-            const auto decoded = coders[k]->decode(frame.data(), frame.size(), row.addresses(),
-                                                   k % 2 ? &team : nullptr);
+            const auto decoded = coders[k]->decode(kName, frame.data(), frame.size(),
+                                                   row.addresses(), k % 2 ? &team : nullptr);
             REQUIRE(decoded.status == UCM_OK);
             REQUIRE(decoded.bytes == length);
             Bytes got = row.get();
