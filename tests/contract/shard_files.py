@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 import ucm
@@ -43,6 +44,7 @@ class ShardFiles(ucm.StoreBase):
         return self.fill(segments, data)
 
     def remove(self, block_ids):
+        time.sleep(0.01)  # so that what others dump meanwhile would go too
         for block_id in block_ids:
             for path in self._paths(block_id):
                 path.unlink(missing_ok=True)
