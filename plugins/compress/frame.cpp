@@ -236,10 +236,10 @@ bool FrameCoder::waits() {
 }
 
 void FrameCoder::wait_after(bool nothing_paid) {
-    const auto failed = [](const Place &place) { return place.failures > 0; };
+    const auto tried = [](const Place &place) { return place.failures > 0 || place.seen.known; };
     if (!nothing_paid)
         failures_ = 0;
-    else if (failures_ == 0 || std::all_of(places_.begin(), places_.end(), failed))
+    else if (failures_ == 0 || std::all_of(places_.begin(), places_.end(), tried))
         failures_ = std::min(failures_ + 1, kMostFailures);
     // Else some were not even looked at: it is soon their turn.
     wait_ = (1 << failures_) - 1;
@@ -292,12 +292,13 @@ uint64_t FrameCoder::encode_tiles(const Name &name, void *const *row, uint64_t l
         for (int codec = 0; codec < kTileCodecs; codec++) mine.of[codec] += part.counts.of[codec];
     }
     copied = at == length;  // no tile is longer: all are raw
-    if (trailer.tile_count == places_.size()) wait_after(copied);
     const uint64_t index = trailer.tile_count * sizeof(Entry);
     trailer.frame_bytes = at + index + kTrailerBytes;
     // Stores keep whole pages.
     const uint64_t unit = length > UCM_ALIGNMENT ? UCM_ALIGNMENT : 1;
-    if (round_up(trailer.frame_bytes, unit) >= round_up(length + kTrailerBytes, unit)) return 0;
+    const bool pays = round_up(trailer.frame_bytes, unit) < round_up(length + kTrailerBytes, unit);
+    if (trailer.tile_count == places_.size()) wait_after(!pays);
+    if (!pays) return 0;
     trailer.raw_bytes = length;
     trailer.name_hash = hash_of(name, kernels_);
     trailer.index_hash = kernels_.hash(index_.base(), index, 0);

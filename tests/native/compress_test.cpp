@@ -489,6 +489,32 @@ TEST_CASE("noise is not tried again and again, numbers behind it are found", "[c
     REQUIRE(waited < 256);
 }
 
+TEST_CASE("what would be coded but not take a page less is not tried again and again",
+          "[compress][frame]") {
+    static size_t tried;
+    tried = 0;
+    Kernels counting = ucm::compress::kScalarKernels;
+    counting.split[UCM_DTYPE_BF16] = [](const uint8_t *raw, size_t n, uint8_t *symbols,
+                                        uint8_t *planes) {
+        tried++;
+        ucm::compress::kScalarKernels.split[UCM_DTYPE_BF16](raw, n, symbols, planes);
+    };
+    const size_t n = 6144, shards = 600;
+    const Shape shape = Shape::of(n, UCM_DTYPE_BF16);
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry, 0, counting);
+    for (size_t i = 0; i < shards; i++)
+        REQUIRE(encode(shape, numbers(n, UCM_DTYPE_BF16, i), coder).size() == n + 64);
+    REQUIRE(tried > 0);
+    REQUIRE(tried < shards / 10);
+    // Of one exponent: half of it.
+    Bytes narrow = numbers(n, UCM_DTYPE_BF16);
+    for (size_t i = 0; i < n; i += 2) narrow[i] |= 0x80, narrow[i + 1] = 0x3f;
+    size_t waited = 0;
+    while (encode(shape, narrow, coder).size() > n) waited++;
+    REQUIRE(waited < 256);
+}
+
 TEST_CASE("a sample tells noise from numbers of every dtype", "[compress][frame]") {
     for (size_t n : {512, 6144, 65536}) {
         int noise = 0;
