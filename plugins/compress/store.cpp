@@ -119,6 +119,11 @@ CompressStore::CompressStore(const ucm_open_args &args)
         throw Error(
             UCM_UNSUPPORTED,
             "Compress reads host memory only; put a layer above it that copies from the device");
+    const char *wanted = wanted_kernels();
+    if (wanted && !kernels_named(wanted))
+        log_.write(UCM_LOG_WARN,
+                   "UCM_COMPRESS_KERNELS=%s: this processor runs no such kernels; using %s", wanted,
+                   best_kernels().name);
     geometry_ = std::make_unique<Geometry>(*args.layout);
     const uint64_t frame_bytes = args.layout->capacity + kTrailerBytes;
     if (geometry_->capacity() != args.layout->capacity || lower_->capacity != frame_bytes)

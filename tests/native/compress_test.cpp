@@ -380,6 +380,14 @@ TEST_CASE("tests and benchmarks name the set of kernels that a store takes", "[c
     unsetenv("UCM_COMPRESS_KERNELS");
 }
 
+TEST_CASE("kernels that this processor lacks are warned of", "[compress]") {
+    setenv("UCM_COMPRESS_KERNELS", "none", 1);
+    Stack stack({"Compress", "Memory"});
+    unsetenv("UCM_COMPRESS_KERNELS");
+    REQUIRE(stack.host().logged("UCM_COMPRESS_KERNELS=none"));
+    REQUIRE_FALSE(Stack({"Compress", "Memory"}).host().logged("UCM_COMPRESS_KERNELS"));
+}
+
 TEST_CASE("symbols are counted alike by every set of kernels", "[compress][frame]") {
     for (const Kernels *kernels : all_kernels())
         for (size_t n : {64, 128, 2048, 4096})
@@ -1058,6 +1066,20 @@ TEST_CASE("compress_codec decides what is coded, and readers need not know", "[c
     REQUIRE(all_ok(stack.dump({ids[1]})));
     REQUIRE(memory->stored(ids[1], 0).size() < 65536 * 3 / 4);
     REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("compress_dtype fp8 is e5m2 where the layout says so, else e4m3", "[compress]") {
+    const auto ids = make_ids(1);
+    for (int32_t dtype : {UCM_DTYPE_FP8_E5M2, UCM_DTYPE_FP8_E4M3}) {
+        Stack stack(kOverMemory, {{"compress_codec", "fast"}, {"compress_dtype", "fp8"}},
+                    Geometry{1, {65536}, dtype});
+        REQUIRE(all_ok(stack.dump(ids)));
+        REQUIRE(stack.loads_back(ids));
+        const Bytes frame = stack.memory().stored(ids[0], 0);
+        REQUIRE(get(frame, frame.size() - 64 + 24, 4) == 1);  // tile_count
+        REQUIRE(get(frame, frame.size() - 64 - 12 + 4, 1) == ucm::compress::kTileClasses);
+        REQUIRE(get(frame, frame.size() - 64 - 12 + 5, 1) == uint64_t(dtype));
+    }
 }
 
 namespace {
