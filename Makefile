@@ -113,6 +113,7 @@ native-plain native-asan native-tsan: dev
 	$(IN_VENV) $(BIN)/meson test -C build/$@ --print-errorlogs
 
 pytest: dev package
+	@.ci/deps '$(PYTHON)' fuzz neon
 	@if test -f $(VENV)/.no-torch; then \
 	    echo 'make: $(TORCH) cannot be had here: the tests that need it are left out'; \
 	fi

@@ -96,7 +96,7 @@ class Bridge:
         self._lower = lower
         self._layout = layout
         self._logger = logging.getLogger(f"ucm.{name.partition('#')[0]}")
-        self._lock = threading.Lock()  # guards _replaced
+        self._lock = threading.Lock()  # guards _replaced, and the removal of what is in it
         self._replaced: dict[bytes, set[int]] = {}  # blocks of which a new copy has begun
         settings = ffi.new("ucmb_settings *")
         settings.layout = native
@@ -288,8 +288,9 @@ class Bridge:
                     del self._replaced[i]
             while len(self._replaced) > _MAX_REPLACED:
                 del self._replaced[next(iter(self._replaced))]
-        if fresh:
-            self._store.remove(fresh)
+            # With the lock: what another thread dumps of the new copy comes behind it.
+            if fresh:
+                self._store.remove(fresh)
 
     def _end(self, jobs: Sequence[Any], answers: Sequence[Any]) -> _End:
         """End all of these but the last one."""

@@ -10,7 +10,7 @@ namespace ucm::compress {
 
 namespace {
 
-constexpr uint16_t kVersion = 2;
+constexpr uint16_t kVersion = 3;
 constexpr uint16_t kLossy = 1;              // of the flags; no writer of ours sets it
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
@@ -25,7 +25,7 @@ struct Trailer {
     uint32_t zero;
     uint64_t raw_hash;
     uint64_t index_hash;
-    uint64_t zero2;
+    uint64_t name_hash;
     uint64_t trailer_hash;
 };
 static_assert(sizeof(Trailer) == kTrailerBytes);
@@ -48,6 +48,10 @@ Entry entry_at(const uint8_t *index, uint32_t i) {
     return entry;
 }
 
+uint64_t hash_of(const Name &name, const Kernels &kernels) {
+    return kernels.hash(&name, sizeof name, 0);
+}
+
 uint64_t hash_of(const Trailer &trailer, const Kernels &kernels) {
     return kernels.hash(&trailer, offsetof(Trailer, trailer_hash), 0);
 }
@@ -67,8 +71,8 @@ uint64_t small_plane(int32_t dtype) {
 }
 
 // What can be said before the index is touched, in the order of the format.
-Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity, bool allow_lossy,
-                      const Kernels &kernels) {
+Decoded check_trailer(const Trailer &trailer, const Name &name, uint64_t length, uint64_t capacity,
+                      bool allow_lossy, const Kernels &kernels) {
     if (std::memcmp(trailer.magic, kMagic, sizeof kMagic) != 0 ||
         trailer.trailer_hash != hash_of(trailer, kernels))
         return {UCM_CORRUPT, 0};
@@ -77,8 +81,9 @@ Decoded check_trailer(const Trailer &trailer, uint64_t length, uint64_t capacity
     if (trailer.flags & kLossy && !allow_lossy) return {UCM_INCOMPATIBLE, 0, true};
     const uint64_t payload = length - kTrailerBytes;
     const uint64_t index = trailer.tile_count * uint64_t(sizeof(Entry));
-    if (trailer.frame_bytes != length || trailer.zero || trailer.zero2 ||
-        payload > trailer.raw_bytes || index > payload ||
+    if (trailer.frame_bytes != length || trailer.zero ||
+        trailer.name_hash != hash_of(name, kernels) || payload > trailer.raw_bytes ||
+        index > payload ||
         (index == 0 && (payload != trailer.raw_bytes || trailer.index_hash != 0)))
         return {UCM_CORRUPT, 0};
     return {UCM_OK, trailer.raw_bytes};
@@ -210,15 +215,15 @@ void FrameCoder::share(size_t parts, Team *team, F work) {
     for (size_t i = 0; i < parts; i++) work(i, *this);
 }
 
-uint64_t FrameCoder::encode(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                            TileCounts *counts, Team *team) {
+uint64_t FrameCoder::encode(const Name &name, void *const *row, uint64_t length, Mode mode,
+                            uint8_t *frame, TileCounts *counts, Team *team) {
     *counts = {};
     bool copied = false;
     if (mode != Mode::kRaw && !waits()) {
-        const uint64_t bytes = encode_tiles(row, length, mode, frame, counts, team, copied);
+        const uint64_t bytes = encode_tiles(name, row, length, mode, frame, counts, team, copied);
         if (bytes != 0) return bytes;
     }
-    return encode_raw(row, length, frame, copied);
+    return encode_raw(name, row, length, frame, copied);
 }
 
 // Is this shard not tried, after those of which nothing paid?
@@ -231,18 +236,20 @@ bool FrameCoder::waits() {
 }
 
 void FrameCoder::wait_after(bool nothing_paid) {
-    const auto failed = [](const Place &place) { return place.failures > 0; };
+    const auto tried = [](const Place &place) { return place.failures > 0 || place.seen.known; };
     if (!nothing_paid)
         failures_ = 0;
-    else if (failures_ == 0 || std::all_of(places_.begin(), places_.end(), failed))
+    else if (failures_ == 0 || std::all_of(places_.begin(), places_.end(), tried))
         failures_ = std::min(failures_ + 1, kMostFailures);
     // Else some were not even looked at: it is soon their turn.
     wait_ = (1 << failures_) - 1;
 }
 
 // The frame may have the bytes already.
-uint64_t FrameCoder::encode_raw(void *const *row, uint64_t length, uint8_t *frame, bool copied) {
+uint64_t FrameCoder::encode_raw(const Name &name, void *const *row, uint64_t length, uint8_t *frame,
+                                bool copied) {
     Trailer trailer{};
+    trailer.name_hash = hash_of(name, kernels_);
     trailer.raw_bytes = length;
     trailer.frame_bytes = length + kTrailerBytes;
     for (uint64_t at = 0, number = 0; at < length; at += kTileBytes, number++) {
@@ -255,8 +262,8 @@ uint64_t FrameCoder::encode_raw(void *const *row, uint64_t length, uint8_t *fram
 }
 
 // 0: not worth it.
-uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                                  TileCounts *counts, Team *team, bool &copied) {
+uint64_t FrameCoder::encode_tiles(const Name &name, void *const *row, uint64_t length, Mode mode,
+                                  uint8_t *frame, TileCounts *counts, Team *team, bool &copied) {
     const auto &tiles = geometry_.tiles();
     const auto is_before = [](const Geometry::Piece &tile, uint64_t end) {
         return tile.offset < end;
@@ -285,13 +292,15 @@ uint64_t FrameCoder::encode_tiles(void *const *row, uint64_t length, Mode mode, 
         for (int codec = 0; codec < kTileCodecs; codec++) mine.of[codec] += part.counts.of[codec];
     }
     copied = at == length;  // no tile is longer: all are raw
-    if (trailer.tile_count == places_.size()) wait_after(copied);
     const uint64_t index = trailer.tile_count * sizeof(Entry);
     trailer.frame_bytes = at + index + kTrailerBytes;
     // Stores keep whole pages.
     const uint64_t unit = length > UCM_ALIGNMENT ? UCM_ALIGNMENT : 1;
-    if (round_up(trailer.frame_bytes, unit) >= round_up(length + kTrailerBytes, unit)) return 0;
+    const bool pays = round_up(trailer.frame_bytes, unit) < round_up(length + kTrailerBytes, unit);
+    if (trailer.tile_count == places_.size()) wait_after(!pays);
+    if (!pays) return 0;
     trailer.raw_bytes = length;
+    trailer.name_hash = hash_of(name, kernels_);
     trailer.index_hash = kernels_.hash(index_.base(), index, 0);
     std::memcpy(frame + at, index_.base(), index);
     seal(trailer, frame, kernels_);
@@ -334,11 +343,13 @@ void FrameCoder::encode_part(void *const *row, uint64_t length, Mode mode, uint8
     }
 }
 
-Decoded FrameCoder::decode(const uint8_t *frame, uint64_t length, void *const *row, Team *team) {
+Decoded FrameCoder::decode(const Name &name, const uint8_t *frame, uint64_t length,
+                           void *const *row, Team *team) {
     if (length < kTrailerBytes) return {UCM_CORRUPT, 0};
     Trailer trailer;
     std::memcpy(&trailer, frame + length - kTrailerBytes, sizeof trailer);
-    Decoded decoded = check_trailer(trailer, length, geometry_.capacity(), allow_lossy_, kernels_);
+    Decoded decoded =
+        check_trailer(trailer, name, length, geometry_.capacity(), allow_lossy_, kernels_);
     if (decoded.status != UCM_OK) return decoded;
     if (trailer.tile_count == 0) return decode_raw(frame, trailer.raw_bytes, trailer.raw_hash, row);
     const uint64_t index_bytes = trailer.tile_count * uint64_t(sizeof(Entry));

@@ -46,6 +46,13 @@ class Geometry {
     std::vector<Piece> tiles_;
 };
 
+// Which shard a frame is of. Its hash, as it lies here, is in the frame: no reader takes another's.
+struct Name {
+    uint8_t block_id[UCM_BLOCK_ID_BYTES];
+    uint64_t shard;
+};
+static_assert(sizeof(Name) == UCM_BLOCK_ID_BYTES + 8);
+
 struct TileCounts {
     uint64_t of[kTileCodecs] = {};
 };
@@ -77,11 +84,12 @@ class FrameCoder {
 
     // `frame` has room for `length` + kTrailerBytes. Returns the bytes of the frame.
     // Of a team, others code parts of a long shard.
-    uint64_t encode(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
+    uint64_t encode(const Name &name, void *const *row, uint64_t length, Mode mode, uint8_t *frame,
                     TileCounts *counts, Team *team = nullptr);
 
     // Safe on any bytes. What the row gets of a frame that is not UCM_OK is undefined.
-    Decoded decode(const uint8_t *frame, uint64_t length, void *const *row, Team *team = nullptr);
+    Decoded decode(const Name &name, const uint8_t *frame, uint64_t length, void *const *row,
+                   Team *team = nullptr);
 
     uint64_t memory_bytes() const {
         return coder_.memory_bytes() + index_.bytes() + scratch_.bytes() +
@@ -99,9 +107,10 @@ class FrameCoder {
     };
     static constexpr size_t kMostParts = 32;
 
-    uint64_t encode_raw(void *const *row, uint64_t length, uint8_t *frame, bool copied);
-    uint64_t encode_tiles(void *const *row, uint64_t length, Mode mode, uint8_t *frame,
-                          TileCounts *counts, Team *team, bool &copied);
+    uint64_t encode_raw(const Name &name, void *const *row, uint64_t length, uint8_t *frame,
+                        bool copied);
+    uint64_t encode_tiles(const Name &name, void *const *row, uint64_t length, Mode mode,
+                          uint8_t *frame, TileCounts *counts, Team *team, bool &copied);
     void encode_part(void *const *row, uint64_t length, Mode mode, uint8_t *frame, uint8_t *index,
                      Part &part);
     bool waits();

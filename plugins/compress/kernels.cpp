@@ -33,9 +33,12 @@ const Kernels *const kAll[] = {
 
 }  // namespace
 
+const char *wanted_kernels() {
+    return std::getenv("UCM_COMPRESS_KERNELS");
+}
+
 const Kernels &best_kernels() {
-    // For tests: a name that is none of this processor's is ignored.
-    const char *name = std::getenv("UCM_COMPRESS_KERNELS");
+    const char *name = wanted_kernels();
     const Kernels *named = name ? kernels_named(name) : nullptr;
     if (named) return *named;
     for (const Kernels *each : kAll)

@@ -53,7 +53,10 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kNeonKernels;
 
-// The fastest that this processor runs; or by name, NULL if it does not run them or there are none.
+// For tests: the name in UCM_COMPRESS_KERNELS, or NULL.
+const char *wanted_kernels();
+// Those that are wanted, else the fastest that this processor runs; or by name, NULL if it does not
+// run them or there are none.
 const Kernels &best_kernels();
 const Kernels *kernels_named(const char *name);
 

@@ -51,14 +51,14 @@ ucm_status measure(const uint8_t *data, uint64_t bytes, const Geometry &geometry
         for (uint64_t i = 0; i < shards; i++) {
             void *from = const_cast<uint8_t *>(data + i * capacity);
             TileCounts counts;
-            stored[i] = coder.encode(&from, length(i), mode, frames.base() + i * room, &counts);
+            stored[i] = coder.encode({}, &from, length(i), mode, frames.base() + i * room, &counts);
         }
     });
     bool whole = true;
     timed(figures.decompress_ns, [&] {
         for (uint64_t i = 0; i < shards; i++) {
             void *to = again.base() + i * capacity;
-            const Decoded decoded = coder.decode(frames.base() + i * room, stored[i], &to);
+            const Decoded decoded = coder.decode({}, frames.base() + i * room, stored[i], &to);
             whole = whole && decoded.status == UCM_OK && decoded.bytes == length(i);
         }
     });

@@ -34,7 +34,7 @@ const ucm_metric kMetrics[] = {
     {"bad_frames_total", UCM_METRIC_COUNTER, UCM_SCOPE_STORE, "shards",
      "Loaded frames that failed a check, do not fit this layout, or are lossy and not allowed."},
     {"memory_bytes", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "bytes",
-     "What buffers and scratch may take at most; all of it is reserved at open."},
+     "What buffers and scratch may take at most; mapped at open, taken page by page when used."},
     {"codec", UCM_METRIC_GAUGE, UCM_SCOPE_STORE, "",
      "What shards are coded with: 0 fast, 1 small, 2 raw."},
 };

@@ -11,7 +11,7 @@ namespace ucm::compress {
 
 namespace {
 
-constexpr char kEncoding[] = "ucmz.2";
+constexpr char kEncoding[] = "ucmz.3";
 constexpr uint64_t kPoolBytes = 64ull << 20;  // of each direction
 constexpr size_t kMaxBuffers = 1024, kMaxPieces = 128, kMaxPieceShards = 64;
 constexpr uint64_t kQueueShards = 65536, kQueueBytes = 1ull << 30;
@@ -40,6 +40,12 @@ int dtype_named(const std::string &name, const ucm_layout &layout) {
            : name == "fp32" ? UCM_DTYPE_FP32
            : name == "fp8"  ? UCM_DTYPE_FP8_E4M3
                             : UCM_DTYPE_BYTES;
+}
+
+Name name_of(const Task &task, size_t i) {
+    Name name{{}, task.shard(i)};
+    std::memcpy(name.block_id, task.id(i).bytes, sizeof name.block_id);
+    return name;
 }
 
 std::unordered_set<BlockId, BlockIdHash> set_of(const ucm_ids_args &args) {
@@ -113,6 +119,11 @@ CompressStore::CompressStore(const ucm_open_args &args)
         throw Error(
             UCM_UNSUPPORTED,
             "Compress reads host memory only; put a layer above it that copies from the device");
+    const char *wanted = wanted_kernels();
+    if (wanted && !kernels_named(wanted))
+        log_.write(UCM_LOG_WARN,
+                   "UCM_COMPRESS_KERNELS=%s: this processor runs no such kernels; using %s", wanted,
+                   best_kernels().name);
     geometry_ = std::make_unique<Geometry>(*args.layout);
     const uint64_t frame_bytes = args.layout->capacity + kTrailerBytes;
     if (geometry_->capacity() != args.layout->capacity || lower_->capacity != frame_bytes)
@@ -154,9 +165,9 @@ void CompressStore::lower_layout(const ucm_layout_args &args, ucm_layout &out) {
     const std::string encoding =
         std::string(layout.encoding, given) + (given ? "+" : "") + kEncoding;
     if (encoding.size() >= sizeof out.encoding)
-        throw Error(UCM_UNSUPPORTED, "no room for \"ucmz.2\" behind the encoding \"" +
-                                         std::string(layout.encoding, given) +
-                                         "\"; use fewer encoding layers");
+        throw Error(UCM_UNSUPPORTED,
+                    "no room for \"" + std::string(kEncoding) + "\" behind the encoding \"" +
+                        std::string(layout.encoding, given) + "\"; use fewer encoding layers");
     if (args.segments_room < 1) throw Error(UCM_INVALID, "segments_room is 0");
     args.segment_bytes[0] = layout.capacity + kTrailerBytes;
     out.flags = UCM_LAYOUT_PAGES;
@@ -542,9 +553,9 @@ void CompressStore::encode(Piece &piece, FrameCoder &coder) {
         TileCounts counts;
         const size_t shard = piece.shards[i];
         const Mode mode = pace_.next_dump();
-        piece.frames[i] =
-            coder.encode(piece.task->addresses(shard), piece.task->length(shard), mode,
-                         static_cast<uint8_t *>(piece.buffers[i]), &counts, &team);
+        piece.frames[i] = coder.encode(name_of(*piece.task, shard), piece.task->addresses(shard),
+                                       piece.task->length(shard), mode,
+                                       static_cast<uint8_t *>(piece.buffers[i]), &counts, &team);
         pace_.coded(mode, piece.task->length(shard), piece.frames[i]);
         uint64_t tiles = 0;
         for (int codec = 0; codec < kTileCodecs; codec++) {
@@ -621,7 +632,8 @@ void CompressStore::decode(Piece &piece, size_t i, FrameCoder &coder) {
     {
         Busy<kAllMetrics> busy(metrics_, kLoadBusyNs);
         LaneTeam team(*piece.lane, coder);
-        decoded = coder.decode(static_cast<const uint8_t *>(piece.buffers[i]), piece.frames[i],
+        decoded = coder.decode(name_of(*piece.task, shard),
+                               static_cast<const uint8_t *>(piece.buffers[i]), piece.frames[i],
                                piece.task->addresses(shard), &team);
     }
     const bool good = decoded.status == UCM_OK;

@@ -415,7 +415,7 @@ def test_a_wrong_layout_for_below_is_refused(words):
     segments = ffi.new("uint64_t[]", [100])
     good = {
         "segment_bytes": segments, "n_segments": 1, "shards_per_block": 2, "capacity": 100,
-        "raw_capacity": 50, "encoding": b"acme.1+ucmz.2",
+        "raw_capacity": 50, "encoding": b"acme.1+ucmz.3",
     }  # fmt: skip
     above = ffi.new("ucm_layout *", good)
     pipeline._check_lower_layout("Acme", above, above)

@@ -41,7 +41,7 @@ def test_json_has_every_space(ucm_command, folder, fill):
     assert one["headers"]["oldest"] <= one["headers"]["newest"]
     assert (one["headers"]["ratio"], found["ledger"]["limit"]) == (1.0, 0)
     assert other["headers"]["ratio"] > 10
-    assert (other["namespace"], other["encoding"], other["blocks"]) == ("team-a", "ucmz.2", 1)
+    assert (other["namespace"], other["encoding"], other["blocks"]) == ("team-a", "ucmz.3", 1)
 
 
 def test_people_see_the_same(ucm_command, folder, fill):

@@ -104,6 +104,15 @@ def test_a_service_is_reached_through_a_class(conformance):
     assert "14 passed" in done.stdout
 
 
+def test_compress_checks_for_a_store_that_does_not(conformance):
+    pipeline = ["--ucm-pipeline", "Compress|shard_files:ShardFiles", "-k", "damage"]
+    files = ["--ucm-option", "folder={tmp}", "--ucm-files", "{tmp}/{id}-*"]
+    done = conformance(*pipeline, *files, path=[Path(__file__).parent])
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout.rpartition("\n")[2]
+    assert "9 passed" in done.stdout
+
+
 def test_one_part_alone_and_what_is_left_out_says_why(conformance):
     done = conformance("--ucm-pipeline", "Fake", "--ucm-part", "faults")
     assert done.returncode == 0, done.stdout

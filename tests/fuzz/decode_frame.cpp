@@ -84,6 +84,7 @@ void repair_checksums(Bytes &frame) {
         sum += XXH3_64bits_withSeed(&frame[i * kTileBytes],
                                     std::min(kTileBytes, at.trailer - i * kTileBytes), i);
     put(frame, at.trailer + 32, sum, 8);
+    put(frame, at.trailer + 48, XXH3_64bits(&kName, sizeof kName), 8);
     if (at.count) put(frame, at.trailer + 40, XXH3_64bits(&frame[at.index], at.count * 12), 8);
     put(frame, at.trailer + 56, XXH3_64bits(&frame[at.trailer], 56), 8);
 }
@@ -142,8 +143,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (size_t k = 0; k < readers.coders.size(); k++) {
         const uint8_t fill = uint8_t(0x11 * (k + 1));
         const Row row(shape, fill);
-        const auto decoded = readers.coders[k]->decode(frame.data(), frame.size(), row.addresses(),
-                                                       k % 2 ? &team : nullptr);
+        const auto decoded = readers.coders[k]->decode(kName, frame.data(), frame.size(),
+                                                       row.addresses(), k % 2 ? &team : nullptr);
         if (k == 0) first = decoded;
         REQUIRE(decoded.status == UCM_OK || decoded.status == UCM_CORRUPT ||
                 decoded.status == UCM_INCOMPATIBLE);

@@ -30,6 +30,8 @@ using ucm::compress::FrameCoder;
 using ucm::compress::kDtypes;
 using ucm::compress::Kernels;
 
+constexpr ucm::compress::Name kName{{1, 2, 3}, 4};  // of every frame
+
 // What decides about a run stands before its data. Behind the end are zeros.
 class Input {
   public:

@@ -82,7 +82,7 @@ void frames(const Bytes &bytes, int dtype, Mode mode, bool parts) {
     FrameCoder coder(geometry, dtype, ucm::compress::best_kernels());
     Bytes frame(bytes.size() + ucm::compress::kTrailerBytes + kKernelSlack);
     ucm::compress::TileCounts counts;
-    frame.resize(coder.encode(row.addresses(), bytes.size(), mode, frame.data(), &counts));
+    frame.resize(coder.encode(kName, row.addresses(), bytes.size(), mode, frame.data(), &counts));
     for (uint8_t repairs : {0, 3, 7, 11}) {
         Bytes before{repairs};
         before.insert(before.end(), head.begin(), head.end());
@@ -125,7 +125,7 @@ void zstd_tile(const Bytes &sample, int dtype, size_t bytes) {
                              uint8_t(stored - 1),      uint8_t((stored - 1) >> 8),
                              ucm::compress::kTileZstd, uint8_t(dtype)};
     std::copy(std::begin(entry), std::end(entry), &tile[stored]);
-    const uint8_t trailer[] = {'U', 'C', 'M', 'Z', 2};
+    const uint8_t trailer[] = {'U', 'C', 'M', 'Z', 3};
     std::copy(std::begin(trailer), std::end(trailer), &tile[stored + 12]);
     tile[stored + 12 + 24] = 1;
     for (bool parts : {false, true}) {
@@ -147,7 +147,7 @@ void constants(size_t bytes) {
             frame.push_back(uint8_t(byte));
     const size_t trailer = frame.size();
     frame.resize(trailer + ucm::compress::kTrailerBytes);
-    const uint8_t start[] = {'U', 'C', 'M', 'Z', 2};
+    const uint8_t start[] = {'U', 'C', 'M', 'Z', 3};
     std::copy(std::begin(start), std::end(start), &frame[trailer]);
     frame[trailer + 24] = uint8_t(count);
     write("decode_frame", head, frame);

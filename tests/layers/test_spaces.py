@@ -58,10 +58,10 @@ def test_other_blocks_are_missed_and_nothing_mixes(open_store, stored, folder, r
 def test_the_folder_of_a_layout_is_the_same_for_ever(open_store, folder):
     open_store("Compress|Posix", model="llama", dtype="bf16", tensor_size=4096, block_size=2 << 13)
     (space,) = spaces(folder)
-    assert space == folder / "default" / "5df2ae7e7fd52162f6f6ee30bdd9164b"
+    assert space == folder / "default" / "ee160f82260e42d5003e234cd816368d"
     assert (space / "space").read_text().split("\n\n")[0] == (
         "ucm space 1\nnamespace=default\nmodel=llama\nfingerprint=bf16:4096x2\n"
-        "shards_per_block=2\nraw_capacity=8192\nencoding=ucmz.2"
+        "shards_per_block=2\nraw_capacity=8192\nencoding=ucmz.3"
     )
 
 

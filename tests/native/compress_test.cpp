@@ -125,6 +125,8 @@ class Row {
     std::vector<void *> addresses_;
 };
 
+constexpr ucm::compress::Name kName{};  // of every frame that no store has made
+
 // The bytes that follow a frame are not its own: whatever they are, nothing depends on them.
 constexpr uint8_t kPoison[] = {0, 0xff, 0xa5};
 
@@ -133,8 +135,8 @@ Bytes encode(const Shape &shape, const Bytes &bytes, FrameCoder &coder, Mode mod
     const Row row(shape, bytes);
     const Guarded frame(bytes.size() + kTrailerBytes);
     TileCounts unused;
-    const uint64_t n =
-        coder.encode(row.addresses(), bytes.size(), mode, frame.data(), counts ? counts : &unused);
+    const uint64_t n = coder.encode(kName, row.addresses(), bytes.size(), mode, frame.data(),
+                                    counts ? counts : &unused);
     REQUIRE(n <= bytes.size() + kTrailerBytes);
     return Bytes(frame.data(), frame.data() + n);
 }
@@ -150,7 +152,7 @@ ucm_status decode(const Shape &shape, const Bytes &frame, Bytes *bytes, FrameCod
     const Row row(shape, {});
     const Guarded copy(frame.size());
     if (!frame.empty()) std::memcpy(copy.data(), frame.data(), frame.size());
-    const auto decoded = coder.decode(copy.data(), frame.size(), row.addresses());
+    const auto decoded = coder.decode(kName, copy.data(), frame.size(), row.addresses());
     if (bytes) *bytes = row.bytes(decoded.bytes);
     return decoded.status;
 }
@@ -378,6 +380,14 @@ TEST_CASE("tests and benchmarks name the set of kernels that a store takes", "[c
     unsetenv("UCM_COMPRESS_KERNELS");
 }
 
+TEST_CASE("kernels that this processor lacks are warned of", "[compress]") {
+    setenv("UCM_COMPRESS_KERNELS", "none", 1);
+    Stack stack({"Compress", "Memory"});
+    unsetenv("UCM_COMPRESS_KERNELS");
+    REQUIRE(stack.host().logged("UCM_COMPRESS_KERNELS=none"));
+    REQUIRE_FALSE(Stack({"Compress", "Memory"}).host().logged("UCM_COMPRESS_KERNELS"));
+}
+
 TEST_CASE("symbols are counted alike by every set of kernels", "[compress][frame]") {
     for (const Kernels *kernels : all_kernels())
         for (size_t n : {64, 128, 2048, 4096})
@@ -484,6 +494,32 @@ TEST_CASE("noise is not tried again and again, numbers behind it are found", "[c
     int waited = 0;
     while (encode(shape, numbers(n, UCM_DTYPE_BF16), coder).size() > n) waited++;
     REQUIRE(waited > 0);
+    REQUIRE(waited < 256);
+}
+
+TEST_CASE("what would be coded but not take a page less is not tried again and again",
+          "[compress][frame]") {
+    static size_t tried;
+    tried = 0;
+    Kernels counting = ucm::compress::kScalarKernels;
+    counting.split[UCM_DTYPE_BF16] = [](const uint8_t *raw, size_t n, uint8_t *symbols,
+                                        uint8_t *planes) {
+        tried++;
+        ucm::compress::kScalarKernels.split[UCM_DTYPE_BF16](raw, n, symbols, planes);
+    };
+    const size_t n = 6144, shards = 600;
+    const Shape shape = Shape::of(n, UCM_DTYPE_BF16);
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry, 0, counting);
+    for (size_t i = 0; i < shards; i++)
+        REQUIRE(encode(shape, numbers(n, UCM_DTYPE_BF16, i), coder).size() == n + 64);
+    REQUIRE(tried > 0);
+    REQUIRE(tried < shards / 10);
+    // Of one exponent: half of it.
+    Bytes narrow = numbers(n, UCM_DTYPE_BF16);
+    for (size_t i = 0; i < n; i += 2) narrow[i] |= 0x80, narrow[i + 1] = 0x3f;
+    size_t waited = 0;
+    while (encode(shape, narrow, coder).size() > n) waited++;
     REQUIRE(waited < 256);
 }
 
@@ -623,10 +659,11 @@ TEST_CASE("parts of a long shard are coded at once, and give the same frame",
         const Guarded frame(n + kTrailerBytes);
         TileCounts counts;
         const uint64_t length =
-            coder.encode(row.addresses(), n, Mode::kFast, frame.data(), &counts, &team);
+            coder.encode(kName, row.addresses(), n, Mode::kFast, frame.data(), &counts, &team);
         REQUIRE(team.parts == (n < (1 << 20) ? 0 : n >> 19));
         REQUIRE(bool(Bytes(frame.data(), frame.data() + length) == encode(shape, bytes)));
-        REQUIRE(coder.decode(frame.data(), length, back.addresses(), &team).status == UCM_OK);
+        REQUIRE(coder.decode(kName, frame.data(), length, back.addresses(), &team).status ==
+                UCM_OK);
         REQUIRE(bool(back.bytes(n) == bytes));
     }
 }
@@ -653,7 +690,7 @@ TEST_CASE("the frame is what its document says", "[compress][frame]") {
         const Bytes frame = encode(shape, bytes, mode);
         const size_t trailer = frame.size() - 64, index = trailer - 12;
         REQUIRE(std::memcmp(&frame[trailer], "UCMZ", 4) == 0);
-        REQUIRE(get(frame, trailer + 4, 2) == 2);              // version
+        REQUIRE(get(frame, trailer + 4, 2) == 3);              // version
         REQUIRE(get(frame, trailer + 6, 2) == 0);              // flags
         REQUIRE(get(frame, trailer + 8, 8) == 4096);           // raw_bytes
         REQUIRE(get(frame, trailer + 16, 8) == frame.size());  // frame_bytes
@@ -661,7 +698,7 @@ TEST_CASE("the frame is what its document says", "[compress][frame]") {
         REQUIRE(get(frame, trailer + 28, 4) == 0);
         REQUIRE(get(frame, trailer + 32, 8) == XXH3_64bits_withSeed(bytes.data(), 4096, 0));
         REQUIRE(get(frame, trailer + 40, 8) == XXH3_64bits(&frame[index], 12));
-        REQUIRE(get(frame, trailer + 48, 8) == 0);
+        REQUIRE(get(frame, trailer + 48, 8) == XXH3_64bits(&kName, 24));
         REQUIRE(get(frame, trailer + 56, 8) == XXH3_64bits(&frame[trailer], 56));
         REQUIRE(get(frame, index, 2) == 4095);
         REQUIRE(get(frame, index + 2, 2) == index - 1);
@@ -719,7 +756,7 @@ TEST_CASE("frames of every version, codec and dtype are read bit for bit", "[com
         return Bytes(std::istreambuf_iterator<char>(file), {});
     };
     size_t found = 0;
-    const std::string folder = GENERATE("frames-2");  // tests/golden_frames.py has written them
+    const std::string folder = GENERATE("frames-3");  // tests/golden_frames.py has written them
     for (const auto &entry :
          std::filesystem::directory_iterator(UCM_TEST_FILES "/data/" + folder)) {
         if (entry.path().extension() != ".frame") continue;
@@ -769,15 +806,16 @@ TEST_CASE("what a reader must refuse it refuses by its name", "[compress][frame]
         seal(frame);
         return decode(shape, frame);
     };
-    REQUIRE(with(trailer + 4, uint16_t(2)) == UCM_OK);
-    REQUIRE(with(trailer + 4, uint16_t(3)) == UCM_INCOMPATIBLE);  // version
+    REQUIRE(with(trailer + 4, uint16_t(3)) == UCM_OK);
+    for (uint16_t version : {2, 4}) REQUIRE(with(trailer + 4, version) == UCM_INCOMPATIBLE);
     for (uint16_t flags : {1, 2, 3, 0x8000}) REQUIRE(with(trailer + 6, flags) == UCM_INCOMPATIBLE);
     REQUIRE(with(trailer + 8, uint64_t(200001)) == UCM_INCOMPATIBLE);  // longer than the room
     REQUIRE(with(trailer, 'X') == UCM_CORRUPT);
     REQUIRE(with(trailer + 8, uint64_t(199999)) == UCM_CORRUPT);
     REQUIRE(with(trailer + 8, uint64_t(1)) == UCM_CORRUPT);
     REQUIRE(with(trailer + 16, uint64_t(good.size() + 1)) == UCM_CORRUPT);
-    for (size_t zero : {28, 48, 55}) REQUIRE(with(trailer + zero, uint8_t(1)) == UCM_CORRUPT);
+    for (size_t zero : {28, 31}) REQUIRE(with(trailer + zero, uint8_t(1)) == UCM_CORRUPT);
+    REQUIRE(with(trailer + 48, uint64_t(0)) == UCM_CORRUPT);  // hash of the name
     for (uint32_t count : {0u, 1u, 3u, 5u, 0x15555555u, 0x15555556u, 0xffffffffu})
         REQUIRE(with(trailer + 24, count) != UCM_OK);
     for (uint16_t bytes : {0, 1, 999, 65535}) {
@@ -988,13 +1026,13 @@ TEST_CASE("Compress asks for pages below and names its encoding", "[compress]") 
     REQUIRE(below.raw_capacity == 5300);
     REQUIRE(below.shards_per_block == 3);
     REQUIRE(below.n_planes == 0);
-    REQUIRE(std::string(below.encoding) == "acme.1+ucmz.2");
-    REQUIRE(std::string(Stack(kOverMemory).layout(1).encoding) == "ucmz.2");
+    REQUIRE(std::string(below.encoding) == "acme.1+ucmz.3");
+    REQUIRE(std::string(Stack(kOverMemory).layout(1).encoding) == "ucmz.3");
 
     geometry.encoding = std::string(56, 'a');
     REQUIRE(std::string(Stack(kOverMemory, {}, geometry).layout(1).encoding).size() == 63);
     geometry.encoding = std::string(57, 'a');
-    REQUIRE_THROWS_WITH(Stack(kOverMemory, {}, geometry), Catch::Contains("ucmz.2"));
+    REQUIRE_THROWS_WITH(Stack(kOverMemory, {}, geometry), Catch::Contains("ucmz.3"));
 }
 
 TEST_CASE("Compress stores fewer bytes and counts them", "[compress]") {
@@ -1028,6 +1066,20 @@ TEST_CASE("compress_codec decides what is coded, and readers need not know", "[c
     REQUIRE(all_ok(stack.dump({ids[1]})));
     REQUIRE(memory->stored(ids[1], 0).size() < 65536 * 3 / 4);
     REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("compress_dtype fp8 is e5m2 where the layout says so, else e4m3", "[compress]") {
+    const auto ids = make_ids(1);
+    for (int32_t dtype : {UCM_DTYPE_FP8_E5M2, UCM_DTYPE_FP8_E4M3}) {
+        Stack stack(kOverMemory, {{"compress_codec", "fast"}, {"compress_dtype", "fp8"}},
+                    Geometry{1, {65536}, dtype});
+        REQUIRE(all_ok(stack.dump(ids)));
+        REQUIRE(stack.loads_back(ids));
+        const Bytes frame = stack.memory().stored(ids[0], 0);
+        REQUIRE(get(frame, frame.size() - 64 + 24, 4) == 1);  // tile_count
+        REQUIRE(get(frame, frame.size() - 64 - 12 + 4, 1) == ucm::compress::kTileClasses);
+        REQUIRE(get(frame, frame.size() - 64 - 12 + 5, 1) == uint64_t(dtype));
+    }
 }
 
 namespace {
@@ -1405,6 +1457,25 @@ TEST_CASE("a damaged frame fails alone, and the next dump of its block replaces 
     REQUIRE(stack.memory().counters().replaced == 3);  // once is enough
 }
 
+TEST_CASE("another shard's frame is CORRUPT, and replaced", "[compress]") {
+    const std::string codec = GENERATE("fast", "small", "raw");
+    Stack stack(kOverMemory, {{"compress_codec", codec}}, Geometry{2, {20000}, UCM_DTYPE_BF16});
+    const auto ids = make_ids(3);
+    REQUIRE(all_ok(stack.dump(ids)));
+    const auto swap = [&](size_t a, uint32_t shard_of_a, size_t b, uint32_t shard_of_b) {
+        const Bytes was = stack.memory().stored(ids[a], shard_of_a);
+        stack.memory().tamper(ids[a], shard_of_a, stack.memory().stored(ids[b], shard_of_b));
+        stack.memory().tamper(ids[b], shard_of_b, was);
+    };
+    swap(0, 0, 1, 0);
+    swap(2, 0, 2, 1);
+    const auto results = stack.load(ids);
+    const ucm_status said[] = {UCM_CORRUPT, UCM_OK, UCM_CORRUPT, UCM_OK, UCM_CORRUPT, UCM_CORRUPT};
+    for (size_t i = 0; i < results.size(); i++) REQUIRE(results[i].status == said[i]);
+    REQUIRE(all_ok(stack.dump(ids)));
+    REQUIRE(stack.loads_back(ids));
+}
+
 TEST_CASE("a frame of another version or too long is INCOMPATIBLE, and replaced", "[compress]") {
     Stack stack(kOverMemory, {}, Geometry{1, {20000}, UCM_DTYPE_BF16});
     const auto ids = make_ids(2);
@@ -1429,20 +1500,22 @@ TEST_CASE("a lossy frame is INCOMPATIBLE and replaced, or with compress_allow_lo
     for (size_t i = 0; i < rounded.size(); i += 2) rounded[i] &= 0xf0;
     Bytes lossy = encode(Shape::of(20000, UCM_DTYPE_BF16), rounded);
     put(lossy, lossy.size() - 58, uint16_t(1));
-    seal(lossy);
     {
         Stack stack(kOverMemory, {{"compress_allow_lossy", "true"}}, geometry, memory);
         REQUIRE(all_ok(stack.dump(ids)));
         REQUIRE(get(memory->stored(ids[0], 0), memory->stored(ids[0], 0).size() - 58, 2) == 0);
+        put(lossy, lossy.size() - 16,
+            get(memory->stored(ids[0], 0), memory->stored(ids[0], 0).size() - 16, 8));
+        seal(lossy);
         memory->tamper(ids[0], 0, lossy);
         Move load(stack, shards_of(ids, 1));
         REQUIRE(load.load() == UCM_OK);
         REQUIRE(load.wait() == UCM_OK);
         REQUIRE_FALSE(load.same(0));  // not what was dumped
-        REQUIRE(std::string(stack.layout(1).encoding) == "ucmz.2");
+        REQUIRE(std::string(stack.layout(1).encoding) == "ucmz.3");
     }
     Stack stack(kOverMemory, {}, geometry, memory);
-    REQUIRE(std::string(stack.layout(1).encoding) == "ucmz.2");
+    REQUIRE(std::string(stack.layout(1).encoding) == "ucmz.3");
     REQUIRE(all_are(stack.load(ids), UCM_INCOMPATIBLE));
     REQUIRE(stack.host().logged("compress_allow_lossy"));
     REQUIRE(stack.metrics().at("bad_frames_total") == 1);

@@ -21,8 +21,8 @@ using ucm::WriterFolder;
 
 namespace {
 
-const SpaceIdentity kIdentity{"default", "llama", "bf16:4096x2", 2, 8192, "ucmz.2"};
-const std::string kHex = "5df2ae7e7fd52162f6f6ee30bdd9164b";
+const SpaceIdentity kIdentity{"default", "llama", "bf16:4096x2", 2, 8192, "ucmz.3"};
+const std::string kHex = "ee160f82260e42d5003e234cd816368d";
 
 std::string read_all(const std::string &path) {
     std::ifstream file(path, std::ios::binary);
@@ -67,7 +67,7 @@ std::string to_trash(const TempDir &directory, const std::string &space) {
 TEST_CASE("the name of a space is the hash of its lines, and stays", "[space]") {
     REQUIRE(kIdentity.lines() ==
             "namespace=default\nmodel=llama\nfingerprint=bf16:4096x2\nshards_per_block=2\n"
-            "raw_capacity=8192\nencoding=ucmz.2\n");
+            "raw_capacity=8192\nencoding=ucmz.3\n");
     REQUIRE(Space("/d", kIdentity).path() == "/d/default/" + kHex);
     SpaceIdentity plain = kIdentity;
     plain.model = plain.encoding = "";

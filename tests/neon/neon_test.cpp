@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Does NEON give the bytes that the plain code gives? A program of its own, small enough to be
-// cross-compiled and emulated: neon_test CASE FILE. A failed check tells where, and ends it.
+// Do NEON and AVX-512 give the bytes that the plain code gives? A program of its own, small enough
+// to be cross-compiled and emulated: neon_test CASE FILE. A failed check tells where, and ends it.
 #include <sys/mman.h>
 
 #include <cinttypes>
@@ -28,6 +28,8 @@ using Bytes = std::vector<uint8_t>;
 const Kernels &kPlain = kScalarKernels;
 #if defined(__aarch64__)
 const Kernels &kFast = kNeonKernels;
+#elif defined(__AVX512BW__)
+const Kernels &kFast = kAvx512Kernels;
 #else
 const Kernels &kFast = kScalarKernels;  // "digest" alone is of use here
 #endif
@@ -284,7 +286,7 @@ void each_tile(bool large, const std::function<void(const Bytes &, int, size_t)>
     for (int dtype = 0; dtype < kDtypes; dtype++)
         for (size_t n : sizes(large)) {
             at("dtype", dtype, n);
-            if (n * element_bytes(dtype) > kTileBytes) continue;
+            if (n == 0 || n * element_bytes(dtype) > kTileBytes) continue;
             // As many as an encoder may be given, and so many that small ones fit too.
             const size_t room = n * element_bytes(dtype) + 100;
             use(numbers(n, dtype), dtype, room);

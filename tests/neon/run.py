@@ -1,4 +1,7 @@
-"""Check the kernels of Compress for ARM, cross-compiled and emulated: `make neon`."""
+"""Check the kernels of Compress for ARM, cross-compiled and emulated: `make neon`.
+
+Those for AVX-512 run without VBMI and VBMI2 too: their instructions are plain code in vbmi.h.
+"""
 
 import shutil
 import subprocess
@@ -40,19 +43,30 @@ def call(*command):
     return ran.stdout.strip()
 
 
-def build(folder, compiler, *kernels):
+def build(folder, compiler, *kernels, extra=()):
     program = Path(folder) / f"{compiler}-test"
     sources = [HERE / "neon_test.cpp"]
     sources += [COMPRESS / f"{name}.cpp" for name in ("classes", "kernels_scalar", *kernels)]
     flags = ["-std=c++17", "-O2", "-static", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
     flags += ["-ffp-contract=off"]  # as plugins/meson.build has it
     include = [f"-I{ROOT / 'include'}", f"-I{ROOT / 'plugins' / 'common'}"]
-    call(compiler, *flags, *include, "-o", program, *sources)
+    call(compiler, *flags, *extra, *include, "-o", program, *sources)
     return program
 
 
 def build_emulated(folder):
     return build(folder, COMPILER, "kernels", "kernels_neon")
+
+
+def has_avx512bw():
+    return "avx512bw" in Path("/proc/cpuinfo").read_text().split()
+
+
+def build_avx512(folder):
+    # Headers of gcc 12 read variables that they leave undefined on purpose.
+    extra = [*(f"-mavx512{of}" for of in ("f", "bw", "vl")), "-mpopcnt", "-Wno-uninitialized"]
+    extra += ["-Wno-maybe-uninitialized", "-include", HERE / "vbmi.h"]
+    return build(folder, "c++", "kernels_avx512", extra=extra)
 
 
 def emulate(program, case):

@@ -8,7 +8,7 @@ import struct
 
 import xxhash
 
-ENCODING = "ucmz.2"
+ENCODING = "ucmz.3"
 CODECS = ("raw", "constant", "zstd", "classes")
 _TRAILER = struct.Struct("<4sHHQQIIQQQQ")
 _ENTRY = struct.Struct("<HHBB6x")
@@ -39,7 +39,7 @@ def read(fd: int, offset: int, length: int, codecs: dict[str, Coded]) -> bool:
     index_bytes = count * _ENTRY.size
     if (magic, version, frame, check) != (
         b"UCMZ",
-        2,
+        3,
         length,
         xxhash.xxh3_64_intdigest(trailer[: _TRAILER.size - 8]),
     ) or index_bytes > min(at, _MAX_INDEX_BYTES):
