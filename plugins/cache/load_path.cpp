@@ -12,6 +12,7 @@ constexpr size_t kThreads = 2;
 constexpr size_t kPieceShards = 64;  // planned at once, and at most in one lower load
 constexpr uint64_t kPieceBytes = 2u << 20;
 constexpr int64_t kSlowNs = 10ll * 1000000000;
+constexpr int64_t kSilences = 3;  // as many as there are failures before the breaker opens
 constexpr size_t kMostTouches = 4096;
 constexpr size_t kMostArrivals = 64;  // ended in one go
 // A thread wakes for so many, for the last of a fill, or when the first of them has waited so long.
@@ -46,7 +47,7 @@ struct LoadPath::Fill {
     std::vector<void *> addresses;
     uint64_t tag = 0;
     int32_t priority = -1;
-    int64_t deadline_ns = 0;
+    int64_t deadline_ns = 0, sent_ns = 0;
     size_t landed = 0, ended = 0;
     ucm_status best = UCM_IO;
     bool probe = false;
@@ -75,6 +76,7 @@ ucm_transfer LoadPath::Fill::transfer() {
         ucm_copy(&fill->results[i], sizeof(ucm_result), result);
         Lock lock(path.core_.mutex);
         path.arrived_.emplace_back(path.fills_.at(fill), i);
+        if (!personal(result->status)) path.heard_ns_ = monotonic_ns();
         const size_t waiting = path.arrived_.size();
         const bool last = ++fill->landed == fill->shards.size();
         if (last || waiting == 1) path.arrived_due_ns_ = last ? 0 : monotonic_ns() + kGatherNs;
@@ -303,6 +305,8 @@ int64_t LoadPath::next_wake() const {
     int64_t at_ns = timers_.empty() ? INT64_MAX : timers_.begin()->first;
     if (!refused_.empty()) at_ns = std::min(at_ns, busy_until_ns_);
     if (!arrived_.empty()) at_ns = std::min(at_ns, arrived_due_ns_);
+    if (core_.load_breaker.open()) return std::min(at_ns, probe_at());
+    if (!fills_.empty()) at_ns = std::min(at_ns, heard_ns_ + patience_ns());
     return at_ns;
 }
 
@@ -320,10 +324,8 @@ bool LoadPath::step(Lock &lock) {
     } else if (!timers_.empty() && timers_.begin()->first < now_ns) {
         const JobRef job = timers_.begin()->second;
         expire(job, lock);
-    } else if (!refused_.empty() && busy_until_ns_ <= now_ns) {
-        const auto fill = std::move(refused_.front());
-        refused_.pop_front();
-        submit(fill, lock);
+    } else if (step_below(now_ns, lock)) {
+        return true;
     } else if (!pieces_.empty()) {
         plan(lock);
     } else if (!prefetches_.empty()) {
@@ -334,6 +336,36 @@ bool LoadPath::step(Lock &lock) {
         return false;
     }
     return true;
+}
+
+// What the store below was, or is, to be told again, and what it does not say.
+bool LoadPath::step_below(int64_t now_ns, Lock &lock) {
+    if (!refused_.empty() && busy_until_ns_ <= now_ns) {
+        const auto fill = std::move(refused_.front());
+        refused_.pop_front();
+        submit(fill, lock);
+        return true;
+    }
+    if (core_.load_breaker.open()) {
+        if (probe_at() > now_ns) return false;
+        plan_probe(lock);
+        return true;
+    }
+    if (fills_.empty() || heard_ns_ + patience_ns() > now_ns) return false;
+    count_silence(lock);
+    return true;
+}
+
+// How long the store below may have loads and answer none of them, until that counts as a failure.
+int64_t LoadPath::patience_ns() const {
+    return std::min(core_.config.timeout_ms, kSlowNs / kSilences / 1000000) * 1000000;
+}
+
+void LoadPath::count_silence(Lock &lock) {
+    heard_ns_ = monotonic_ns();
+    Outcome outcome;
+    tell_breaker(UCM_TIMEOUT, outcome);
+    outcome.give(lock, core_.log);
 }
 
 void LoadPath::unpark() {
@@ -368,6 +400,7 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
     if (const ucm_status refused = task.refused()) return answer(refused);
     BlockRef block = table_.visible(id);
     const uint32_t word = block ? table_.word(block.record, shard) : 0;
+    const bool down = core_.lower_loads && core_.load_breaker.open();
     if (state_of(word) == ShardState::kHere) {
         claim(*job, row);
         if (hits.empty() || hits.back().first != job) hits.push_back({job, {}});
@@ -375,7 +408,7 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         return Planned::kYes;
     }
     const auto missed = [&] { core_.metrics.add(kMissShards, 1); };  // not those that try again
-    if (state_of(word) == ShardState::kLoading) {
+    if (state_of(word) == ShardState::kLoading && !down) {
         missed();
         job->rows[row] = Row::kWaiting;
         core_.metrics.add(kCoalescedShards, 1);
@@ -386,22 +419,23 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         table_.want(true);
         return Planned::kYes;
     }
-    const bool probe = core_.lower_loads && core_.load_breaker.open();
-    const bool down = probe && core_.load_breaker.ask() != Breaker::Says::kProbe;
     if (!core_.lower_loads || down) {
         missed();
+        if (down && state_of(word) == ShardState::kAbsent) {
+            to_probe_ = {id, shard};
+            can_probe_ = true;
+        }
         return answer(down ? UCM_UNAVAILABLE : UCM_NOT_FOUND);
     }
-    fill.probe = fill.probe || probe;
+    if (!may_fill(block, fill)) return Planned::kNoRoom;
     if (!block) {
         const uint32_t record = table_.take(Taking::kLoad, id);
         if (record == kNone) return Planned::kNoRoom;
         block = table_.start(record, id, State::kClean);
     }
     missed();
-    table_.put(block.record, shard, ShardState::kLoading);
     job->rows[row] = Row::kWaiting;
-    fill.shards.push_back({block, shard, {waiter}});
+    begin(fill, block, shard, {waiter});
     fill.depths.push_back(task.depth(row));
     if (fill.shards.size() == 1) {
         fill.planner = job;
@@ -413,8 +447,21 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         fill.priority = std::max(fill.priority, task.priority());
         fill.deadline_ns = std::max(fill.deadline_ns, task.deadline_ns());
     }
-    arriving_[{block.record, shard}] = &fill.shards.back();
     return Planned::kYes;
+}
+
+// Is there a frame to be filled more? One that is filled alone needs none to be left for dumps.
+bool LoadPath::may_fill(const BlockRef &block, const Fill &fill) const {
+    if (block && table_.record(block.record).loading) return true;
+    const bool alone = fills_.empty() && refused_.empty() && fill.shards.empty();
+    return alone || !table_.loads_hold_all();
+}
+
+void LoadPath::begin(Fill &fill, const BlockRef &block, uint32_t shard,
+                     std::vector<Waiter> waiters) {
+    table_.put(block.record, shard, ShardState::kLoading);
+    fill.shards.push_back({block, shard, std::move(waiters)});
+    arriving_[{block.record, shard}] = &fill.shards.back();
 }
 
 // Pieces of one priority, of as many tasks as fit into one lower load.
@@ -474,11 +521,40 @@ void LoadPath::plan_prefetch(const BlockId &id, Lock &lock) {
                 if (record == kNone) break;
                 block = table_.start(record, id, State::kClean);
             }
-            table_.put(block.record, shard, ShardState::kLoading);
-            fill->shards.push_back({block, shard, {}});
-            arriving_[{block.record, shard}] = &fill->shards.back();
+            begin(*fill, block, shard, {});
         }
     }
+    launch(fill, lock);
+}
+
+// When the store below is to be asked whether it loads again; the breaker is open.
+int64_t LoadPath::probe_at() const {
+    if (!can_probe_ || core_.closing) return INT64_MAX;
+    const int64_t at_ns = core_.load_breaker.until_ns();
+    return probing_ ? std::max(at_ns, probed_ns_ + kSlowNs) : at_ns;
+}
+
+// By a load of its own, of one shard, so that no caller has to wait for a store that is down.
+void LoadPath::plan_probe(Lock &lock) {
+    if (core_.load_breaker.ask() != Breaker::Says::kProbe) return;
+    const auto &[id, shard] = to_probe_;
+    const auto fill = std::make_shared<Fill>(*this);
+    fill->probe = true;
+    {
+        const Table::Hold hold(table_);
+        BlockRef block = table_.visible(id);
+        if (block && state_of(table_.word(block.record, shard)) != ShardState::kAbsent)
+            can_probe_ = false;  // until a load is refused
+        if (!can_probe_ || !may_fill(block, *fill)) return;
+        if (!block) {
+            const uint32_t record = table_.take(Taking::kLoad, id);
+            if (record == kNone) return;
+            block = table_.start(record, id, State::kClean);
+        }
+        begin(*fill, block, shard, {});
+    }
+    probing_ = true;
+    probed_ns_ = monotonic_ns();
     launch(fill, lock);
 }
 
@@ -509,6 +585,11 @@ void LoadPath::launch(const std::shared_ptr<Fill> &fill, Lock &lock) {
 }
 
 void LoadPath::submit(const std::shared_ptr<Fill> &fill, Lock &lock) {
+    fill->sent_ns = monotonic_ns();
+    if (fills_.empty()) heard_ns_ = fill->sent_ns;
+    const Arriving &first = fill->shards.front();
+    to_probe_ = {table_.id(first.block.record), first.shard};
+    can_probe_ = true;
     fills_[fill.get()] = fill;
     lock.unlock();
     UCM_FAILPOINT("cache.before_fill");
@@ -532,12 +613,20 @@ void LoadPath::submit(const std::shared_ptr<Fill> &fill, Lock &lock) {
 }
 
 void LoadPath::fill_ended(Fill &fill, Outcome &outcome) {
-    // What the caller's own time did says nothing about the store below.
-    const bool late = fill.deadline_ns && monotonic_ns() > fill.deadline_ns;
-    if (personal(fill.best) && (late || fill.best == UCM_CANCELLED)) return;
-    const Breaker::Turn turn = core_.load_breaker.report(fill.best);
+    if (fill.probe) probing_ = false;
+    // What the caller's own time did says nothing about the store below, unless that was long.
+    const int64_t now_ns = monotonic_ns();
+    const bool late = fill.deadline_ns && now_ns > fill.deadline_ns;
+    if (fill.best == UCM_CANCELLED) return;
+    if (fill.best == UCM_TIMEOUT && late && now_ns - fill.sent_ns < patience_ns() / 2) return;
+    tell_breaker(fill.best, outcome);
+}
+
+void LoadPath::tell_breaker(ucm_status status, Outcome &outcome) {
+    const Breaker::Turn turn = core_.load_breaker.report(status);
     if (turn == Breaker::Turn::kOpened) {
         core_.metrics.add(kBreakerOpened, 1);
+        core_.changed();  // what is parked need not wait
         outcome.warnings.push_back(
             "the store below answers no loads: misses fail at once until it does");
     }

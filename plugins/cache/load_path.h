@@ -62,6 +62,7 @@ class LoadPath {
 
     void run();
     bool step(Lock &lock);
+    bool step_below(int64_t now_ns, Lock &lock);
     void claim(Job &job, size_t row);
     void copy_out(const JobRef &job, const std::vector<Hit> &hits, std::vector<size_t> &missed);
     void serve_here(const JobRef &job, uint64_t most_bytes, std::vector<size_t> &left);
@@ -69,6 +70,9 @@ class LoadPath {
     enum class Planned { kYes, kNoRoom };
     Planned plan_row(const Waiter &waiter, Hits &hits, Fill &fill, Outcome &outcome);
     void plan_prefetch(const BlockId &id, Lock &lock);
+    void plan_probe(Lock &lock);
+    bool may_fill(const BlockRef &block, const Fill &fill) const;
+    void begin(Fill &fill, const BlockRef &block, uint32_t shard, std::vector<Waiter> waiters);
     void copy_hits(Hits &hits, Lock &lock);
     void launch(const std::shared_ptr<Fill> &fill, Lock &lock);
     void submit(const std::shared_ptr<Fill> &fill, Lock &lock);
@@ -78,6 +82,10 @@ class LoadPath {
     void give_up(const std::vector<Arrival> &arrivals);
     void arrive(Lock &lock);
     void fill_ended(Fill &fill, Outcome &outcome);
+    void tell_breaker(ucm_status status, Outcome &outcome);
+    void count_silence(Lock &lock);
+    int64_t patience_ns() const;
+    int64_t probe_at() const;
     void expire(const JobRef &job, Lock &lock);
     void unpark();
     void queue(Part part, bool front = false);
@@ -101,7 +109,13 @@ class LoadPath {
     std::unordered_map<ucm_task, JobRef> jobs_;
     std::map<Key, Arriving *> arriving_;
     std::unordered_map<Fill *, std::shared_ptr<Fill>> fills_;  // until finished
-    size_t working_ = 0;                                       // threads that are in a step
+    // When the store below last answered a load, or was given one while it had none.
+    int64_t heard_ns_ = 0;
+    // What was asked for last, or refused since: whether it can be had says whether loads work.
+    std::pair<BlockId, uint32_t> to_probe_;
+    bool can_probe_ = false, probing_ = false;
+    int64_t probed_ns_ = 0;
+    size_t working_ = 0;  // threads that are in a step
     bool stopping_ = false;
     std::mutex touches_mutex_;  // guards touches_ only; hits take it, rarely
     std::vector<BlockId> touches_;

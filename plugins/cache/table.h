@@ -148,8 +148,12 @@ class Table {
         return header_.held.load(std::memory_order_relaxed) >= held_most();
     }
     // So many, so that loads find room beside any number of dumps, and what is in use stays.
-    uint32_t held_most() const {
-        return std::max(1u, (may_grow() ? header_.frames : frames_ready()) / 2);
+    uint32_t held_most() const { return std::max(1u, all_frames() / 2); }
+    // And dumps beside any number of loads, of whatever the store below does not answer.
+    bool loads_hold_all() const {
+        const uint32_t all = all_frames();
+        return header_.loading.load(std::memory_order_relaxed) >=
+               std::max(1u, all - std::min(all, held_most()));
     }
     // Of a taken record; it is this member's.
     BlockRef start(uint32_t record, const BlockId &id, State state);
@@ -196,6 +200,8 @@ class Table {
     bool may_grow() const {
         return frames_ready() < header_.frames && monotonic_ns() > no_growth_until_ns_;
     }
+    // As far as is known.
+    uint32_t all_frames() const { return may_grow() ? header_.frames : frames_ready(); }
     uint32_t free_frames() const { return header_.frame_list.size; }
 
     struct Inheritance {
@@ -277,6 +283,7 @@ class Table {
     void unused(uint32_t record);
     void changed();
     void recount(uint32_t record);
+    void count_loading(uint32_t record, bool more);
     void merge_duplicate(uint32_t record);
 
     void append(Queue &queue, uint32_t record, QueueNumber number);

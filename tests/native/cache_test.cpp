@@ -510,14 +510,14 @@ TEST_CASE("an urgent load overtakes those that wait for room", "[cache]") {
     memory->hold();
     Move patient(stack, shards_of({ids.begin(), ids.end() - 1}, 4));
     REQUIRE(patient.load() == UCM_OK);
-    REQUIRE(memory->wait_for_waiting(64));
+    REQUIRE(memory->wait_for_waiting(32));  // half of the frames
     Move urgent(stack, shards_of({ids.back()}, 4));
     urgent.transfer.priority = 1;
     REQUIRE(urgent.load() == UCM_OK);
     memory->release(4);  // room for one block: the urgent one
     while (memory->counters().loaded < 4) std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    REQUIRE(memory->wait_for_waiting(64));  // 60 of the patient ones, then the urgent one's
-    memory->release(64);
+    REQUIRE(memory->wait_for_waiting(32));  // 28 of the patient ones, then the urgent one's
+    memory->release(32);
     const bool first = urgent.wait(60000) == UCM_OK && !patient.finished();
     memory->release();
     REQUIRE(first);
@@ -599,6 +599,33 @@ TEST_CASE("timeout_ms bounds a load that has no deadline", "[cache]") {
     memory->hold();
     REQUIRE(all_are(stack.load(ids), UCM_TIMEOUT));
     memory->release();
+}
+
+TEST_CASE("a store below that answers no load is taken to be down, and leaves room", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto below = make_ids(32), hot = make_ids(3, 100), more = make_ids(6, 200);
+    store_below(memory, below);
+    auto options = with_room(64);  // 16 blocks
+    options["timeout_ms"] = "300";
+    Stack stack({"Cache", "Memory"}, options, kFour, memory);
+    REQUIRE(all_ok(stack.dump(hot)));
+    drained(stack);
+    memory->hold();
+    for (size_t k = 0; k < 32 && stack.metrics()["breaker_open"] == 0; k += 4)
+        for (const auto &end :
+             stack.load(std::vector<BlockId>(below.begin() + int(k), below.begin() + int(k) + 4)))
+            REQUIRE((end.status == UCM_TIMEOUT || end.status == UCM_UNAVAILABLE));
+    REQUIRE(stack.metrics()["breaker_open"] == 1);
+    // Misses fail at once, those that somebody reads already too; half of the memory is left.
+    REQUIRE(all_are(stack.load(below), UCM_UNAVAILABLE));
+    REQUIRE(memory->waiting() <= 8 * 4);
+    REQUIRE(stack.loads_back(hot));
+    REQUIRE(all_ok(stack.dump(more)));
+    REQUIRE(stack.loads_back(more));
+    memory->release();
+    REQUIRE(eventually([&] { return stack.metrics()["breaker_open"] == 0; }));
+    REQUIRE(stack.loads_back(below));
+    REQUIRE(stack.metrics()["breaker_opened_total"] == 1);
 }
 
 TEST_CASE("slots that are being filled hold up close, though nobody waits for them", "[cache]") {
