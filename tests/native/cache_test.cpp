@@ -628,6 +628,26 @@ TEST_CASE("a store below that answers no load is taken to be down, and leaves ro
     REQUIRE(stack.metrics()["breaker_opened_total"] == 1);
 }
 
+TEST_CASE("while loads fail, lookups and dumps that work do not say that they work again",
+          "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto below = make_ids(4);
+    store_below(memory, below);
+    Stack stack({"Cache", "Memory"}, with_room(256), kFour, memory);
+    memory->fail(Op::kLoad, UCM_IO, 0, SIZE_MAX);
+    while (stack.metrics()["breaker_open"] == 0) stack.load({below[0]});
+    for (int k = 0; k < 30; k++) {
+        stack.lookup(below);
+        REQUIRE(all_ok(stack.dump(make_ids(1, 100 + size_t(k)))));
+        drained(stack);
+        REQUIRE(all_are(stack.load(below), UCM_UNAVAILABLE));
+    }
+    REQUIRE(stack.metrics()["breaker_opened_total"] == 1);
+    memory->fail(Op::kLoad, UCM_OK, 0, 0);
+    REQUIRE(eventually([&] { return stack.metrics()["breaker_open"] == 0; }));  // nobody asks
+    REQUIRE(stack.loads_back(below));
+}
+
 TEST_CASE("slots that are being filled hold up close, though nobody waits for them", "[cache]") {
     auto memory = std::make_shared<Memory>();
     const auto ids = make_ids(1);
