@@ -328,11 +328,13 @@ bool LoadPath::step(Lock &lock) {
         return true;
     } else if (!pieces_.empty()) {
         plan(lock);
-    } else if (!prefetches_.empty()) {
+    } else if (!prefetches_.empty() && (table_.prefetch_fits() || core_.load_breaker.open())) {
         const BlockId id = prefetches_.front();
         prefetches_.pop_front();
+        if (prefetches_.empty() && parked_.empty()) core_.wakeups.loads_want_room = false;
         plan_prefetch(id, lock);
     } else {
+        if (!prefetches_.empty()) want_room();
         return false;
     }
     return true;
@@ -374,7 +376,12 @@ void LoadPath::unpark() {
         queue(std::move(parked_.back()), true);
         parked_.pop_back();
     }
-    core_.wakeups.loads_want_room = false;
+    core_.wakeups.loads_want_room = !prefetches_.empty();
+}
+
+void LoadPath::want_room() {
+    core_.wakeups.loads_want_room = true;
+    table_.want(true);
 }
 
 // From here on the row is the caller's to answer.
@@ -496,8 +503,7 @@ void LoadPath::plan(Lock &lock) {
             piece.rows.erase(piece.rows.begin(), piece.rows.begin() + std::ptrdiff_t(next));
             parked_.push_back(std::move(piece));
             parked_at_version_ = core_.version;
-            core_.wakeups.loads_want_room = true;
-            table_.want(true);
+            want_room();
             if (table_.may_grow()) table_.ring(table_.member());
         }
         if (urgent.empty()) pieces_.erase(pieces_.begin());

@@ -88,6 +88,7 @@ class LoadPath {
     int64_t probe_at() const;
     void expire(const JobRef &job, Lock &lock);
     void unpark();
+    void want_room();
     void queue(Part part, bool front = false);
     size_t queued() const;
     int64_t next_wake() const;

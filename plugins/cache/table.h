@@ -155,6 +155,14 @@ class Table {
         return header_.loading.load(std::memory_order_relaxed) >=
                std::max(1u, all - std::min(all, held_most()));
     }
+    // What is only expected fills a quarter of the frames at once, where nobody else fills any, and
+    // leaves one to whoever comes.
+    bool prefetch_fits() const {
+        const uint32_t all = all_frames();
+        const uint32_t loading = header_.loading.load(std::memory_order_relaxed);
+        return loading < std::max(1u, all / 4) &&
+               loading + header_.held.load(std::memory_order_relaxed) + 1 < all;
+    }
     // Of a taken record; it is this member's.
     BlockRef start(uint32_t record, const BlockId &id, State state);
     // The block that gathers under this id; if it was spilled, in a frame again from now on.

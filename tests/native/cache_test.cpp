@@ -773,6 +773,25 @@ TEST_CASE("prefetch pushes out nothing that is used", "[cache]") {
     REQUIRE(stack.tiers(used) == std::vector<uint8_t>(15, 1));
 }
 
+TEST_CASE("prefetch leaves room for loads and dumps", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto expected = make_ids(16), urgent = make_ids(1, 100), more = make_ids(6, 200);
+    store_below(memory, expected);
+    store_below(memory, urgent);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);  // 16 blocks
+    memory->hold();
+    REQUIRE(stack.prefetch(expected) == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(16));
+    auto move = loading(stack, shards_of(urgent, 4));
+    REQUIRE(memory->wait_for_waiting(20));
+    REQUIRE(all_ok(stack.dump(more)));
+    REQUIRE(memory->counters().load_transfers == 5);
+    memory->release();
+    REQUIRE(move->wait() == UCM_OK);
+    // The others follow as frames come free.
+    REQUIRE(eventually([&] { return stack.tiers({expected.back()})[0] == 1; }));
+}
+
 TEST_CASE("touch goes down", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     REQUIRE(stack.touch(make_ids(2)) == UCM_OK);
