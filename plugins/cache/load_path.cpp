@@ -13,7 +13,7 @@ constexpr size_t kPieceShards = 64;  // planned at once, and at most in one lowe
 constexpr uint64_t kPieceBytes = 2u << 20;
 constexpr int64_t kSlowNs = 10ll * 1000000000;
 constexpr int64_t kSilences = 3;  // as many as there are failures before the breaker opens
-constexpr size_t kMostTouches = 4096;
+constexpr size_t kMostTouches = 4096, kMostAsked = 4096;
 constexpr size_t kMostArrivals = 64;  // ended in one go
 // A thread wakes for so many, for the last of a fill, or when the first of them has waited so long.
 constexpr size_t kArrivals = 8;
@@ -107,6 +107,7 @@ void LoadPath::start() {
         core_.take_cores();
         run();
     });
+    threads_.start(1, "ucm-cache-ask", [this] { run_expected(); });
 }
 
 void LoadPath::stop() {
@@ -114,6 +115,7 @@ void LoadPath::stop() {
         Lock lock(core_.mutex);
         stopping_ = true;
         core_.wakeups.loads.notify_all();
+        core_.wakeups.expected.notify_all();
     }
     threads_.join();
 }
@@ -230,10 +232,47 @@ void LoadPath::prefetch(const std::vector<BlockId> &ids) {
     Lock lock(core_.mutex);
     const size_t most = table_.header().frames;
     for (auto &id : ids) {
-        if (prefetches_.size() >= most) return;
-        prefetches_.push_back(id);
-        core_.wakeups.loads.notify_one();
+        if (expected_.size() + prefetches_.size() >= most) break;
+        expected_.push_back(id);
     }
+    core_.wakeups.expected.notify_one();
+}
+
+// Before anything makes way for a block it is known to be there. A lookup below may take its time,
+// so no thread that others wait for asks.
+void LoadPath::run_expected() {
+    Lock lock(core_.mutex);
+    for (;;) {
+        core_.wakeups.expected.wait(lock, [&] { return stopping_ || !expected_.empty(); });
+        if (stopping_) return;
+        const size_t n = std::min(expected_.size(), kMostAsked);
+        const std::vector<BlockId> ids(expected_.begin(), expected_.begin() + std::ptrdiff_t(n));
+        expected_.erase(expected_.begin(), expected_.begin() + std::ptrdiff_t(n));
+        if (core_.load_breaker.open()) continue;
+        asking_ = true;
+        lock.unlock();
+        const std::vector<uint8_t> tiers = ask_below(ids);
+        lock.lock();
+        asking_ = false;
+        for (size_t i = 0; i < n && !core_.closing; i++)
+            if (tiers[i]) prefetches_.push_back(ids[i]);
+        core_.wakeups.loads.notify_one();
+        core_.wakeups.idle.notify_all();
+    }
+}
+
+std::vector<uint8_t> LoadPath::ask_below(const std::vector<BlockId> &ids) const {
+    std::vector<uint8_t> tiers(ids.size());
+    size_t hits = 0;
+    ucm_lookup_args args{};
+    args.struct_size = sizeof args;
+    args.mode = UCM_LOOKUP_ALL;
+    args.n = ids.size();
+    args.block_ids = ids.front().bytes;
+    args.hits = &hits;
+    args.tiers = tiers.data();
+    if (ucm_lookup(core_.lower, &args, nullptr) != UCM_OK) tiers.assign(ids.size(), 0);
+    return tiers;
 }
 
 void LoadPath::pass_touches() {
@@ -252,7 +291,8 @@ void LoadPath::pass_touches() {
 
 bool LoadPath::idle() const {
     return queued() == 0 && parked_.empty() && arrived_.empty() && refused_.empty() &&
-           prefetches_.empty() && fills_.empty() && foreign_.empty() && working_ == 0;
+           expected_.empty() && !asking_ && prefetches_.empty() && fills_.empty() &&
+           foreign_.empty() && working_ == 0;
 }
 
 void LoadPath::look_again() {

@@ -13,6 +13,7 @@ namespace ucm::cache {
 // Answers loads from frames, and fills frames from the store below. Small hits are copied at once,
 // on the caller's thread. The threads wait for nothing but work: what finds no frame is parked, and
 // looked at again when there is room; what another process reads is looked at again when it rings.
+// One more thread asks below what of a prefetch there is.
 class LoadPath {
   public:
     explicit LoadPath(Core &core) : core_(core) {}
@@ -31,7 +32,10 @@ class LoadPath {
 
     // With Core::mutex held.
     bool idle() const;
-    void forget_prefetches() { prefetches_.clear(); }
+    void forget_prefetches() {
+        expected_.clear();
+        prefetches_.clear();
+    }
     // Something changed in another process, or may have.
     void look_again();
     bool waits_for_others() const { return !foreign_.empty(); }
@@ -61,6 +65,8 @@ class LoadPath {
     using Key = std::pair<uint32_t, uint32_t>;  // record and shard
 
     void run();
+    void run_expected();
+    std::vector<uint8_t> ask_below(const std::vector<BlockId> &ids) const;
     bool step(Lock &lock);
     bool step_below(int64_t now_ns, Lock &lock);
     void claim(Job &job, size_t row);
@@ -104,7 +110,9 @@ class LoadPath {
     std::deque<std::shared_ptr<Fill>> refused_;  // by a BUSY store below
     int64_t busy_until_ns_ = 0;
     std::deque<JobRef> expired_;
-    std::deque<BlockId> prefetches_;
+    std::deque<BlockId> expected_;    // to be prefetched, where the store below has them
+    std::deque<BlockId> prefetches_;  // which it has
+    bool asking_ = false;             // it is asked which
     std::vector<Foreign> foreign_;
     std::multimap<int64_t, JobRef> timers_;
     std::unordered_map<ucm_task, JobRef> jobs_;

@@ -773,6 +773,24 @@ TEST_CASE("prefetch pushes out nothing that is used", "[cache]") {
     REQUIRE(stack.tiers(used) == std::vector<uint8_t>(15, 1));
 }
 
+TEST_CASE("prefetch of what is nowhere pushes nothing out", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto here = make_ids(16), last = make_ids(1, 100);
+    store_below(memory, last);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);  // 16 blocks
+    REQUIRE(all_ok(stack.dump(here)));
+    drained(stack);
+    const auto before = memory->counters();
+    REQUIRE(stack.prefetch(make_ids(60, 200)) == UCM_OK);
+    REQUIRE(eventually([&] { return memory->counters().looked_up >= before.looked_up + 16; }));
+    // Of what is asked for later it is known that the rest had its turn.
+    REQUIRE(stack.prefetch(last) == UCM_OK);
+    REQUIRE(eventually([&] { return stack.metrics()["evicted_blocks_total"] >= 1; }));
+    REQUIRE(eventually([&] { return stack.tiers(last)[0] == 1; }));
+    REQUIRE(stack.metrics()["evicted_blocks_total"] == 1);
+    REQUIRE(memory->counters().load_transfers == before.load_transfers + 1);
+}
+
 TEST_CASE("prefetch leaves room for loads and dumps", "[cache]") {
     auto memory = std::make_shared<Memory>();
     const auto expected = make_ids(16), urgent = make_ids(1, 100), more = make_ids(6, 200);
