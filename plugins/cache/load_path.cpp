@@ -120,10 +120,33 @@ void LoadPath::stop() {
     threads_.join();
 }
 
+// A device copies by itself, and must not read what is filled anew: what it reads is pinned, where
+// a copy by the processor is looked at afterwards.
+std::vector<LoadPath::Hit> LoadPath::pin(const JobRef &job, const std::vector<Hit> &hits,
+                                         std::vector<size_t> &missed) {
+    std::vector<Hit> pinned;
+    const Lock lock(core_.mutex);
+    const Table::Hold hold(table_);
+    for (auto &hit : hits) {
+        if (table_.pin(hit.block, job->task->shard(hit.row)))
+            pinned.push_back(hit);
+        else
+            missed.push_back(hit.row);
+    }
+    return pinned;
+}
+
+void LoadPath::unpin(const std::vector<Hit> &hits) {
+    const Lock lock(core_.mutex);
+    const Table::Hold hold(table_);
+    for (auto &hit : hits) table_.unpin(hit.block.record);
+}
+
 // Copies what is here; what went meanwhile is `missed`. Any thread, no lock.
-void LoadPath::copy_out(const JobRef &job, const std::vector<Hit> &hits,
-                        std::vector<size_t> &missed) {
+void LoadPath::copy_out(const JobRef &job, std::vector<Hit> hits, std::vector<size_t> &missed) {
     const Task &task = *job->task;
+    if (table_.device()) hits = pin(job, hits, missed);
+    if (hits.empty()) return;
     std::vector<cache::Piece> pieces;
     pieces.reserve(hits.size());
     for (auto &hit : hits) {
@@ -136,11 +159,12 @@ void LoadPath::copy_out(const JobRef &job, const std::vector<Hit> &hits,
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
         status = core_.device->scatter(pieces.data(), pieces.size(), task.event());
     }
+    if (table_.device()) unpin(hits);
     if (status == UCM_PENDING) status = UCM_IO;
     const int64_t now_ns = monotonic_ns();
     for (size_t k = 0; k < hits.size(); k++) {
         const Hit &hit = hits[k];
-        if (!table_.valid(hit.block)) {
+        if (!table_.device() && !table_.valid(hit.block)) {
             missed.push_back(hit.row);
             continue;
         }
@@ -180,7 +204,7 @@ void LoadPath::serve_here(const JobRef &job, uint64_t most_bytes, std::vector<si
     // The job may end with its last row; what is counted here is not looked at then.
     job->untaken = left.size();
     std::vector<size_t> missed;
-    copy_out(job, hits, missed);
+    copy_out(job, std::move(hits), missed);
     for (const size_t row : missed) {
         job->rows[row] = Row::kTodo;
         left.push_back(row);
@@ -610,7 +634,7 @@ void LoadPath::copy_hits(Hits &hits, Lock &lock) {
     lock.unlock();
     for (auto &[job, of_job] : hits) {
         std::vector<size_t> rows;
-        copy_out(job, of_job, rows);
+        copy_out(job, std::move(of_job), rows);
         for (const size_t row : rows) missed.push_back({job, row});
     }
     lock.lock();

@@ -70,7 +70,10 @@ class LoadPath {
     bool step(Lock &lock);
     bool step_below(int64_t now_ns, Lock &lock);
     void claim(Job &job, size_t row);
-    void copy_out(const JobRef &job, const std::vector<Hit> &hits, std::vector<size_t> &missed);
+    void copy_out(const JobRef &job, std::vector<Hit> hits, std::vector<size_t> &missed);
+    std::vector<Hit> pin(const JobRef &job, const std::vector<Hit> &hits,
+                         std::vector<size_t> &missed);
+    void unpin(const std::vector<Hit> &hits);
     void serve_here(const JobRef &job, uint64_t most_bytes, std::vector<size_t> &left);
     void plan(Lock &lock);
     enum class Planned { kYes, kNoRoom };

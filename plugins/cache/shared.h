@@ -74,7 +74,7 @@ struct alignas(64) Record {
     // With the mutex only.
     std::atomic<uint32_t> flags, owner;
     uint32_t have;   // shards here or below
-    uint32_t users;  // shards that are being moved, and the write below
+    uint32_t users;  // shards that are being moved, the write below, and pins
     uint32_t queue, before, after;
     uint32_t depth;
     uint32_t end;      // a ucm_status: why it is gone
@@ -82,6 +82,7 @@ struct alignas(64) Record {
     uint64_t tag, number;
     int64_t touched_ns;  // its last shard
     int64_t rest_until_ns;
+    uint64_t pins;  // a bit for each member of which copies of a device read its frame
 };
 static_assert(sizeof(Record) == 128);
 

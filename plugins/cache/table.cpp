@@ -295,6 +295,7 @@ void Table::clear(uint32_t record) {
     each.number = header_.next_number++;
     each.touched_ns = monotonic_ns();
     each.rest_until_ns = 0;
+    each.pins = 0;
     for (uint32_t shard = 0; shard < shards_; shard++) info(record, shard).word.store(0, kRelaxed);
 }
 
@@ -380,6 +381,23 @@ void Table::below(uint32_t record, uint32_t shard, bool is) {
     if (below_of(word) == is) return;
     if (state_of(word) != ShardState::kHere) records_[record].have += is ? 1 : -1u;
     each.word.store(shard_word(state_of(word), member_of(word), is), kRelease);
+}
+
+bool Table::pin(const BlockRef &block, uint32_t shard) {
+    if (!same(block) || state_of(word(block.record, shard)) != ShardState::kHere) return false;
+    if (pinned_[block.record]++) return true;
+    records_[block.record].pins |= uint64_t(1) << member_;
+    records_[block.record].users++;
+    return true;
+}
+
+void Table::unpin(uint32_t record) {
+    const auto found = pinned_.find(record);
+    if (--found->second) return;
+    pinned_.erase(found);
+    records_[record].pins &= ~(uint64_t(1) << member_);
+    records_[record].users--;
+    unused(record);
 }
 
 void Table::begin_writing(uint32_t record) {
@@ -711,6 +729,13 @@ Table::Inheritance Table::adopt() {
             const ShardState is = state_of(w);
             return (is == ShardState::kCopying || is == ShardState::kLoading) && gone(member_of(w));
         };
+        // What the dead one's device still reads goes to nobody.
+        for (uint64_t pins = record.pins; pins; pins &= pins - 1) {
+            const auto m = uint32_t(__builtin_ctzll(pins));
+            if (!gone(m)) continue;
+            record.pins &= ~(uint64_t(1) << m);
+            record.users--;
+        }
         const bool unsaved = state == State::kGathering || state == State::kDirty;
         uint32_t lost = 0;
         bool rests = false;
@@ -848,7 +873,7 @@ void Table::recount(uint32_t r) {
         record.loading += is == ShardState::kLoading;
     }
     record.here.store(here, kRelease);
-    record.users += flagged(r, kWriting);
+    record.users += flagged(r, kWriting) + uint32_t(__builtin_popcountll(record.pins));
 }
 
 // Two records of one id, because a process died between making one and ending the other: one of

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -173,6 +174,11 @@ class Table {
     void arrived(uint32_t record, uint32_t shard, uint64_t length, uint64_t raw_length);
     void vacate(uint32_t record, uint32_t shard);
     void below(uint32_t record, uint32_t shard, bool is);
+    // For copies of a device, which go on by themselves: until it is unpinned, nobody fills its
+    // frame anew. False: that shard is not here any more.
+    bool pin(const BlockRef &block, uint32_t shard);
+    void unpin(uint32_t record);
+    bool device() const { return device_; }
     void begin_writing(uint32_t record);
     void end_writing(uint32_t record);
 
@@ -315,6 +321,7 @@ class Table {
     Record *const records_;
     ShardInfo *const infos_;
     const uint32_t member_, shards_, device_;
+    std::unordered_map<uint32_t, uint32_t> pinned_;  // how often; guarded by the mutex
     const uint64_t slot_bytes_;
     // Did the block for which the last frame was wanted leave lately? Asked before one makes way.
     BlockId recalled_{};
