@@ -21,10 +21,11 @@ constexpr int64_t kBusyNs = 5 * 1000000;  // after BUSY from below, before the n
 
 // Who is to look again when something changed under Core::mutex.
 struct Wakeups {
-    std::condition_variable dumps;   // the dump thread: a job, room, a cancel
-    std::condition_variable writes;  // the writer: a block, the end of a lower dump
-    std::condition_variable loads;   // the load threads: a job, an arrival, room
-    std::condition_variable idle;    // close, drain and remove
+    std::condition_variable dumps;     // the dump thread: a job, room, a cancel
+    std::condition_variable writes;    // the writer: a block, the end of a lower dump
+    std::condition_variable loads;     // the load threads: a job, an arrival, room
+    std::condition_variable expected;  // who asks below for what is to be prefetched
+    std::condition_variable idle;      // close, drain and remove
     bool dumps_want_room = false, loads_want_room = false, writes_want_change = false;
 };
 

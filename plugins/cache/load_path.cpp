@@ -12,7 +12,8 @@ constexpr size_t kThreads = 2;
 constexpr size_t kPieceShards = 64;  // planned at once, and at most in one lower load
 constexpr uint64_t kPieceBytes = 2u << 20;
 constexpr int64_t kSlowNs = 10ll * 1000000000;
-constexpr size_t kMostTouches = 4096;
+constexpr int64_t kSilences = 3;  // as many as there are failures before the breaker opens
+constexpr size_t kMostTouches = 4096, kMostAsked = 4096;
 constexpr size_t kMostArrivals = 64;  // ended in one go
 // A thread wakes for so many, for the last of a fill, or when the first of them has waited so long.
 constexpr size_t kArrivals = 8;
@@ -46,7 +47,7 @@ struct LoadPath::Fill {
     std::vector<void *> addresses;
     uint64_t tag = 0;
     int32_t priority = -1;
-    int64_t deadline_ns = 0;
+    int64_t deadline_ns = 0, sent_ns = 0;
     size_t landed = 0, ended = 0;
     ucm_status best = UCM_IO;
     bool probe = false;
@@ -75,6 +76,7 @@ ucm_transfer LoadPath::Fill::transfer() {
         ucm_copy(&fill->results[i], sizeof(ucm_result), result);
         Lock lock(path.core_.mutex);
         path.arrived_.emplace_back(path.fills_.at(fill), i);
+        if (!personal(result->status)) path.heard_ns_ = monotonic_ns();
         const size_t waiting = path.arrived_.size();
         const bool last = ++fill->landed == fill->shards.size();
         if (last || waiting == 1) path.arrived_due_ns_ = last ? 0 : monotonic_ns() + kGatherNs;
@@ -105,6 +107,7 @@ void LoadPath::start() {
         core_.take_cores();
         run();
     });
+    threads_.start(1, "ucm-cache-ask", [this] { run_expected(); });
 }
 
 void LoadPath::stop() {
@@ -112,14 +115,38 @@ void LoadPath::stop() {
         Lock lock(core_.mutex);
         stopping_ = true;
         core_.wakeups.loads.notify_all();
+        core_.wakeups.expected.notify_all();
     }
     threads_.join();
 }
 
+// A device copies by itself, and must not read what is filled anew: what it reads is pinned, where
+// a copy by the processor is looked at afterwards.
+std::vector<LoadPath::Hit> LoadPath::pin(const JobRef &job, const std::vector<Hit> &hits,
+                                         std::vector<size_t> &missed) {
+    std::vector<Hit> pinned;
+    const Lock lock(core_.mutex);
+    const Table::Hold hold(table_);
+    for (auto &hit : hits) {
+        if (table_.pin(hit.block, job->task->shard(hit.row)))
+            pinned.push_back(hit);
+        else
+            missed.push_back(hit.row);
+    }
+    return pinned;
+}
+
+void LoadPath::unpin(const std::vector<Hit> &hits) {
+    const Lock lock(core_.mutex);
+    const Table::Hold hold(table_);
+    for (auto &hit : hits) table_.unpin(hit.block.record);
+}
+
 // Copies what is here; what went meanwhile is `missed`. Any thread, no lock.
-void LoadPath::copy_out(const JobRef &job, const std::vector<Hit> &hits,
-                        std::vector<size_t> &missed) {
+void LoadPath::copy_out(const JobRef &job, std::vector<Hit> hits, std::vector<size_t> &missed) {
     const Task &task = *job->task;
+    if (table_.device()) hits = pin(job, hits, missed);
+    if (hits.empty()) return;
     std::vector<cache::Piece> pieces;
     pieces.reserve(hits.size());
     for (auto &hit : hits) {
@@ -132,11 +159,12 @@ void LoadPath::copy_out(const JobRef &job, const std::vector<Hit> &hits,
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
         status = core_.device->scatter(pieces.data(), pieces.size(), task.event());
     }
+    if (table_.device()) unpin(hits);
     if (status == UCM_PENDING) status = UCM_IO;
     const int64_t now_ns = monotonic_ns();
     for (size_t k = 0; k < hits.size(); k++) {
         const Hit &hit = hits[k];
-        if (!table_.valid(hit.block)) {
+        if (!table_.device() && !table_.valid(hit.block)) {
             missed.push_back(hit.row);
             continue;
         }
@@ -176,7 +204,7 @@ void LoadPath::serve_here(const JobRef &job, uint64_t most_bytes, std::vector<si
     // The job may end with its last row; what is counted here is not looked at then.
     job->untaken = left.size();
     std::vector<size_t> missed;
-    copy_out(job, hits, missed);
+    copy_out(job, std::move(hits), missed);
     for (const size_t row : missed) {
         job->rows[row] = Row::kTodo;
         left.push_back(row);
@@ -228,10 +256,47 @@ void LoadPath::prefetch(const std::vector<BlockId> &ids) {
     Lock lock(core_.mutex);
     const size_t most = table_.header().frames;
     for (auto &id : ids) {
-        if (prefetches_.size() >= most) return;
-        prefetches_.push_back(id);
-        core_.wakeups.loads.notify_one();
+        if (expected_.size() + prefetches_.size() >= most) break;
+        expected_.push_back(id);
     }
+    core_.wakeups.expected.notify_one();
+}
+
+// Before anything makes way for a block it is known to be there. A lookup below may take its time,
+// so no thread that others wait for asks.
+void LoadPath::run_expected() {
+    Lock lock(core_.mutex);
+    for (;;) {
+        core_.wakeups.expected.wait(lock, [&] { return stopping_ || !expected_.empty(); });
+        if (stopping_) return;
+        const size_t n = std::min(expected_.size(), kMostAsked);
+        const std::vector<BlockId> ids(expected_.begin(), expected_.begin() + std::ptrdiff_t(n));
+        expected_.erase(expected_.begin(), expected_.begin() + std::ptrdiff_t(n));
+        if (core_.load_breaker.open()) continue;
+        asking_ = true;
+        lock.unlock();
+        const std::vector<uint8_t> tiers = ask_below(ids);
+        lock.lock();
+        asking_ = false;
+        for (size_t i = 0; i < n && !core_.closing; i++)
+            if (tiers[i]) prefetches_.push_back(ids[i]);
+        core_.wakeups.loads.notify_one();
+        core_.wakeups.idle.notify_all();
+    }
+}
+
+std::vector<uint8_t> LoadPath::ask_below(const std::vector<BlockId> &ids) const {
+    std::vector<uint8_t> tiers(ids.size());
+    size_t hits = 0;
+    ucm_lookup_args args{};
+    args.struct_size = sizeof args;
+    args.mode = UCM_LOOKUP_ALL;
+    args.n = ids.size();
+    args.block_ids = ids.front().bytes;
+    args.hits = &hits;
+    args.tiers = tiers.data();
+    if (ucm_lookup(core_.lower, &args, nullptr) != UCM_OK) tiers.assign(ids.size(), 0);
+    return tiers;
 }
 
 void LoadPath::pass_touches() {
@@ -250,7 +315,8 @@ void LoadPath::pass_touches() {
 
 bool LoadPath::idle() const {
     return queued() == 0 && parked_.empty() && arrived_.empty() && refused_.empty() &&
-           prefetches_.empty() && fills_.empty() && foreign_.empty() && working_ == 0;
+           expected_.empty() && !asking_ && prefetches_.empty() && fills_.empty() &&
+           foreign_.empty() && working_ == 0;
 }
 
 void LoadPath::look_again() {
@@ -303,6 +369,8 @@ int64_t LoadPath::next_wake() const {
     int64_t at_ns = timers_.empty() ? INT64_MAX : timers_.begin()->first;
     if (!refused_.empty()) at_ns = std::min(at_ns, busy_until_ns_);
     if (!arrived_.empty()) at_ns = std::min(at_ns, arrived_due_ns_);
+    if (core_.load_breaker.open()) return std::min(at_ns, probe_at());
+    if (!fills_.empty()) at_ns = std::min(at_ns, heard_ns_ + patience_ns());
     return at_ns;
 }
 
@@ -320,20 +388,50 @@ bool LoadPath::step(Lock &lock) {
     } else if (!timers_.empty() && timers_.begin()->first < now_ns) {
         const JobRef job = timers_.begin()->second;
         expire(job, lock);
-    } else if (!refused_.empty() && busy_until_ns_ <= now_ns) {
-        const auto fill = std::move(refused_.front());
-        refused_.pop_front();
-        submit(fill, lock);
+    } else if (step_below(now_ns, lock)) {
+        return true;
     } else if (!pieces_.empty()) {
         plan(lock);
-    } else if (!prefetches_.empty()) {
+    } else if (!prefetches_.empty() && (table_.prefetch_fits() || core_.load_breaker.open())) {
         const BlockId id = prefetches_.front();
         prefetches_.pop_front();
+        if (prefetches_.empty() && parked_.empty()) core_.wakeups.loads_want_room = false;
         plan_prefetch(id, lock);
     } else {
+        if (!prefetches_.empty()) want_room();
         return false;
     }
     return true;
+}
+
+// What the store below was, or is, to be told again, and what it does not say.
+bool LoadPath::step_below(int64_t now_ns, Lock &lock) {
+    if (!refused_.empty() && busy_until_ns_ <= now_ns) {
+        const auto fill = std::move(refused_.front());
+        refused_.pop_front();
+        submit(fill, lock);
+        return true;
+    }
+    if (core_.load_breaker.open()) {
+        if (probe_at() > now_ns) return false;
+        plan_probe(lock);
+        return true;
+    }
+    if (fills_.empty() || heard_ns_ + patience_ns() > now_ns) return false;
+    count_silence(lock);
+    return true;
+}
+
+// How long the store below may have loads and answer none of them, until that counts as a failure.
+int64_t LoadPath::patience_ns() const {
+    return std::min(core_.config.timeout_ms, kSlowNs / kSilences / 1000000) * 1000000;
+}
+
+void LoadPath::count_silence(Lock &lock) {
+    heard_ns_ = monotonic_ns();
+    Outcome outcome;
+    tell_breaker(UCM_TIMEOUT, outcome);
+    outcome.give(lock, core_.log);
 }
 
 void LoadPath::unpark() {
@@ -342,7 +440,12 @@ void LoadPath::unpark() {
         queue(std::move(parked_.back()), true);
         parked_.pop_back();
     }
-    core_.wakeups.loads_want_room = false;
+    core_.wakeups.loads_want_room = !prefetches_.empty();
+}
+
+void LoadPath::want_room() {
+    core_.wakeups.loads_want_room = true;
+    table_.want(true);
 }
 
 // From here on the row is the caller's to answer.
@@ -368,6 +471,7 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
     if (const ucm_status refused = task.refused()) return answer(refused);
     BlockRef block = table_.visible(id);
     const uint32_t word = block ? table_.word(block.record, shard) : 0;
+    const bool down = core_.lower_loads && core_.load_breaker.open();
     if (state_of(word) == ShardState::kHere) {
         claim(*job, row);
         if (hits.empty() || hits.back().first != job) hits.push_back({job, {}});
@@ -375,7 +479,7 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         return Planned::kYes;
     }
     const auto missed = [&] { core_.metrics.add(kMissShards, 1); };  // not those that try again
-    if (state_of(word) == ShardState::kLoading) {
+    if (state_of(word) == ShardState::kLoading && !down) {
         missed();
         job->rows[row] = Row::kWaiting;
         core_.metrics.add(kCoalescedShards, 1);
@@ -386,22 +490,23 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         table_.want(true);
         return Planned::kYes;
     }
-    const bool probe = core_.lower_loads && core_.load_breaker.open();
-    const bool down = probe && core_.load_breaker.ask() != Breaker::Says::kProbe;
     if (!core_.lower_loads || down) {
         missed();
+        if (down && state_of(word) == ShardState::kAbsent) {
+            to_probe_ = {id, shard};
+            can_probe_ = true;
+        }
         return answer(down ? UCM_UNAVAILABLE : UCM_NOT_FOUND);
     }
-    fill.probe = fill.probe || probe;
+    if (!may_fill(block, fill)) return Planned::kNoRoom;
     if (!block) {
         const uint32_t record = table_.take(Taking::kLoad, id);
         if (record == kNone) return Planned::kNoRoom;
         block = table_.start(record, id, State::kClean);
     }
     missed();
-    table_.put(block.record, shard, ShardState::kLoading);
     job->rows[row] = Row::kWaiting;
-    fill.shards.push_back({block, shard, {waiter}});
+    begin(fill, block, shard, {waiter});
     fill.depths.push_back(task.depth(row));
     if (fill.shards.size() == 1) {
         fill.planner = job;
@@ -413,8 +518,21 @@ LoadPath::Planned LoadPath::plan_row(const Waiter &waiter, Hits &hits, Fill &fil
         fill.priority = std::max(fill.priority, task.priority());
         fill.deadline_ns = std::max(fill.deadline_ns, task.deadline_ns());
     }
-    arriving_[{block.record, shard}] = &fill.shards.back();
     return Planned::kYes;
+}
+
+// Is there a frame to be filled more? One that is filled alone needs none to be left for dumps.
+bool LoadPath::may_fill(const BlockRef &block, const Fill &fill) const {
+    if (block && table_.record(block.record).loading) return true;
+    const bool alone = fills_.empty() && refused_.empty() && fill.shards.empty();
+    return alone || !table_.loads_hold_all();
+}
+
+void LoadPath::begin(Fill &fill, const BlockRef &block, uint32_t shard,
+                     std::vector<Waiter> waiters) {
+    table_.put(block.record, shard, ShardState::kLoading);
+    fill.shards.push_back({block, shard, std::move(waiters)});
+    arriving_[{block.record, shard}] = &fill.shards.back();
 }
 
 // Pieces of one priority, of as many tasks as fit into one lower load.
@@ -449,8 +567,7 @@ void LoadPath::plan(Lock &lock) {
             piece.rows.erase(piece.rows.begin(), piece.rows.begin() + std::ptrdiff_t(next));
             parked_.push_back(std::move(piece));
             parked_at_version_ = core_.version;
-            core_.wakeups.loads_want_room = true;
-            table_.want(true);
+            want_room();
             if (table_.may_grow()) table_.ring(table_.member());
         }
         if (urgent.empty()) pieces_.erase(pieces_.begin());
@@ -474,11 +591,40 @@ void LoadPath::plan_prefetch(const BlockId &id, Lock &lock) {
                 if (record == kNone) break;
                 block = table_.start(record, id, State::kClean);
             }
-            table_.put(block.record, shard, ShardState::kLoading);
-            fill->shards.push_back({block, shard, {}});
-            arriving_[{block.record, shard}] = &fill->shards.back();
+            begin(*fill, block, shard, {});
         }
     }
+    launch(fill, lock);
+}
+
+// When the store below is to be asked whether it loads again; the breaker is open.
+int64_t LoadPath::probe_at() const {
+    if (!can_probe_ || core_.closing) return INT64_MAX;
+    const int64_t at_ns = core_.load_breaker.until_ns();
+    return probing_ ? std::max(at_ns, probed_ns_ + kSlowNs) : at_ns;
+}
+
+// By a load of its own, of one shard, so that no caller has to wait for a store that is down.
+void LoadPath::plan_probe(Lock &lock) {
+    if (core_.load_breaker.ask() != Breaker::Says::kProbe) return;
+    const auto &[id, shard] = to_probe_;
+    const auto fill = std::make_shared<Fill>(*this);
+    fill->probe = true;
+    {
+        const Table::Hold hold(table_);
+        BlockRef block = table_.visible(id);
+        if (block && state_of(table_.word(block.record, shard)) != ShardState::kAbsent)
+            can_probe_ = false;  // until a load is refused
+        if (!can_probe_ || !may_fill(block, *fill)) return;
+        if (!block) {
+            const uint32_t record = table_.take(Taking::kLoad, id);
+            if (record == kNone) return;
+            block = table_.start(record, id, State::kClean);
+        }
+        begin(*fill, block, shard, {});
+    }
+    probing_ = true;
+    probed_ns_ = monotonic_ns();
     launch(fill, lock);
 }
 
@@ -488,7 +634,7 @@ void LoadPath::copy_hits(Hits &hits, Lock &lock) {
     lock.unlock();
     for (auto &[job, of_job] : hits) {
         std::vector<size_t> rows;
-        copy_out(job, of_job, rows);
+        copy_out(job, std::move(of_job), rows);
         for (const size_t row : rows) missed.push_back({job, row});
     }
     lock.lock();
@@ -509,6 +655,11 @@ void LoadPath::launch(const std::shared_ptr<Fill> &fill, Lock &lock) {
 }
 
 void LoadPath::submit(const std::shared_ptr<Fill> &fill, Lock &lock) {
+    fill->sent_ns = monotonic_ns();
+    if (fills_.empty()) heard_ns_ = fill->sent_ns;
+    const Arriving &first = fill->shards.front();
+    to_probe_ = {table_.id(first.block.record), first.shard};
+    can_probe_ = true;
     fills_[fill.get()] = fill;
     lock.unlock();
     UCM_FAILPOINT("cache.before_fill");
@@ -532,12 +683,20 @@ void LoadPath::submit(const std::shared_ptr<Fill> &fill, Lock &lock) {
 }
 
 void LoadPath::fill_ended(Fill &fill, Outcome &outcome) {
-    // What the caller's own time did says nothing about the store below.
-    const bool late = fill.deadline_ns && monotonic_ns() > fill.deadline_ns;
-    if (personal(fill.best) && (late || fill.best == UCM_CANCELLED)) return;
-    const Breaker::Turn turn = core_.load_breaker.report(fill.best);
+    if (fill.probe) probing_ = false;
+    // What the caller's own time did says nothing about the store below, unless that was long.
+    const int64_t now_ns = monotonic_ns();
+    const bool late = fill.deadline_ns && now_ns > fill.deadline_ns;
+    if (fill.best == UCM_CANCELLED) return;
+    if (fill.best == UCM_TIMEOUT && late && now_ns - fill.sent_ns < patience_ns() / 2) return;
+    tell_breaker(fill.best, outcome);
+}
+
+void LoadPath::tell_breaker(ucm_status status, Outcome &outcome) {
+    const Breaker::Turn turn = core_.load_breaker.report(status);
     if (turn == Breaker::Turn::kOpened) {
         core_.metrics.add(kBreakerOpened, 1);
+        core_.changed();  // what is parked need not wait
         outcome.warnings.push_back(
             "the store below answers no loads: misses fail at once until it does");
     }

@@ -74,14 +74,15 @@ struct alignas(64) Record {
     // With the mutex only.
     std::atomic<uint32_t> flags, owner;
     uint32_t have;   // shards here or below
-    uint32_t users;  // shards that are being moved, and the write below
+    uint32_t users;  // shards that are being moved, the write below, and pins
     uint32_t queue, before, after;
     uint32_t depth;
-    uint32_t end;  // a ucm_status: why it is gone
-    uint32_t reserved;
+    uint32_t end;      // a ucm_status: why it is gone
+    uint32_t loading;  // of users: shards that are read from below
     uint64_t tag, number;
     int64_t touched_ns;  // its last shard
     int64_t rest_until_ns;
+    uint64_t pins;  // a bit for each member of which copies of a device read its frame
 };
 static_assert(sizeof(Record) == 128);
 
@@ -138,6 +139,7 @@ struct Header {
     uint64_t next_number;
     uint64_t small_left, main_left;  // evictions from each queue
     uint32_t small_target;           // blocks; 0: not chosen yet
+    std::atomic<uint32_t> loading;   // frames that are filled from below
     std::atomic<uint64_t> evicted, lost_blocks;
     // What was given up lately: generation << 32 | record.
     uint64_t lost[kLostRing];

@@ -180,14 +180,11 @@ void CacheStore::find_here(const ucm_lookup_args &args, std::vector<uint8_t> &he
     }
 }
 
-// While the store below is known to be down, what is here is the answer.
+// While the store below is known to load nothing, what is here is the answer: what could be found
+// there could not be had, and that it can be found does not say that it can be.
 ucm_status CacheStore::lookup_below(const ucm_lookup_args &args, ucm_error *err) {
     if (!engine_) return ucm_lookup(lower_, &args, err);
-    Breaker &breaker = engine_->core.load_breaker;
-    if (breaker.ask() == Breaker::Says::kNo) return UCM_UNAVAILABLE;
-    const ucm_status status = ucm_lookup(lower_, &args, nullptr);
-    if (breaker.open()) breaker.report(status);
-    return status;
+    return engine_->core.load_breaker.open() ? UCM_UNAVAILABLE : ucm_lookup(lower_, &args, nullptr);
 }
 
 ucm_status CacheStore::lookup(const ucm_lookup_args &args, ucm_error *err) {

@@ -287,7 +287,7 @@ void Table::clear(uint32_t record) {
     each.touched_below_ns.store(0, kRelaxed);
     each.flags.store(0, kRelaxed);
     each.owner.store(member_, kRelaxed);
-    each.have = each.users = 0;
+    each.have = each.users = each.loading = 0;
     each.queue = kNoQueue;
     each.depth = kUnknownDepth;
     each.end = UCM_CANCELLED;
@@ -295,6 +295,7 @@ void Table::clear(uint32_t record) {
     each.number = header_.next_number++;
     each.touched_ns = monotonic_ns();
     each.rest_until_ns = 0;
+    each.pins = 0;
     for (uint32_t shard = 0; shard < shards_; shard++) info(record, shard).word.store(0, kRelaxed);
 }
 
@@ -335,16 +336,26 @@ void Table::unused(uint32_t record) {
     if (state == State::kGathering && each.have == 0) detach(record, UCM_CANCELLED);
 }
 
+// A shard more, or less, of it is being read from below.
+void Table::count_loading(uint32_t record, bool more) {
+    uint32_t &loading = records_[record].loading;
+    if (more && loading++ == 0) header_.loading.fetch_add(1, kRelaxed);
+    if (!more && --loading == 0) header_.loading.fetch_sub(1, kRelaxed);
+}
+
 void Table::put(uint32_t record, uint32_t shard, ShardState state) {
     ShardInfo &each = info(record, shard);
     records_[record].users++;
+    if (state == ShardState::kLoading) count_loading(record, true);
     each.word.store(shard_word(state, member_, below_of(each.word.load(kRelaxed))), kRelease);
 }
 
 void Table::arrived(uint32_t record, uint32_t shard, uint64_t length, uint64_t raw_length) {
     Record &each = records_[record];
     ShardInfo &info = this->info(record, shard);
-    const bool below = below_of(info.word.load(kRelaxed));
+    const uint32_t before = info.word.load(kRelaxed);
+    const bool below = below_of(before);
+    if (state_of(before) == ShardState::kLoading) count_loading(record, false);
     info.length.store(length, kRelaxed);
     info.raw_length.store(raw_length, kRelaxed);
     info.reporter = member_;
@@ -357,8 +368,9 @@ void Table::arrived(uint32_t record, uint32_t shard, uint64_t length, uint64_t r
 
 void Table::vacate(uint32_t record, uint32_t shard) {
     ShardInfo &each = info(record, shard);
-    each.word.store(shard_word(ShardState::kAbsent, 0, below_of(each.word.load(kRelaxed))),
-                    kRelease);
+    const uint32_t before = each.word.load(kRelaxed);
+    if (state_of(before) == ShardState::kLoading) count_loading(record, false);
+    each.word.store(shard_word(ShardState::kAbsent, 0, below_of(before)), kRelease);
     records_[record].users--;
     unused(record);
 }
@@ -369,6 +381,23 @@ void Table::below(uint32_t record, uint32_t shard, bool is) {
     if (below_of(word) == is) return;
     if (state_of(word) != ShardState::kHere) records_[record].have += is ? 1 : -1u;
     each.word.store(shard_word(state_of(word), member_of(word), is), kRelease);
+}
+
+bool Table::pin(const BlockRef &block, uint32_t shard) {
+    if (!same(block) || state_of(word(block.record, shard)) != ShardState::kHere) return false;
+    if (pinned_[block.record]++) return true;
+    records_[block.record].pins |= uint64_t(1) << member_;
+    records_[block.record].users++;
+    return true;
+}
+
+void Table::unpin(uint32_t record) {
+    const auto found = pinned_.find(record);
+    if (--found->second) return;
+    pinned_.erase(found);
+    records_[record].pins &= ~(uint64_t(1) << member_);
+    records_[record].users--;
+    unused(record);
 }
 
 void Table::begin_writing(uint32_t record) {
@@ -701,6 +730,13 @@ Table::Inheritance Table::adopt() {
             const ShardState is = state_of(w);
             return (is == ShardState::kCopying || is == ShardState::kLoading) && gone(member_of(w));
         };
+        // What the dead one's device still reads goes to nobody.
+        for (uint64_t pins = record.pins; pins; pins &= pins - 1) {
+            const auto m = uint32_t(__builtin_ctzll(pins));
+            if (!gone(m)) continue;
+            record.pins &= ~(uint64_t(1) << m);
+            record.users--;
+        }
         const bool unsaved = state == State::kGathering || state == State::kDirty;
         uint32_t lost = 0;
         bool rests = false;
@@ -717,6 +753,7 @@ Table::Inheritance Table::adopt() {
             const uint32_t w = word(r, shard);
             if (!left_by_dead(w)) continue;
             info(r, shard).word.store(shard_word(ShardState::kAbsent, 0, below_of(w)), kRelease);
+            if (state_of(w) == ShardState::kLoading) count_loading(r, false);
             record.users--;
         }
         if (orphan && flagged(r, kWriting)) {
@@ -827,16 +864,17 @@ bool Table::many_zombies() const {
 void Table::recount(uint32_t r) {
     Record &record = records_[r];
     uint32_t here = 0;
-    record.have = record.users = 0;
+    record.have = record.users = record.loading = 0;
     for (uint32_t shard = 0; shard < shards_; shard++) {
         const uint32_t w = word(r, shard);
         const ShardState is = state_of(w);
         here += is == ShardState::kHere;
         record.have += is == ShardState::kHere || below_of(w);
         record.users += is == ShardState::kCopying || is == ShardState::kLoading;
+        record.loading += is == ShardState::kLoading;
     }
     record.here.store(here, kRelease);
-    record.users += flagged(r, kWriting);
+    record.users += flagged(r, kWriting) + uint32_t(__builtin_popcountll(record.pins));
 }
 
 // Two records of one id, because a process died between making one and ending the other: one of
@@ -889,15 +927,17 @@ void Table::rebuild() {
         record.next.store(buckets_[b].load(kRelaxed), kRelease);
         buckets_[b].store(r, kRelease);
     }
-    uint32_t held = 0;
+    uint32_t held = 0, loading = 0;
     for (uint32_t r = 0; r < header_.records; r++) {
         Record &record = records_[r];
         const State state = record.state.load(kRelaxed);
         held += r < header_.frames && (state == State::kGathering || state == State::kDirty);
         header_.resting += state != State::kFree && record.rest_until_ns;
+        loading += state != State::kFree && record.loading;
         if (state == State::kClean) clean.push_back(r);
     }
     header_.held.store(held, kRelaxed);
+    header_.loading.store(loading, kRelaxed);
     std::sort(clean.begin(), clean.end(),
               [&](uint32_t a, uint32_t b) { return records_[a].number < records_[b].number; });
     for (uint32_t r : clean) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -148,8 +149,20 @@ class Table {
         return header_.held.load(std::memory_order_relaxed) >= held_most();
     }
     // So many, so that loads find room beside any number of dumps, and what is in use stays.
-    uint32_t held_most() const {
-        return std::max(1u, (may_grow() ? header_.frames : frames_ready()) / 2);
+    uint32_t held_most() const { return std::max(1u, all_frames() / 2); }
+    // And dumps beside any number of loads, of whatever the store below does not answer.
+    bool loads_hold_all() const {
+        const uint32_t all = all_frames();
+        return header_.loading.load(std::memory_order_relaxed) >=
+               std::max(1u, all - std::min(all, held_most()));
+    }
+    // What is only expected fills a quarter of the frames at once, where nobody else fills any, and
+    // leaves one to whoever comes.
+    bool prefetch_fits() const {
+        const uint32_t all = all_frames();
+        const uint32_t loading = header_.loading.load(std::memory_order_relaxed);
+        return loading < std::max(1u, all / 4) &&
+               loading + header_.held.load(std::memory_order_relaxed) + 1 < all;
     }
     // Of a taken record; it is this member's.
     BlockRef start(uint32_t record, const BlockId &id, State state);
@@ -161,6 +174,11 @@ class Table {
     void arrived(uint32_t record, uint32_t shard, uint64_t length, uint64_t raw_length);
     void vacate(uint32_t record, uint32_t shard);
     void below(uint32_t record, uint32_t shard, bool is);
+    // For copies of a device, which go on by themselves: until it is unpinned, nobody fills its
+    // frame anew. False: that shard is not here any more.
+    bool pin(const BlockRef &block, uint32_t shard);
+    void unpin(uint32_t record);
+    bool device() const { return device_; }
     void begin_writing(uint32_t record);
     void end_writing(uint32_t record);
 
@@ -196,6 +214,8 @@ class Table {
     bool may_grow() const {
         return frames_ready() < header_.frames && monotonic_ns() > no_growth_until_ns_;
     }
+    // As far as is known.
+    uint32_t all_frames() const { return may_grow() ? header_.frames : frames_ready(); }
     uint32_t free_frames() const { return header_.frame_list.size; }
 
     struct Inheritance {
@@ -277,6 +297,7 @@ class Table {
     void unused(uint32_t record);
     void changed();
     void recount(uint32_t record);
+    void count_loading(uint32_t record, bool more);
     void merge_duplicate(uint32_t record);
 
     void append(Queue &queue, uint32_t record, QueueNumber number);
@@ -300,6 +321,7 @@ class Table {
     Record *const records_;
     ShardInfo *const infos_;
     const uint32_t member_, shards_, device_;
+    std::unordered_map<uint32_t, uint32_t> pinned_;  // how often; guarded by the mutex
     const uint64_t slot_bytes_;
     // Did the block for which the last frame was wanted leave lately? Asked before one makes way.
     BlockId recalled_{};

@@ -440,9 +440,6 @@ void WriteBack::ended(Batch &batch) {
 void WriteBack::finish(Batch &batch, Outcome &outcome) {
     in_flight_ -= batch.n();
     const Breaker::Turn turn = core_.dump_breaker.report(batch.best());
-    // What can be written to can most likely be read from.
-    if (!Breaker::down(batch.best()) && core_.load_breaker.open())
-        core_.load_breaker.report(UCM_OK);
     if (turn == Breaker::Turn::kOpened) {
         core_.metrics.add(kBreakerOpened, 1);
         outcome.warnings.push_back(

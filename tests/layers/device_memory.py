@@ -123,5 +123,6 @@ def main(pipeline, folder):
     done(cuda.cuDevicePrimaryCtxRelease_v2(1))
 
 
-main(*sys.argv[1:])
-print("moved")
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    print("moved")

@@ -18,10 +18,10 @@ def driver(tmp_path_factory):
     return folder
 
 
-def run(driver, pipeline, folder):
-    """Run device_memory.py with the driver in that folder."""
+def run(driver, script, *arguments):
+    """Run that script with the driver in that folder."""
     return subprocess.run(
-        [sys.executable, Path(__file__).with_name("device_memory.py"), pipeline, folder],
+        [sys.executable, Path(__file__).with_name(script), *arguments],
         env={**os.environ, "LD_LIBRARY_PATH": str(driver)},
         capture_output=True,
         text=True,
@@ -31,5 +31,10 @@ def run(driver, pipeline, folder):
 
 @pytest.mark.parametrize("pipeline", ["Cache|Posix", "Cache|Compress|Posix", "Cache|Empty"])
 def test_blocks_move_between_a_device_and_the_store(driver, tmp_path, pipeline):
-    ran = run(driver, pipeline, tmp_path)
+    ran = run(driver, "device_memory.py", pipeline, tmp_path)
     assert (ran.returncode, ran.stdout) == (0, "moved\n"), ran.stdout + ran.stderr
+
+
+def test_what_a_device_copies_from_is_not_filled_anew_meanwhile(driver, tmp_path):
+    ran = run(driver, "device_eviction.py", tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "nothing wrong\n"), ran.stdout + ran.stderr

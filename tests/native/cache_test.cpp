@@ -510,14 +510,14 @@ TEST_CASE("an urgent load overtakes those that wait for room", "[cache]") {
     memory->hold();
     Move patient(stack, shards_of({ids.begin(), ids.end() - 1}, 4));
     REQUIRE(patient.load() == UCM_OK);
-    REQUIRE(memory->wait_for_waiting(64));
+    REQUIRE(memory->wait_for_waiting(32));  // half of the frames
     Move urgent(stack, shards_of({ids.back()}, 4));
     urgent.transfer.priority = 1;
     REQUIRE(urgent.load() == UCM_OK);
     memory->release(4);  // room for one block: the urgent one
     while (memory->counters().loaded < 4) std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    REQUIRE(memory->wait_for_waiting(64));  // 60 of the patient ones, then the urgent one's
-    memory->release(64);
+    REQUIRE(memory->wait_for_waiting(32));  // 28 of the patient ones, then the urgent one's
+    memory->release(32);
     const bool first = urgent.wait(60000) == UCM_OK && !patient.finished();
     memory->release();
     REQUIRE(first);
@@ -599,6 +599,53 @@ TEST_CASE("timeout_ms bounds a load that has no deadline", "[cache]") {
     memory->hold();
     REQUIRE(all_are(stack.load(ids), UCM_TIMEOUT));
     memory->release();
+}
+
+TEST_CASE("a store below that answers no load is taken to be down, and leaves room", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto below = make_ids(32), hot = make_ids(3, 100), more = make_ids(6, 200);
+    store_below(memory, below);
+    auto options = with_room(64);  // 16 blocks
+    options["timeout_ms"] = "300";
+    Stack stack({"Cache", "Memory"}, options, kFour, memory);
+    REQUIRE(all_ok(stack.dump(hot)));
+    drained(stack);
+    memory->hold();
+    for (size_t k = 0; k < 32 && stack.metrics()["breaker_open"] == 0; k += 4)
+        for (const auto &end :
+             stack.load(std::vector<BlockId>(below.begin() + int(k), below.begin() + int(k) + 4)))
+            REQUIRE((end.status == UCM_TIMEOUT || end.status == UCM_UNAVAILABLE));
+    REQUIRE(stack.metrics()["breaker_open"] == 1);
+    // Misses fail at once, those that somebody reads already too; half of the memory is left.
+    REQUIRE(all_are(stack.load(below), UCM_UNAVAILABLE));
+    REQUIRE(memory->waiting() <= 8 * 4);
+    REQUIRE(stack.loads_back(hot));
+    REQUIRE(all_ok(stack.dump(more)));
+    REQUIRE(stack.loads_back(more));
+    memory->release();
+    REQUIRE(eventually([&] { return stack.metrics()["breaker_open"] == 0; }));
+    REQUIRE(stack.loads_back(below));
+    REQUIRE(stack.metrics()["breaker_opened_total"] == 1);
+}
+
+TEST_CASE("while loads fail, lookups and dumps that work do not say that they work again",
+          "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto below = make_ids(4);
+    store_below(memory, below);
+    Stack stack({"Cache", "Memory"}, with_room(256), kFour, memory);
+    memory->fail(Op::kLoad, UCM_IO, 0, SIZE_MAX);
+    while (stack.metrics()["breaker_open"] == 0) stack.load({below[0]});
+    for (int k = 0; k < 30; k++) {
+        stack.lookup(below);
+        REQUIRE(all_ok(stack.dump(make_ids(1, 100 + size_t(k)))));
+        drained(stack);
+        REQUIRE(all_are(stack.load(below), UCM_UNAVAILABLE));
+    }
+    REQUIRE(stack.metrics()["breaker_opened_total"] == 1);
+    memory->fail(Op::kLoad, UCM_OK, 0, 0);
+    REQUIRE(eventually([&] { return stack.metrics()["breaker_open"] == 0; }));  // nobody asks
+    REQUIRE(stack.loads_back(below));
 }
 
 TEST_CASE("slots that are being filled hold up close, though nobody waits for them", "[cache]") {
@@ -724,6 +771,43 @@ TEST_CASE("prefetch pushes out nothing that is used", "[cache]") {
         REQUIRE(stack.prefetch({others.back()}) == UCM_OK);
     REQUIRE(stack.tiers({others.back(), unused[0]}) == std::vector<uint8_t>({1, 2}));
     REQUIRE(stack.tiers(used) == std::vector<uint8_t>(15, 1));
+}
+
+TEST_CASE("prefetch of what is nowhere pushes nothing out", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto here = make_ids(16), last = make_ids(1, 100);
+    store_below(memory, last);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);  // 16 blocks
+    REQUIRE(all_ok(stack.dump(here)));
+    drained(stack);
+    const auto before = memory->counters();
+    REQUIRE(stack.prefetch(make_ids(60, 200)) == UCM_OK);
+    REQUIRE(eventually([&] { return memory->counters().looked_up >= before.looked_up + 16; }));
+    // Of what is asked for later it is known that the rest had its turn.
+    REQUIRE(stack.prefetch(last) == UCM_OK);
+    REQUIRE(eventually([&] { return stack.metrics()["evicted_blocks_total"] >= 1; }));
+    REQUIRE(eventually([&] { return stack.tiers(last)[0] == 1; }));
+    REQUIRE(stack.metrics()["evicted_blocks_total"] == 1);
+    REQUIRE(memory->counters().load_transfers == before.load_transfers + 1);
+}
+
+TEST_CASE("prefetch leaves room for loads and dumps", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto expected = make_ids(16), urgent = make_ids(1, 100), more = make_ids(6, 200);
+    store_below(memory, expected);
+    store_below(memory, urgent);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);  // 16 blocks
+    memory->hold();
+    REQUIRE(stack.prefetch(expected) == UCM_OK);
+    REQUIRE(memory->wait_for_waiting(16));
+    auto move = loading(stack, shards_of(urgent, 4));
+    REQUIRE(memory->wait_for_waiting(20));
+    REQUIRE(all_ok(stack.dump(more)));
+    REQUIRE(memory->counters().load_transfers == 5);
+    memory->release();
+    REQUIRE(move->wait() == UCM_OK);
+    // The others follow as frames come free.
+    REQUIRE(eventually([&] { return stack.tiers({expected.back()})[0] == 1; }));
 }
 
 TEST_CASE("touch goes down", "[cache]") {

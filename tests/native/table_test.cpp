@@ -367,6 +367,38 @@ TEST_CASE("a frame into which the dead may still read rests", "[table]") {
     REQUIRE(next.free_frames() == 4);
 }
 
+TEST_CASE("what a device copies from stays as it is, until its member dies", "[table]") {
+    Memory_ memory(2);
+    Table table(memory.segment, true, 1), other(memory.segment, false, 2);
+    const auto fill = [&](uint64_t number) {
+        const uint32_t r = other.take(Taking::kDump, make_id(number));
+        if (r == kNone) return BlockRef();
+        other.start(r, make_id(number), State::kClean);
+        other.put(r, 0, ShardState::kLoading);
+        other.arrived(r, 0, 600, 600);
+        return other.ref(r);
+    };
+    const Table::Hold hold(table);
+    const BlockRef first = fill(1), second = fill(2);
+    REQUIRE_FALSE(table.pin(first, 1));
+    for (int k = 0; k < 2; k++) REQUIRE(table.pin(first, 0));
+    table.unpin(first.record);
+    REQUIRE(fill(3).record == second.record);
+    REQUIRE(fill(4).record == second.record);
+    other.rebuild();
+    REQUIRE(fill(5).record == second.record);
+    other.detach(first.record, UCM_NOT_FOUND);  // removed
+    REQUIRE(fill(6).record == second.record);
+    REQUIRE(table.state(first) == State::kZombie);
+    Table next(memory.segment, true, 1);  // in the place of who died
+    next.adopt();
+    REQUIRE(table.state(first) == State::kFree);
+    const BlockRef third = fill(7);
+    REQUIRE(next.pin(third, 0));
+    next.unpin(third.record);
+    REQUIRE_FALSE(next.pin(first, 0));
+}
+
 TEST_CASE("what the dead wrote of a removed block is removed before anybody writes it anew",
           "[table]") {
     Memory_ memory(4);
