@@ -288,7 +288,9 @@ class Runner:
             window = {what: ours.ask("paced", what=what, **options) for what in order}
             if turn >= 0:
                 spans = {what: got["spans"] for what, got in window.items()}
-                windows.append({**spans, "hot": window["load"]["hot"]})
+                on_core = {what: got["on_core"] for what, got in window.items()}
+                on_core["hot"] = window["load"]["hot_on_core"]
+                windows.append({**spans, "hot": window["load"]["hot"], "on_core": on_core})
         stream = other.ask("stop_stream")
         return {
             "windows": windows,

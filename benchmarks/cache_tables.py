@@ -175,9 +175,12 @@ def paced(result):
         asked = sum(len(window["load"]) for window in figures["windows"])
         for what, label in (("load", "ours"), ("hot", "ours, hits"), ("copy", "memcpy")):
             spans = [span for window in figures["windows"] for span in window[what]]
-            cells, alone, ratios = ["-", "-"], ["", ""], ["", ""]
+            on_core = [s for w in figures["windows"] for s in w.get("on_core", {}).get(what, ())]
+            cells, alone, ratios = ["-", "-", "-"], ["", ""], ["", ""]
             if spans:
-                cells = [f"{percentile(spans, part) * 1e6:.0f}" for part in (0.5, 0.99)]
+                cells[:2] = [f"{percentile(spans, part) * 1e6:.0f}" for part in (0.5, 0.99)]
+            if on_core:
+                cells[2] = f"{percentile(on_core, 0.99) * 1e6:.0f}"
             if what in figures["alone"]:
                 once = figures["alone"][what]
                 alone = [f"{percentile(once, part) * 1e6:.0f}" for part in (0.5, 0.99)]
@@ -186,11 +189,12 @@ def paced(result):
             calls = f"{len(spans)} of {asked}" if what == "hot" else len(spans)
             stream = f"{figures['stream']['bytes_per_second'] / 1e9:.2f}"
             rows.append([where, stream, label, calls, *cells, *ratios, *alone])
-    columns = ["dumps of", "GB/s", "who", "calls", "p50 us", "p99 us"]
+    columns = ["dumps of", "GB/s", "who", "calls", "p50 us", "p99 us", "p99 us on a core"]
     text = (
         "### Paced loads beside dumps\n\nOne hot block of 1 MiB at a time. Ratios are of times, "
-        "window by window; the percentiles are of all windows. Alone is without dumps. Hits are "
-        "the loads whose block the dumps had not pushed out.\n"
+        "window by window; the percentiles are of all windows. On a core: without what the thread "
+        "waited for one, as the kernel counts it. Alone is without dumps. Hits are the loads whose "
+        "block the dumps had not pushed out.\n"
     )
     ratios = ["p50, ours / memcpy", "p99, ours / memcpy", "p50 alone", "p99 alone"]
     return [text, table([*columns, *ratios], rows)]

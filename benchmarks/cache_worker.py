@@ -443,19 +443,31 @@ class Worker(peer_worker.Worker):
         return {"seconds": result}
 
     def paced(self, what, rate, seconds):
-        """Move one hot block after another at this rate; return each call's time, and of hits."""
+        """Move one hot block after another at this rate; return each call's time, and of hits.
+
+        Of each also the time without what the thread waited for a core.
+        """
         call, batches = self.calls("load", 1) if what == "load" else self.copies("load", 1)
         hits = self.side.counts()["hits"]
-        spans, hot, due = [], [], time.perf_counter()
-        for i in range(int(rate * seconds)):
-            due = max(due + 1 / rate, time.perf_counter())
-            time.sleep(max(0, due - time.perf_counter()))
-            start = time.perf_counter()
-            call(batches[i % len(batches)])
-            spans.append(time.perf_counter() - start)
-            before, hits = hits, self.side.counts()["hits"]  # memcpy pays for this, too
-            hot += spans[-1:] if hits > before else []
-        return {"spans": spans, "hot": hot}
+        result = {name: [] for name in ("spans", "on_core", "hot", "hot_on_core")}
+        due = time.perf_counter()
+        with open("/proc/thread-self/schedstat", "rb") as file:
+
+            def waited():
+                return int(os.pread(file.fileno(), 100, 0).split()[1]) / 1e9
+
+            for i in range(int(rate * seconds)):
+                due = max(due + 1 / rate, time.perf_counter())
+                time.sleep(max(0, due - time.perf_counter()))
+                queued, start = waited(), time.perf_counter()
+                call(batches[i % len(batches)])
+                span = time.perf_counter() - start
+                on_core = span - (waited() - queued)
+                before, hits = hits, self.side.counts()["hits"]  # memcpy pays for this, too
+                for kind in ("", "hot_") if hits > before else ("",):
+                    result[kind + "on_core"].append(on_core)
+                    result["hot" if kind else "spans"].append(span)
+        return result
 
     def start_stream(self, blocks):
         """Dump new blocks, batch after batch, until stop_stream."""

@@ -188,7 +188,11 @@ def test_cache_peers_looks_up_shares_and_paces(tmp_path):
         f"a {who}, over {lower}" for who in ("thread", "process") for lower in ("Posix", "Empty")
     }
     for figures in result["paced"].values():
-        assert all(window["load"] and window["copy"] for window in figures["windows"])
+        for window in figures["windows"]:
+            assert {what: len(spans) for what, spans in window["on_core"].items()} == {
+                what: len(window[what]) for what in ("load", "hot", "copy")
+            }
+            assert min(len(window["load"]), len(window["copy"])) > 0
         assert figures["stream"]["bytes_per_second"] > 0
 
 

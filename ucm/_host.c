@@ -117,6 +117,13 @@ int ucmh_task_watch(ucmh_task *task, ucmh_events *events, uint64_t token) {
     return none == ENDED ? 1 : 0;
 }
 
+/* Of a task that has ended, without the mutex, which the store may have. */
+static ucm_status end_of(const ucmh_task *task) {
+    for (size_t i = 0; i < task->waiter->n; i++)
+        if (task->waiter->results[i].status != UCM_OK) return task->waiter->results[i].status;
+    return UCM_OK;
+}
+
 ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *block_ids,
                        const uint32_t *shard_index, const uint64_t *addresses,
                        const uint64_t *lengths, const uint64_t *raw_lengths, const uint32_t *depths,
@@ -164,6 +171,8 @@ ucm_status ucmh_submit(ucm_store *store, int dump, size_t n, const uint8_t *bloc
         ucmh_task_free(made);
         made = NULL;
     }
+    out->ended = UCM_PENDING;
+    if (made && __atomic_load_n(&made->ended, __ATOMIC_ACQUIRE)) out->ended = end_of(made);
     out->task = made;
     return status;
 }
@@ -173,9 +182,7 @@ ucm_status ucmh_task_wait(ucmh_task *task, int64_t timeout_ms) {
     ucmb_python_waits();
     if (!task->soon || !spin_while(&for_ends, &task->ended, 0, SPIN_NS))
         return ucm_waiter_wait(task->waiter, timeout_ms);
-    for (size_t i = 0; i < task->waiter->n; i++) /* without the mutex, which the store may have */
-        if (task->waiter->results[i].status != UCM_OK) return task->waiter->results[i].status;
-    return UCM_OK;
+    return end_of(task);
 }
 
 const ucm_result *ucmh_task_results(ucmh_task *task) {

@@ -24,6 +24,7 @@ typedef struct ucmh_task ucmh_task;
 typedef struct ucmh_submitted {
     ucmh_task *task;
     ucm_task number;
+    ucm_status ended; /* UCM_PENDING, or what ucmh_task_wait would say already */
     ucm_error error;
 } ucmh_submitted;
 

@@ -26,6 +26,7 @@ TYPE_NUMBERS = {name: number for number, name in TYPES.items()}
 TYPE_NUMBERS[UNKNOWN] = TYPE_NUMBERS["string"]
 _MAX_LAYERS = 16
 _PUBLISHED, _DECLINED = 1, 2
+_PENDING = int(Status.PENDING)
 _PLANE_ROOM = 64  # bytes, for planes that have grown since
 _CANARY = bytes(range(1, 65))
 _ENCODING = re.compile(r"([a-z0-9.-]+(\+[a-z0-9.-]+)*)?")
@@ -322,6 +323,7 @@ class _Outcome:
     def __init__(self, stack: Stack, submitted: Any) -> None:
         self.stack = stack
         self._task = submitted.task
+        self._ended = submitted.ended  # what was here is copied when the submit returns
         self.number = submitted.number
         self.token = new_token()
 
@@ -329,7 +331,9 @@ class _Outcome:
         lib.ucmh_task_free(self._task)
 
     def wait(self, timeout_ms: int) -> int:
-        return int(lib.ucmh_task_wait(self._task, timeout_ms))
+        if self._ended == _PENDING:
+            self._ended = lib.ucmh_task_wait(self._task, timeout_ms)
+        return int(self._ended)
 
     def result(self, i: int) -> Result:
         r = lib.ucmh_task_results(self._task)[i]

@@ -606,8 +606,9 @@ uint32_t Table::victim(Taking what) {
         const bool main_left = !gentle && busy_main < (kMostUses + 1) * main.size;
         if (!small_left && !main_left) return kNone;
         if (gentle && ++steps > kGentleSteps) return kNone;
-        const bool small_is_large = small.size >= target();
-        if (what != Taking::kDump && small_is_large && !small_left && small.size) return kNone;
+        if (what != Taking::kDump && small.size >= target() && !small_left) return kNone;
+        // What dumps hold enters small when it is stored: a stream of dumps passes through there.
+        const bool small_is_large = small.size + header_.held.load(kRelaxed) >= target();
         const bool from_small = small_left && (small_is_large || !main_left);
         const uint32_t record = examine(from_small, gentle, from_small ? busy_small : busy_main);
         if (record != kNone) return record;

@@ -16,7 +16,7 @@ extern "C" {
 
 namespace {
 
-// Ends its transfers on threads of their own, when it is told to.
+// Ends its transfers on threads of their own, when it is told to, or at once.
 struct LateStore {
     LateStore() {
         ops.struct_size = sizeof ops;
@@ -24,13 +24,20 @@ struct LateStore {
             auto *self = reinterpret_cast<LateStore *>(store);
             if (self->busy-- > 0) return ucm_fail(err, UCM_BUSY, 0, "the queue is full");
             if (task) *task = 0;
-            ucm_transfer copy = *t;
-            self->threads.emplace_back([self, copy] {
-                while (!self->go) std::this_thread::yield();
+            const auto end = [copy = *t, status = self->status] {
                 ucm_result result{};
                 result.struct_size = sizeof result;
+                result.status = status;
                 for (size_t i = 0; i < copy.n; i++) copy.done(copy.ctx, i, &result);
                 copy.finished(copy.ctx);
+            };
+            if (self->at_once) {
+                end();
+                return ucm_status(UCM_OK);
+            }
+            self->threads.emplace_back([self, end] {
+                while (!self->go) std::this_thread::yield();
+                end();
             });
             return ucm_status(UCM_OK);
         };
@@ -49,10 +56,12 @@ struct LateStore {
     ucm_store_ops ops{};
     std::atomic<bool> go{false};
     int busy = 0;
+    bool at_once = false;
+    ucm_status status = UCM_OK;
     std::vector<std::thread> threads;
 };
 
-ucmh_task *submit(LateStore &store, int64_t busy_ms = 1000) {
+ucmh_submitted submitted(LateStore &store, int64_t busy_ms = 1000) {
     static const uint8_t id[UCM_BLOCK_ID_BYTES] = {};
     static const uint32_t shard = 0;
     static uint64_t memory[8];
@@ -60,7 +69,11 @@ ucmh_task *submit(LateStore &store, int64_t busy_ms = 1000) {
     ucmh_submitted out{};
     ucmh_submit(&store.base, 1, 1, id, &shard, &address, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0,
                 busy_ms, &out);
-    return out.task;
+    return out;
+}
+
+ucmh_task *submit(LateStore &store, int64_t busy_ms = 1000) {
+    return submitted(store, busy_ms).task;
 }
 
 bool readable(const ucmh_events *events) {
@@ -125,6 +138,23 @@ TEST_CASE("A transfer that was refused leaves nothing", "[host]") {
     store.join();
     CHECK(ucmh_task_wait(task, -1) == UCM_OK);
     ucmh_task_free(task);
+}
+
+TEST_CASE("A submit tells of what has ended already", "[host]") {
+    LateStore store;
+    const ucmh_submitted late = submitted(store);
+    CHECK(late.ended == UCM_PENDING);
+    store.at_once = true;
+    const ucmh_submitted good = submitted(store);
+    store.status = UCM_IO;
+    const ucmh_submitted bad = submitted(store);
+    CHECK(good.ended == UCM_OK);
+    CHECK(bad.ended == UCM_IO);
+    store.join();
+    for (const ucmh_submitted &each : {late, good, bad}) {
+        CHECK(ucmh_task_wait(each.task, -1) == (each.task == bad.task ? UCM_IO : UCM_OK));
+        ucmh_task_free(each.task);
+    }
 }
 
 TEST_CASE("No end is lost between threads that watch, tell and take", "[host]") {

@@ -6,6 +6,7 @@
 
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <deque>
 #include <fstream>
 #include <random>
 #include <sstream>
@@ -291,6 +292,34 @@ TEST_CASE("it evicts as ucm replay says", "[table]") {
     // Here the one that goes is chosen before it is known who comes.
     CHECK(double(hits) == Approx(double(expected.hits)).epsilon(0.03));
     CHECK(double(prefix_hits) == Approx(double(expected.prefix_hits)).epsilon(0.03));
+}
+
+TEST_CASE("what is used stays, however many dumps wait to be stored", "[table]") {
+    Memory_ memory(16);
+    Table table(memory.segment, false, 0);
+    const Table::Hold hold(table);
+    const auto begin = [&](uint64_t number, Taking what, State state) {
+        const uint32_t r = table.take(what, make_id(number));
+        REQUIRE(r != kNone);
+        table.start(r, make_id(number), state);
+        for (uint32_t shard = 0; shard < 4; shard++) {
+            table.put(r, shard,
+                      state == State::kClean ? ShardState::kLoading : ShardState::kCopying);
+            table.arrived(r, shard, 600, 600);
+        }
+        return r;
+    };
+    for (uint64_t k = 0; k < 4; k++) table.used(begin(k, Taking::kLoad, State::kClean), 0);
+    std::deque<uint32_t> dirty;
+    for (uint64_t k = 100; k < 200; k++) {
+        if (table.dumps_hold_all()) {
+            table.settle(dirty.front());
+            dirty.pop_front();
+        }
+        dirty.push_back(begin(k, Taking::kDump, State::kGathering));
+        table.publish(dirty.back());
+    }
+    for (uint64_t k = 0; k < 4; k++) REQUIRE(table.visible(make_id(k)));
 }
 
 TEST_CASE("a replacement that a process died over is one still", "[table]") {
