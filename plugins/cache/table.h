@@ -192,10 +192,9 @@ class Table {
     };
     Growth begin_growth();
     void end_growth(const Growth &growth, bool allocated);
-    // Are there to be more frames, as far as is known?
-    bool may_grow() const {
-        return frames_ready() < header_.frames && monotonic_ns() > no_growth_until_ns_;
-    }
+    // Are there to be more frames soon, as far as is known? Nobody waits for a slow grower: it may
+    // be stopped.
+    bool may_grow() const;
     uint32_t free_frames() const { return header_.frame_list.size; }
 
     struct Inheritance {
