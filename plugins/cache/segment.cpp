@@ -33,6 +33,11 @@ std::string prefix() {
     return "ucm-cache-" + std::to_string(geteuid()) + "-";
 }
 
+// Anybody may put a FIFO there: that is not waited for.
+int open_file(const std::string &path, int flags) {
+    return ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+}
+
 // Does somebody else hold one of these bytes? Where that cannot be told: yes.
 bool held_by_another(int fd, uint64_t first, uint64_t count) {
     struct flock lock{};
@@ -94,11 +99,14 @@ void keep_private(void *memory, uint64_t bytes) {
 }
 
 // Whoever still looks into it learns that it is gone, and its frames are free at once.
-void remove_file(const std::string &path, int fd, Header *header) {
-    if (header) {
-        header->phase.store(SegmentPhase::kRemoved, std::memory_order_release);
-        if (ftruncate(fd, off_t(header->data_at)) != 0) return void(::unlink(path.c_str()));
+void end_segment(int fd, Header &header) {
+    header.phase.store(SegmentPhase::kRemoved, std::memory_order_release);
+    while (ftruncate(fd, off_t(header.data_at)) != 0 && errno == EINTR) {
     }
+}
+
+void remove_file(const std::string &path, int fd, Header *header) {
+    if (header) end_segment(fd, *header);
     UCM_FAILPOINT("segment.before_unlink");
     ::unlink(path.c_str());
 }
@@ -229,18 +237,32 @@ bool sane(const Header &header, uint64_t file_bytes) {
            header.shards_at < header.data_at;
 }
 
+std::string there_and_here(const char *what, uint64_t there, uint64_t here) {
+    return there == here ? ""
+                         : std::string(what) + ": " + std::to_string(there) + " there, " +
+                               std::to_string(here) + " here";
+}
+
+// Why a file that is not sane is not.
+std::string spoiled(const Header &it, uint64_t file_bytes) {
+    if (std::memcmp(it.magic, kMagic, sizeof kMagic) != 0)
+        return "its first bytes: they are not those of a segment";
+    std::string text = there_and_here("version", it.version, kSegmentVersion);
+    if (text.empty()) text = there_and_here("bytes of the header", it.header_bytes, sizeof(Header));
+    if (text.empty() && file_bytes != it.bytes)
+        text = "bytes of the file: " + std::to_string(file_bytes) + ", of which its header says " +
+               std::to_string(it.bytes);
+    return text.empty() ? "the places of its parts" : text;
+}
+
 // What all who use a segment must agree on, as far as it is known here; "": nothing differs.
 std::string differs(const Header &it, const Shape &shape) {
-    const auto pair = [](const char *what, uint64_t there, uint64_t here) {
-        return there == here ? ""
-                             : std::string(what) + ": " + std::to_string(there) + " there, " +
-                                   std::to_string(here) + " here";
-    };
     std::string text;
     if (shape.shards_per_block) {
-        text = pair("shards of a block", it.shards_per_block, shape.shards_per_block);
-        if (text.empty()) text = pair("bytes of a shard", it.capacity, shape.capacity);
-        if (text.empty()) text = pair("bytes of a raw shard", it.raw_capacity, shape.raw_capacity);
+        text = there_and_here("shards of a block", it.shards_per_block, shape.shards_per_block);
+        if (text.empty()) text = there_and_here("bytes of a shard", it.capacity, shape.capacity);
+        if (text.empty())
+            text = there_and_here("bytes of a raw shard", it.raw_capacity, shape.raw_capacity);
         if (text.empty() && shape.encoding != it.encoding)
             text = "encoding: \"" + std::string(it.encoding) + "\" there, \"" + shape.encoding +
                    "\" here";
@@ -274,7 +296,8 @@ std::string members_differ(const Header &it, const Shape &shape) {
 uint8_t *map_first_part(int fd, int protection, const Shape &wanted, uint64_t &bytes,
                         std::string &difference) {
     struct stat st{};
-    if (fstat(fd, &st) != 0 || st.st_uid != geteuid() || uint64_t(st.st_size) <= sizeof(Header))
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+        uint64_t(st.st_size) <= sizeof(Header))
         return nullptr;
     const uint64_t page = round_up(sizeof(Header));
     void *head = mmap(nullptr, page, PROT_READ, MAP_SHARED, fd, 0);
@@ -379,7 +402,7 @@ void Segment::join(const Shape &shape) {
 
 // False: what was found there has just been removed, or was removed here; to be tried again.
 bool Segment::open_once(const Shape &shape) {
-    const int fd = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    const int fd = open_file(path_, O_RDWR | O_CREAT);
     if (fd < 0)
         throw Error(UCM_UNAVAILABLE,
                     path_ + ": cannot be opened or made: " + std::strerror(errno) +
@@ -410,7 +433,7 @@ bool Segment::open_once(const Shape &shape) {
     const bool fits = whole && sane(header(), uint64_t(st.st_size));
     const std::string difference = !whole ? ""
                                    : fits ? members_differ(header(), shape)
-                                          : "its version";
+                                          : spoiled(header(), uint64_t(st.st_size));
     if (whole && difference.empty()) {
         const uint64_t head = header().data_at, data_at = header().data_at, all = header().bytes;
         munmap(base_, head_bytes_);
@@ -426,8 +449,9 @@ bool Segment::open_once(const Shape &shape) {
     }
     if (alive)
         throw Error(UCM_INVALID,
-                    path_ + ": is in use by living processes (" + living_pids(fits) +
-                        ") with other settings (" + difference +
+                    path_ + ": is in use by living processes (" +
+                        living_pids(whole ? uint64_t(st.st_size) : 0) + ") with other settings (" +
+                        difference +
                         "); give this engine another unique_id, or stop those processes");
     Waiting waiting;
     if (fits) {
@@ -473,11 +497,15 @@ void Segment::create(const Shape &shape) {
     header().phase.store(SegmentPhase::kReady, std::memory_order_release);
 }
 
-// "1234, 1240", of those that live; for a message.
-std::string Segment::living_pids(bool readable) const {
+// "pid 1234, 1240", of those that live; for a message. Members have the same place in every
+// version.
+std::string Segment::living_pids(uint64_t file_bytes) const {
+    constexpr uint64_t kBytes = sizeof(Member) * kMembers;
+    if (file_bytes < sizeof(Header) || std::memcmp(header().magic, kMagic, sizeof kMagic) != 0)
+        return "unknown";
+    const uint64_t at = header().members_at, bytes = round_up(at + kBytes);
+    if (file_bytes < kBytes || at > file_bytes - kBytes || at % alignof(Member)) return "unknown";
     std::string text;
-    if (!readable) return "unknown";
-    const uint64_t at = header().members_at, bytes = round_up(at + sizeof(Member) * kMembers);
     void *all = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file_.get(), 0);
     if (all == MAP_FAILED) return "unknown";
     const auto *members = reinterpret_cast<const Member *>(static_cast<uint8_t *>(all) + at);
@@ -532,7 +560,7 @@ void Segment::collapse(uint32_t first, uint32_t count) const {
 std::unique_ptr<Segment> Segment::visit(const Shape &wanted, const std::string &unique_id,
                                         const Logger &log) {
     std::unique_ptr<Segment> it(new Segment(segment_path(unique_id), log));
-    const int fd = ::open(it->path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    const int fd = open_file(it->path_, O_RDWR);
     if (fd < 0 && (errno == ENOENT || errno == EACCES || errno == ELOOP)) return nullptr;
     if (fd < 0) throw Error(UCM_UNAVAILABLE, it->path_ + ": cannot be opened", errno);
     std::string difference;
@@ -556,10 +584,17 @@ Segment::~Segment() {
 void Segment::leave() {
     try {
         const JoinLock lock(file_.get(), path_);
-        at<Member>(header().members_at)[member_].joined.store(0, std::memory_order_release);
+        if (empty_handed_)
+            at<Member>(header().members_at)[member_].joined.store(0, std::memory_order_release);
         UCM_FAILPOINT("segment.left");
-        if (!held_by_another(file_.get(), kMemberByte, kMembers) && leads_to(path_, file_.get()) &&
-            !Waiting(base_).any()) {
+        if (held_by_another(file_.get(), kMemberByte, kMembers)) return;
+        const Waiting waiting(base_);
+        if (!leads_to(path_, file_.get())) {  // nobody can go on with it
+            end_segment(file_.get(), header());
+            if (waiting.any())
+                log_.write(UCM_LOG_WARN, "%s had been removed by somebody; it is gone, with %s",
+                           path_.c_str(), waiting.text().c_str());
+        } else if (!waiting.any()) {
             remove_file(path_, file_.get(), &header());
         }
     } catch (const Error &error) {
@@ -574,9 +609,11 @@ void Segment::sweep_others() const {
         const std::string path = kFolder + name;
         if (name.compare(0, prefix().size(), prefix()) != 0 || path == path_) continue;
         ForkClosed file;
-        file.set(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+        file.set(open_file(path, O_RDWR));
         struct stat st{};
-        if (file.get() < 0 || fstat(file.get(), &st) != 0 || st.st_uid != geteuid()) continue;
+        if (file.get() < 0 || fstat(file.get(), &st) != 0 || !S_ISREG(st.st_mode) ||
+            st.st_uid != geteuid())
+            continue;
         if (lock_file(file.get(), kJoinByte, 1) != 0 ||
             held_by_another(file.get(), kMemberByte, kMembers) || !leads_to(path, file.get()))
             continue;
@@ -621,10 +658,16 @@ const uint8_t *SegmentView::look() {
                SegmentPhase::kReady;
     };
     if (base_ && removed()) drop();
-    if (base_ || path_.empty() || monotonic_ns() < next_try_ns_) return base_;
+    if (path_.empty() || monotonic_ns() < next_try_ns_) return base_;
     next_try_ns_ = monotonic_ns() + 50 * 1000000;
-    const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    struct stat st{};
+    const bool there = ::stat(path_.c_str(), &st) == 0;
+    // Those who use it may go on for long when somebody has taken it from its path.
+    if (base_ && there && st.st_ino == inode_) return base_;
+    drop();
+    const int fd = there ? open_file(path_, O_RDONLY) : -1;
     if (fd < 0) return nullptr;
+    inode_ = fstat(fd, &st) == 0 ? st.st_ino : 0;
     std::string difference;
     base_ = map_first_part(fd, PROT_READ, wanted_, bytes_, difference);
     ::close(fd);

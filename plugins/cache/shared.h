@@ -127,15 +127,16 @@ struct Header {
     std::atomic<uint64_t> wanting;  // a bit for each member that waits for its bell
     std::atomic<int64_t> used_ns;   // CLOCK_BOOTTIME of the last sign of life
 
-    alignas(64) pthread_mutex_t mutex;   // guards all that follows, and what Record says
-    std::atomic<uint32_t> frames_ready;  // allocated
-    uint32_t grower;                     // member that allocates more now, or kNone
-    Queue frame_list, spill_list;        // free records, longest free first
-    Queue small, main;                   // clean ones, next to go first
-    std::atomic<uint32_t> held;          // frames of what gathers or is dirty
-    std::atomic<uint32_t> pressure;      // dumps of somebody find no frame
-    uint32_t resting;                    // zombies into which I/O of the dead may still land
-    std::atomic<uint64_t> changes;       // of owners, by others than the owner
+    alignas(64) pthread_mutex_t mutex;     // guards all that follows, and what Record says
+    std::atomic<uint32_t> frames_ready;    // allocated
+    std::atomic<uint32_t> grower;          // member that allocates more now, or kNone
+    Queue frame_list, spill_list;          // free records, longest free first
+    Queue small, main;                     // clean ones, next to go first
+    std::atomic<uint32_t> held;            // frames of what gathers or is dirty
+    std::atomic<uint32_t> pressure;        // dumps of somebody find no frame
+    uint32_t resting;                      // zombies into which I/O of the dead may still land
+    std::atomic<uint64_t> changes;         // of owners, by others than the owner
+    std::atomic<int64_t> grower_since_ns;  // may_grow reads both without the mutex
     uint64_t next_number;
     uint64_t small_left, main_left;  // evictions from each queue
     uint32_t small_target;           // blocks; 0: not chosen yet

@@ -28,6 +28,7 @@ constexpr int64_t kRestNs = 5ll * 1000000000;
 constexpr int64_t kTouchBelowNs = 60ll * 1000000000;
 constexpr Ghost kGhostOfMain = Ghost(1) << 47, kGhostNumber = kGhostOfMain - 1;
 constexpr int64_t kNoGrowthNs = 10ll * 1000000000;
+constexpr int64_t kSlowGrowthNs = 200 * 1000000;
 
 // ThreadSanitizer does not know fences; x86 needs none here but the compiler's.
 void full_fence() {
@@ -532,9 +533,17 @@ bool Table::evict(Taking what) {
     return true;
 }
 
+bool Table::may_grow() const {
+    const int64_t now_ns = monotonic_ns();
+    if (frames_ready() >= header_.frames || now_ns <= no_growth_until_ns_) return false;
+    return header_.grower.load(kRelaxed) == kNone ||
+           now_ns - header_.grower_since_ns.load(kRelaxed) < kSlowGrowthNs;
+}
+
 Table::Growth Table::begin_growth() {
     Growth growth;
     if (!may_grow() || header_.grower != kNone) return growth;
+    header_.grower_since_ns.store(monotonic_ns(), kRelaxed);
     header_.grower = member_;
     growth.first = frames_ready();
     growth.count = std::min(segment_.step_frames(), header_.frames - growth.first);

@@ -210,9 +210,12 @@ class Table {
     };
     Growth begin_growth();
     void end_growth(const Growth &growth, bool allocated);
-    // Are there to be more frames, as far as is known?
-    bool may_grow() const {
-        return frames_ready() < header_.frames && monotonic_ns() > no_growth_until_ns_;
+    // Are there to be more frames soon, as far as is known? Nobody waits for a slow grower: it may
+    // be stopped.
+    bool may_grow() const;
+    bool another_grows() const {
+        const uint32_t grower = header_.grower.load(std::memory_order_relaxed);
+        return grower != kNone && grower != member_;
     }
     // As far as is known.
     uint32_t all_frames() const { return may_grow() ? header_.frames : frames_ready(); }

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <thread>
 
@@ -107,6 +108,32 @@ TEST_CASE("a store of another shape is refused by what differs", "[shared]") {
     Options named = frames(64, {{"model", "other"}});
     REQUIRE_THROWS_WITH(Stack({"Cache", "Memory"}, named, kFour, memory, name.text),
                         Catch::Contains("namespace, model or fingerprint"));
+}
+
+TEST_CASE("a segment in use that is of another version, or spoiled, is refused by what differs",
+          "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory);
+    const int fd = ::open(name.path().c_str(), O_RDWR);
+    REQUIRE(fd >= 0);
+    const auto refused = [&](auto value, off_t at) {
+        decltype(value) saved;
+        REQUIRE(pread(fd, &saved, sizeof saved, at) == sizeof saved);
+        REQUIRE(pwrite(fd, &value, sizeof value, at) == sizeof value);
+        const std::string text = refusal(name, memory, kFour);
+        REQUIRE(pwrite(fd, &saved, sizeof saved, at) == sizeof saved);
+        return text;
+    };
+    const std::string pid = "pid " + std::to_string(getpid());
+    CHECK_THAT(refused(uint32_t(9), 8),
+               Catch::Contains("version: 9 there, ") && Catch::Contains(pid));
+    CHECK_THAT(refused(uint64_t(1), 336),
+               Catch::Contains("bytes of the file") && Catch::Contains(pid));
+    CHECK_THAT(refused('u', 0), Catch::Contains("not those of a segment"));
+    ::close(fd);
+    REQUIRE_FALSE(refusal(name, memory, {8, {5000}}).empty());
+    REQUIRE(refusal(name, memory, kFour).empty());
 }
 
 TEST_CASE("what is no segment of this user is not used", "[shared]") {
@@ -524,6 +551,56 @@ TEST_CASE("a lookup-only store looks only into the segment that is meant", "[sha
     CHECK_FALSE(finds(whose, 8));
     CHECK(worker.lookup(ids) == std::vector<bool>(2, true));
     memory->release();
+}
+
+TEST_CASE("a lookup-only store looks where the path leads, and nobody goes on with another segment",
+          "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto scheduler = looking(name, memory);
+    const auto ids = make_ids(2);
+    const auto sees = [&](bool first, bool second) {
+        return eventually(
+            [&] { return scheduler->lookup(ids) == std::vector<bool>{first, second}; });
+    };
+    auto old = open(name, memory);
+    memory->hold();
+    REQUIRE(all_ok(old->dump({ids[0]})));
+    REQUIRE(sees(true, false));
+    const int fd = ::open(name.path().c_str(), O_RDONLY);
+    REQUIRE(fd >= 0);
+    REQUIRE(unlink(name.path().c_str()) == 0);
+    REQUIRE(sees(false, false));
+    auto fresh = open(name, memory);
+    REQUIRE(all_ok(fresh->dump({ids[1]})));
+    REQUIRE(sees(false, true));
+    memory->release();
+    old.reset();
+    const auto phase_of = [&] {
+        uint32_t phase = 0;
+        return pread(fd, &phase, sizeof phase, 16) == sizeof phase ? phase : UINT32_MAX;
+    };
+    CHECK(phase_of() == 2);
+    ::close(fd);
+    CHECK(name.exists());
+    fresh.reset();
+    CHECK_FALSE(name.exists());
+}
+
+TEST_CASE("a lookup-only store does not wait for a FIFO where its segment would be", "[shared]") {
+    const Name name;
+    REQUIRE(mkfifo(name.path().c_str(), 0600) == 0);
+    const auto scheduler = looking(name, std::make_shared<Memory>());
+    std::atomic<bool> found{false}, looked{false};
+    std::thread thread([&] {
+        found = scheduler->lookup(make_ids(1))[0];
+        looked = true;
+    });
+    CHECK(eventually([&] { return looked.load(); }));
+    const int fd = ::open(name.path().c_str(), O_RDWR);  // lets go who waits
+    thread.join();
+    ::close(fd);
+    CHECK_FALSE(found);
 }
 
 TEST_CASE("many threads of several stores keep every byte right", "[shared][storm]") {

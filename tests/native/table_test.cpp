@@ -4,6 +4,8 @@
 // ThreadSanitizer sees what processes would do to each other.
 #include "../../plugins/cache/table.h"
 
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <deque>
@@ -35,6 +37,18 @@ struct Memory_ {
         : log(host.c(), "Cache"), segment(shape_of(frames), "", log) {}
     Host host;
     ucm::Logger log;
+    Segment segment;
+};
+
+// As above, in a file, which grows from two frames on.
+struct SharedMemory {
+    explicit SharedMemory(uint32_t frames)
+        : log(host.c(), "Cache"), shape(shape_of(frames)), segment(shape, name(), log) {}
+    ~SharedMemory() { segment.empty_handed(); }
+    static std::string name() { return "table-test-" + std::to_string(getpid()); }
+    Host host;
+    ucm::Logger log;
+    const Shape shape;
     Segment segment;
 };
 
@@ -526,4 +540,65 @@ TEST_CASE("nobody hands anything over to a member that leaves", "[table]") {
     REQUIRE(a.another_member() == kNone);
     REQUIRE(b.another_member() == 0);
     REQUIRE(a.members() == 2);
+}
+
+TEST_CASE("who finds no frame does not wait for a grower that is slow", "[table]") {
+    SharedMemory memory(8);
+    const uint32_t mine = memory.segment.member();
+    Table a(memory.segment, false), b(memory.segment, false, mine + 1);
+    const Table::Hold hold(a);
+    a.adopt();
+    const auto load = [&](uint64_t k) {
+        const uint32_t r = a.take(Taking::kLoad, make_id(k));
+        if (r == kNone) return false;
+        a.start(r, make_id(k), State::kClean);
+        a.put(r, 0, ShardState::kLoading);
+        a.arrived(r, 0, 600, 600);
+        return true;
+    };
+    REQUIRE(a.frames_ready() == 2);
+    REQUIRE(load(0));
+    REQUIRE(load(1));
+    const Table::Growth growth = b.begin_growth();
+    REQUIRE(growth.count > 0);
+    // It began just now.
+    b.header().grower_since_ns.store(ucm::monotonic_ns() + 60ll * 1000000000);
+    REQUIRE_FALSE(load(2));
+    REQUIRE(a.visible(make_id(0)));
+    // It is stopped.
+    b.header().grower_since_ns.store(ucm::monotonic_ns() - 60ll * 1000000000);
+    for (uint64_t k = 2; k < 12; k++) REQUIRE(load(k));
+    REQUIRE(a.begin_growth().count == 0);
+    // It goes on.
+    REQUIRE(memory.segment.allocate(growth.first, growth.count) == 0);
+    b.end_growth(growth, true);
+    REQUIRE(a.free_frames() == growth.count);
+    REQUIRE(a.may_grow());
+}
+
+TEST_CASE("what a member had that went without handing it on is another's", "[table]") {
+    SharedMemory memory(8);
+    Table lives(memory.segment, false);
+    {
+        const Table::Hold hold(lives);
+        lives.adopt();
+    }
+    BlockRef block;
+    {
+        Segment segment(memory.shape, SharedMemory::name(), memory.log);
+        Table fails(segment, false);
+        const Table::Hold hold(fails);
+        fails.adopt();
+        REQUIRE(fails.members() == 2);
+        const uint32_t r = fails.take(Taking::kDump, make_id(1));
+        block = fails.start(r, make_id(1), State::kGathering);
+        fails.put(r, 0, ShardState::kCopying);
+        fails.arrived(r, 0, 600, 600);
+    }
+    const Table::Hold hold(lives);
+    const Table::Inheritance all = lives.adopt();
+    REQUIRE(all.records == std::vector<BlockRef>{block});
+    REQUIRE(lives.mine(block.record));
+    REQUIRE(lives.members() == 1);
+    lives.detach(block.record, UCM_CANCELLED);
 }
