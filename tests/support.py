@@ -23,6 +23,13 @@ def compile_library(source, library, *flags):
     return library
 
 
+def cuda_standin(folder):
+    """Compile the stand-in for the CUDA driver in a folder for LD_LIBRARY_PATH; return that."""
+    source = ROOT / "tests" / "native" / "fake_cuda.c"
+    compile_library(source, Path(folder) / "libcuda.so.1", "-fvisibility=hidden")
+    return folder
+
+
 def hf3fs_standin(folder):
     """Compile the stand-in for 3FS's library (tests/standin); return its path."""
     library = Path(folder) / "libhf3fs_api_shared.so"

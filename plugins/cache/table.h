@@ -195,6 +195,10 @@ class Table {
     // Are there to be more frames soon, as far as is known? Nobody waits for a slow grower: it may
     // be stopped.
     bool may_grow() const;
+    bool another_grows() const {
+        const uint32_t grower = header_.grower.load(std::memory_order_relaxed);
+        return grower != kNone && grower != member_;
+    }
     uint32_t free_frames() const { return header_.frame_list.size; }
 
     struct Inheritance {

@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kCheckNs = 500 * 1000000;         // for the dead
 constexpr int64_t kWaitingCheckNs = 100 * 1000000;  // while something is waited for
 constexpr int64_t kTidyNs = 60ll * 1000000000;
+constexpr int64_t kOthersGrowNs = 5ll * 1000000000, kOthersLookNs = 20 * 1000000;
 
 }  // namespace
 
@@ -99,7 +100,26 @@ void Watch::tidy(Lock &lock, Outcome &outcome) {
 }
 
 void Watch::grow_all(Lock &lock, Outcome &outcome) {
-    while (table_.may_grow()) grow(lock, outcome, UINT32_MAX);
+    uint32_t frames = 0;
+    int64_t until_ns = 0;
+    for (;;) {
+        grow(lock, outcome, UINT32_MAX);
+        if (!table_.another_grows()) return;
+        if (frames != table_.frames_ready()) until_ns = monotonic_ns() + kOthersGrowNs;
+        frames = table_.frames_ready();
+        if (monotonic_ns() > until_ns) {
+            outcome.warnings.push_back(
+                core_.segment.path() +
+                ": another process has been making room in it for 5 s; what it makes later is not "
+                "pinned, so that copies of that are slower; look at the processes that use this "
+                "unique_id");
+            return;
+        }
+        lock.unlock();
+        table_.listen(table_.rings(), kOthersLookNs);
+        lock.lock();
+        adopt(outcome);
+    }
 }
 
 // Room ahead of use.

@@ -18,7 +18,8 @@ class Watch {
     void stop();
     // Takes over from the dead now. With Core::mutex held.
     void adopt(Outcome &outcome);
-    // Makes all the room that there is to be, now. With Core::mutex held, before start.
+    // Makes all the room that there is to be, now, or waits while another makes some of it. With
+    // Core::mutex held, before start.
     void grow_all(Lock &lock, Outcome &outcome);
 
   private:

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from support import cuda_standin
 
 import ucm
-from ucm import Status
+from ucm import Status, segments
 from ucm.conformance import kit
 
 MIB = 1 << 20
@@ -29,6 +30,11 @@ def capacity(blocks):
 
 def path_of(unique_id):
     return Path(f"/dev/shm/ucm-cache-{os.geteuid()}-{unique_id}")
+
+
+def members_of(config):
+    path = path_of(config["unique_id"])
+    return [each for found in segments.inspect() if found.path == path for each in found.members]
 
 
 @pytest.fixture
@@ -427,3 +433,44 @@ def test_a_stopped_reader_stops_nobody(config, run, rng, libraries):
         store.remove(kit.ids_of(blocks))
         stats = store.stats()["Cache"]
         assert stats["frames_free"] == stats["frames_ready"]
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+def test_a_device_store_opens_though_who_makes_room_does_not_go_on(
+    config, run, libraries, tmp_path, end
+):
+    code = """
+        import logging
+        logging.basicConfig()
+        print("opening", flush=True)
+        store = ucm.open_pipeline(config)
+        stats = store.stats()["Cache"]
+        print("all" if stats["frames_ready"] == stats["frames"] else "some", file=sys.stderr)
+        if "GROWER" not in os.environ:
+            print("open", flush=True)
+            time.sleep(3600)
+        os.kill(int(os.environ["GROWER"]), signal.SIGKILL)
+        while store.stats()["Cache"]["members"] > 1:
+            time.sleep(0.02)
+        store.close()
+    """
+    pipeline = {"store_pipeline": "UCM_PLUGINS:Cache|UCM_PLUGINS:Posix", **capacity(256)}
+    config = {**config, **pipeline}
+    plugins = {"UCM_PLUGINS": ":".join(map(str, libraries))}
+    grower = run(code, config, **plugins, UCM_FAILPOINTS="segment.grown=delay:3600000@1")
+    assert grower.stdout.readline() == "opening\n"
+    assert grower.stdout.readline() == "open\n", grower.stderr.read()
+    time.sleep(0.2)  # it makes room as soon as it is open
+    driver = {"LD_LIBRARY_PATH": str(cuda_standin(tmp_path)), "GROWER": str(grower.pid)}
+    config = {**config, "memory": "cuda", "device_id": 0}
+    device = run(code, config, **plugins, **driver)
+    assert device.stdout.readline() == "opening\n"
+    if end == "killed":
+        while not any(member.device for member in members_of(config)):
+            assert device.poll() is None, device.stderr.read()
+            time.sleep(0.02)
+        os.kill(grower.pid, signal.SIGKILL)
+    _, errors = device.communicate(timeout=60)
+    assert device.returncode == 0, errors
+    assert ("has been making room" in errors) == (end == "stopped"), errors
+    assert ("all" if end == "killed" else "some") in errors.splitlines(), errors

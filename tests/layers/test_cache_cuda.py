@@ -6,16 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, compile_library
+from support import cuda_standin
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("driver")
-    compile_library(
-        ROOT / "tests" / "native" / "fake_cuda.c", folder / "libcuda.so.1", "-fvisibility=hidden"
-    )
-    return folder
+    return cuda_standin(tmp_path_factory.mktemp("driver"))
 
 
 def run(driver, pipeline, folder):
