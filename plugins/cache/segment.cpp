@@ -33,6 +33,11 @@ std::string prefix() {
     return "ucm-cache-" + std::to_string(geteuid()) + "-";
 }
 
+// Anybody may put a FIFO there: that is not waited for.
+int open_file(const std::string &path, int flags) {
+    return ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+}
+
 // Does somebody else hold one of these bytes? Where that cannot be told: yes.
 bool held_by_another(int fd, uint64_t first, uint64_t count) {
     struct flock lock{};
@@ -274,7 +279,8 @@ std::string members_differ(const Header &it, const Shape &shape) {
 uint8_t *map_first_part(int fd, int protection, const Shape &wanted, uint64_t &bytes,
                         std::string &difference) {
     struct stat st{};
-    if (fstat(fd, &st) != 0 || st.st_uid != geteuid() || uint64_t(st.st_size) <= sizeof(Header))
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+        uint64_t(st.st_size) <= sizeof(Header))
         return nullptr;
     const uint64_t page = round_up(sizeof(Header));
     void *head = mmap(nullptr, page, PROT_READ, MAP_SHARED, fd, 0);
@@ -379,7 +385,7 @@ void Segment::join(const Shape &shape) {
 
 // False: what was found there has just been removed, or was removed here; to be tried again.
 bool Segment::open_once(const Shape &shape) {
-    const int fd = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    const int fd = open_file(path_, O_RDWR | O_CREAT);
     if (fd < 0)
         throw Error(UCM_UNAVAILABLE,
                     path_ + ": cannot be opened or made: " + std::strerror(errno) +
@@ -532,7 +538,7 @@ void Segment::collapse(uint32_t first, uint32_t count) const {
 std::unique_ptr<Segment> Segment::visit(const Shape &wanted, const std::string &unique_id,
                                         const Logger &log) {
     std::unique_ptr<Segment> it(new Segment(segment_path(unique_id), log));
-    const int fd = ::open(it->path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    const int fd = open_file(it->path_, O_RDWR);
     if (fd < 0 && (errno == ENOENT || errno == EACCES || errno == ELOOP)) return nullptr;
     if (fd < 0) throw Error(UCM_UNAVAILABLE, it->path_ + ": cannot be opened", errno);
     std::string difference;
@@ -574,9 +580,11 @@ void Segment::sweep_others() const {
         const std::string path = kFolder + name;
         if (name.compare(0, prefix().size(), prefix()) != 0 || path == path_) continue;
         ForkClosed file;
-        file.set(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+        file.set(open_file(path, O_RDWR));
         struct stat st{};
-        if (file.get() < 0 || fstat(file.get(), &st) != 0 || st.st_uid != geteuid()) continue;
+        if (file.get() < 0 || fstat(file.get(), &st) != 0 || !S_ISREG(st.st_mode) ||
+            st.st_uid != geteuid())
+            continue;
         if (lock_file(file.get(), kJoinByte, 1) != 0 ||
             held_by_another(file.get(), kMemberByte, kMembers) || !leads_to(path, file.get()))
             continue;
@@ -623,7 +631,7 @@ const uint8_t *SegmentView::look() {
     if (base_ && removed()) drop();
     if (base_ || path_.empty() || monotonic_ns() < next_try_ns_) return base_;
     next_try_ns_ = monotonic_ns() + 50 * 1000000;
-    const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    const int fd = open_file(path_, O_RDONLY);
     if (fd < 0) return nullptr;
     std::string difference;
     base_ = map_first_part(fd, PROT_READ, wanted_, bytes_, difference);

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <thread>
 
@@ -524,6 +525,22 @@ TEST_CASE("a lookup-only store looks only into the segment that is meant", "[sha
     CHECK_FALSE(finds(whose, 8));
     CHECK(worker.lookup(ids) == std::vector<bool>(2, true));
     memory->release();
+}
+
+TEST_CASE("a lookup-only store does not wait for a FIFO where its segment would be", "[shared]") {
+    const Name name;
+    REQUIRE(mkfifo(name.path().c_str(), 0600) == 0);
+    const auto scheduler = looking(name, std::make_shared<Memory>());
+    std::atomic<bool> found{false}, looked{false};
+    std::thread thread([&] {
+        found = scheduler->lookup(make_ids(1))[0];
+        looked = true;
+    });
+    CHECK(eventually([&] { return looked.load(); }));
+    const int fd = ::open(name.path().c_str(), O_RDWR);  // lets go who waits
+    thread.join();
+    ::close(fd);
+    CHECK_FALSE(found);
 }
 
 TEST_CASE("many threads of several stores keep every byte right", "[shared][storm]") {
