@@ -99,11 +99,14 @@ void keep_private(void *memory, uint64_t bytes) {
 }
 
 // Whoever still looks into it learns that it is gone, and its frames are free at once.
-void remove_file(const std::string &path, int fd, Header *header) {
-    if (header) {
-        header->phase.store(SegmentPhase::kRemoved, std::memory_order_release);
-        if (ftruncate(fd, off_t(header->data_at)) != 0) return void(::unlink(path.c_str()));
+void end_segment(int fd, Header &header) {
+    header.phase.store(SegmentPhase::kRemoved, std::memory_order_release);
+    while (ftruncate(fd, off_t(header.data_at)) != 0 && errno == EINTR) {
     }
+}
+
+void remove_file(const std::string &path, int fd, Header *header) {
+    if (header) end_segment(fd, *header);
     UCM_FAILPOINT("segment.before_unlink");
     ::unlink(path.c_str());
 }
@@ -564,8 +567,14 @@ void Segment::leave() {
         const JoinLock lock(file_.get(), path_);
         at<Member>(header().members_at)[member_].joined.store(0, std::memory_order_release);
         UCM_FAILPOINT("segment.left");
-        if (!held_by_another(file_.get(), kMemberByte, kMembers) && leads_to(path_, file_.get()) &&
-            !Waiting(base_).any()) {
+        if (held_by_another(file_.get(), kMemberByte, kMembers)) return;
+        const Waiting waiting(base_);
+        if (!leads_to(path_, file_.get())) {  // nobody can go on with it
+            end_segment(file_.get(), header());
+            if (waiting.any())
+                log_.write(UCM_LOG_WARN, "%s had been removed by somebody; it is gone, with %s",
+                           path_.c_str(), waiting.text().c_str());
+        } else if (!waiting.any()) {
             remove_file(path_, file_.get(), &header());
         }
     } catch (const Error &error) {
@@ -629,10 +638,16 @@ const uint8_t *SegmentView::look() {
                SegmentPhase::kReady;
     };
     if (base_ && removed()) drop();
-    if (base_ || path_.empty() || monotonic_ns() < next_try_ns_) return base_;
+    if (path_.empty() || monotonic_ns() < next_try_ns_) return base_;
     next_try_ns_ = monotonic_ns() + 50 * 1000000;
-    const int fd = open_file(path_, O_RDONLY);
+    struct stat st{};
+    const bool there = ::stat(path_.c_str(), &st) == 0;
+    // Those who use it may go on for long when somebody has taken it from its path.
+    if (base_ && there && st.st_ino == inode_) return base_;
+    drop();
+    const int fd = there ? open_file(path_, O_RDONLY) : -1;
     if (fd < 0) return nullptr;
+    inode_ = fstat(fd, &st) == 0 ? st.st_ino : 0;
     std::string difference;
     base_ = map_first_part(fd, PROT_READ, wanted_, bytes_, difference);
     ::close(fd);

@@ -116,7 +116,7 @@ class SegmentView {
     std::string warning_;
     bool told_ = false;
     uint8_t *base_ = nullptr;
-    uint64_t bytes_ = 0;
+    uint64_t bytes_ = 0, inode_ = 0;
     int64_t next_try_ns_ = 0;
 };
 

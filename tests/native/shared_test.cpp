@@ -527,6 +527,40 @@ TEST_CASE("a lookup-only store looks only into the segment that is meant", "[sha
     memory->release();
 }
 
+TEST_CASE("a lookup-only store looks where the path leads, and nobody goes on with another segment",
+          "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto scheduler = looking(name, memory);
+    const auto ids = make_ids(2);
+    const auto sees = [&](bool first, bool second) {
+        return eventually(
+            [&] { return scheduler->lookup(ids) == std::vector<bool>{first, second}; });
+    };
+    auto old = open(name, memory);
+    memory->hold();
+    REQUIRE(all_ok(old->dump({ids[0]})));
+    REQUIRE(sees(true, false));
+    const int fd = ::open(name.path().c_str(), O_RDONLY);
+    REQUIRE(fd >= 0);
+    REQUIRE(unlink(name.path().c_str()) == 0);
+    REQUIRE(sees(false, false));
+    auto fresh = open(name, memory);
+    REQUIRE(all_ok(fresh->dump({ids[1]})));
+    REQUIRE(sees(false, true));
+    memory->release();
+    old.reset();
+    const auto phase_of = [&] {
+        uint32_t phase = 0;
+        return pread(fd, &phase, sizeof phase, 16) == sizeof phase ? phase : UINT32_MAX;
+    };
+    CHECK(phase_of() == 2);
+    ::close(fd);
+    CHECK(name.exists());
+    fresh.reset();
+    CHECK_FALSE(name.exists());
+}
+
 TEST_CASE("a lookup-only store does not wait for a FIFO where its segment would be", "[shared]") {
     const Name name;
     REQUIRE(mkfifo(name.path().c_str(), 0600) == 0);
