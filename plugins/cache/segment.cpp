@@ -237,18 +237,32 @@ bool sane(const Header &header, uint64_t file_bytes) {
            header.shards_at < header.data_at;
 }
 
+std::string there_and_here(const char *what, uint64_t there, uint64_t here) {
+    return there == here ? ""
+                         : std::string(what) + ": " + std::to_string(there) + " there, " +
+                               std::to_string(here) + " here";
+}
+
+// Why a file that is not sane is not.
+std::string spoiled(const Header &it, uint64_t file_bytes) {
+    if (std::memcmp(it.magic, kMagic, sizeof kMagic) != 0)
+        return "its first bytes: they are not those of a segment";
+    std::string text = there_and_here("version", it.version, kSegmentVersion);
+    if (text.empty()) text = there_and_here("bytes of the header", it.header_bytes, sizeof(Header));
+    if (text.empty() && file_bytes != it.bytes)
+        text = "bytes of the file: " + std::to_string(file_bytes) + ", of which its header says " +
+               std::to_string(it.bytes);
+    return text.empty() ? "the places of its parts" : text;
+}
+
 // What all who use a segment must agree on, as far as it is known here; "": nothing differs.
 std::string differs(const Header &it, const Shape &shape) {
-    const auto pair = [](const char *what, uint64_t there, uint64_t here) {
-        return there == here ? ""
-                             : std::string(what) + ": " + std::to_string(there) + " there, " +
-                                   std::to_string(here) + " here";
-    };
     std::string text;
     if (shape.shards_per_block) {
-        text = pair("shards of a block", it.shards_per_block, shape.shards_per_block);
-        if (text.empty()) text = pair("bytes of a shard", it.capacity, shape.capacity);
-        if (text.empty()) text = pair("bytes of a raw shard", it.raw_capacity, shape.raw_capacity);
+        text = there_and_here("shards of a block", it.shards_per_block, shape.shards_per_block);
+        if (text.empty()) text = there_and_here("bytes of a shard", it.capacity, shape.capacity);
+        if (text.empty())
+            text = there_and_here("bytes of a raw shard", it.raw_capacity, shape.raw_capacity);
         if (text.empty() && shape.encoding != it.encoding)
             text = "encoding: \"" + std::string(it.encoding) + "\" there, \"" + shape.encoding +
                    "\" here";
@@ -419,7 +433,7 @@ bool Segment::open_once(const Shape &shape) {
     const bool fits = whole && sane(header(), uint64_t(st.st_size));
     const std::string difference = !whole ? ""
                                    : fits ? members_differ(header(), shape)
-                                          : "its version";
+                                          : spoiled(header(), uint64_t(st.st_size));
     if (whole && difference.empty()) {
         const uint64_t head = header().data_at, data_at = header().data_at, all = header().bytes;
         munmap(base_, head_bytes_);
@@ -435,8 +449,9 @@ bool Segment::open_once(const Shape &shape) {
     }
     if (alive)
         throw Error(UCM_INVALID,
-                    path_ + ": is in use by living processes (" + living_pids(fits) +
-                        ") with other settings (" + difference +
+                    path_ + ": is in use by living processes (" +
+                        living_pids(whole ? uint64_t(st.st_size) : 0) + ") with other settings (" +
+                        difference +
                         "); give this engine another unique_id, or stop those processes");
     Waiting waiting;
     if (fits) {
@@ -482,11 +497,15 @@ void Segment::create(const Shape &shape) {
     header().phase.store(SegmentPhase::kReady, std::memory_order_release);
 }
 
-// "1234, 1240", of those that live; for a message.
-std::string Segment::living_pids(bool readable) const {
+// "pid 1234, 1240", of those that live; for a message. Members have the same place in every
+// version.
+std::string Segment::living_pids(uint64_t file_bytes) const {
+    constexpr uint64_t kBytes = sizeof(Member) * kMembers;
+    if (file_bytes < sizeof(Header) || std::memcmp(header().magic, kMagic, sizeof kMagic) != 0)
+        return "unknown";
+    const uint64_t at = header().members_at, bytes = round_up(at + kBytes);
+    if (file_bytes < kBytes || at > file_bytes - kBytes || at % alignof(Member)) return "unknown";
     std::string text;
-    if (!readable) return "unknown";
-    const uint64_t at = header().members_at, bytes = round_up(at + sizeof(Member) * kMembers);
     void *all = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file_.get(), 0);
     if (all == MAP_FAILED) return "unknown";
     const auto *members = reinterpret_cast<const Member *>(static_cast<uint8_t *>(all) + at);

@@ -83,7 +83,7 @@ class Segment {
     void unmap();
     void leave();
     bool take_member();
-    std::string living_pids(bool readable) const;
+    std::string living_pids(uint64_t file_bytes) const;
 
     const Logger &log_;
     std::string path_;

@@ -110,6 +110,32 @@ TEST_CASE("a store of another shape is refused by what differs", "[shared]") {
                         Catch::Contains("namespace, model or fingerprint"));
 }
 
+TEST_CASE("a segment in use that is of another version, or spoiled, is refused by what differs",
+          "[shared]") {
+    const Name name;
+    const auto memory = std::make_shared<Memory>();
+    const auto a = open(name, memory);
+    const int fd = ::open(name.path().c_str(), O_RDWR);
+    REQUIRE(fd >= 0);
+    const auto refused = [&](auto value, off_t at) {
+        decltype(value) saved;
+        REQUIRE(pread(fd, &saved, sizeof saved, at) == sizeof saved);
+        REQUIRE(pwrite(fd, &value, sizeof value, at) == sizeof value);
+        const std::string text = refusal(name, memory, kFour);
+        REQUIRE(pwrite(fd, &saved, sizeof saved, at) == sizeof saved);
+        return text;
+    };
+    const std::string pid = "pid " + std::to_string(getpid());
+    CHECK_THAT(refused(uint32_t(9), 8),
+               Catch::Contains("version: 9 there, ") && Catch::Contains(pid));
+    CHECK_THAT(refused(uint64_t(1), 336),
+               Catch::Contains("bytes of the file") && Catch::Contains(pid));
+    CHECK_THAT(refused('u', 0), Catch::Contains("not those of a segment"));
+    ::close(fd);
+    REQUIRE_FALSE(refusal(name, memory, {8, {5000}}).empty());
+    REQUIRE(refusal(name, memory, kFour).empty());
+}
+
 TEST_CASE("what is no segment of this user is not used", "[shared]") {
     const Name name;
     const auto memory = std::make_shared<Memory>();
