@@ -584,7 +584,8 @@ Segment::~Segment() {
 void Segment::leave() {
     try {
         const JoinLock lock(file_.get(), path_);
-        at<Member>(header().members_at)[member_].joined.store(0, std::memory_order_release);
+        if (empty_handed_)
+            at<Member>(header().members_at)[member_].joined.store(0, std::memory_order_release);
         UCM_FAILPOINT("segment.left");
         if (held_by_another(file_.get(), kMemberByte, kMembers)) return;
         const Waiting waiting(base_);

@@ -35,8 +35,7 @@ class Segment {
   public:
     // unique_id "": private memory. Throws Error.
     Segment(const Shape &shape, const std::string &unique_id, const Logger &log);
-    // Frees this member's place; the last one that lives removes the file. What is in it must be
-    // nobody's any more.
+    // The last one that lives removes the file, if nothing in it waits to be stored.
     ~Segment();
     Segment(const Segment &) = delete;
     // For one call of a store that only looks, and is no member: the first part alone, to change
@@ -55,6 +54,9 @@ class Segment {
     uint32_t member() const { return member_; }
     bool shared() const { return !path_.empty(); }
     const std::string &path() const { return path_; }
+    // Nothing in it is this member's any more, so that its place is free when it goes. Of one that
+    // goes without, as a store whose opening failed, others take over as from the dead.
+    void empty_handed() { empty_handed_ = true; }
     // Was it there before this member came?
     bool found() const { return found_; }
     // Does the kernel say that this member's process, or its store, has gone?
@@ -92,7 +94,7 @@ class Segment {
     uint8_t *reserved_ = nullptr;
     uint64_t head_bytes_ = 0, data_bytes_ = 0, reserved_bytes_ = 0, frame_bytes_ = 0;
     uint32_t member_ = 0, step_frames_ = 1;
-    bool found_ = false;
+    bool found_ = false, empty_handed_ = false;
 };
 
 // A segment that is only looked into: mapped read-only when there is one, at each use.

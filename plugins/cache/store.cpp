@@ -432,6 +432,7 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
     engine_->dumps.stop();
     engine_->writer.stop();
     engine_->loads.stop();
+    core.segment.empty_handed();
     return UCM_OK;
 }
 

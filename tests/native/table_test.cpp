@@ -44,6 +44,7 @@ struct Memory_ {
 struct SharedMemory {
     explicit SharedMemory(uint32_t frames)
         : log(host.c(), "Cache"), shape(shape_of(frames)), segment(shape, name(), log) {}
+    ~SharedMemory() { segment.empty_handed(); }
     static std::string name() { return "table-test-" + std::to_string(getpid()); }
     Host host;
     ucm::Logger log;
@@ -541,4 +542,31 @@ TEST_CASE("who finds no frame does not wait for a grower that is slow", "[table]
     b.end_growth(growth, true);
     REQUIRE(a.free_frames() == growth.count);
     REQUIRE(a.may_grow());
+}
+
+TEST_CASE("what a member had that went without handing it on is another's", "[table]") {
+    SharedMemory memory(8);
+    Table lives(memory.segment, false);
+    {
+        const Table::Hold hold(lives);
+        lives.adopt();
+    }
+    BlockRef block;
+    {
+        Segment segment(memory.shape, SharedMemory::name(), memory.log);
+        Table fails(segment, false);
+        const Table::Hold hold(fails);
+        fails.adopt();
+        REQUIRE(fails.members() == 2);
+        const uint32_t r = fails.take(Taking::kDump, make_id(1));
+        block = fails.start(r, make_id(1), State::kGathering);
+        fails.put(r, 0, ShardState::kCopying);
+        fails.arrived(r, 0, 600, 600);
+    }
+    const Table::Hold hold(lives);
+    const Table::Inheritance all = lives.adopt();
+    REQUIRE(all.records == std::vector<BlockRef>{block});
+    REQUIRE(lives.mine(block.record));
+    REQUIRE(lives.members() == 1);
+    lives.detach(block.record, UCM_CANCELLED);
 }
