@@ -25,7 +25,7 @@ const char kFolder[] = "/dev/shm/";
 constexpr int64_t kJoinNs = 20ll * 1000000000;
 constexpr int64_t kUnsavedKeptNs = 600ll * 1000000000;
 constexpr uint64_t kMostStepBytes = 64u << 20, kSteps = 64;
-constexpr uint64_t kJoinByte = 0, kMemberByte = 1;
+constexpr uint64_t kJoinByte = 0, kMemberByte = 1, kVisitByte = kMemberByte + kMembers;
 constexpr size_t kMostNamedGone = 10;
 constexpr uint64_t kMostSpillBytes = 16u << 20, kMostSpills = 4096;
 
@@ -48,19 +48,24 @@ bool held_by_another(int fd, uint64_t first, uint64_t count) {
     return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
+// `doing`: what those do that hold this byte.
+void lock_byte(int fd, uint64_t byte, const std::string &path, const char *doing) {
+    const int64_t until_ns = monotonic_ns() + kJoinNs;
+    for (;;) {
+        const int error = lock_file(fd, byte, 1);
+        if (error == 0) return;
+        if (error != EAGAIN || monotonic_ns() > until_ns)
+            throw Error(UCM_UNAVAILABLE,
+                        path + ": another process has held its lock for 20 s while " + doing +
+                            "; look at the processes that use this unique_id",
+                        error);
+        usleep(2000);
+    }
+}
+
 struct JoinLock {
     explicit JoinLock(int descriptor, const std::string &path) : fd(descriptor) {
-        const int64_t until_ns = monotonic_ns() + kJoinNs;
-        for (;;) {
-            const int error = lock_file(fd, kJoinByte, 1);
-            if (error == 0) return;
-            if (error != EAGAIN || monotonic_ns() > until_ns)
-                throw Error(UCM_UNAVAILABLE,
-                            path + ": another process has held its lock for 20 s while joining; " +
-                                "look at the processes that use this unique_id",
-                            error);
-            usleep(2000);
-        }
+        lock_byte(fd, kJoinByte, path, "joining");
     }
     ~JoinLock() { unlock_file(fd, kJoinByte, 1); }
     JoinLock(const JoinLock &) = delete;
@@ -149,6 +154,7 @@ void lay_out(Header &header, const Shape &shape) {
 }
 
 void make_mutex(pthread_mutex_t &mutex, bool shared) {
+    std::memset(&mutex, 0, sizeof mutex);
     pthread_mutexattr_t attr;
     pthread_mutexattr_init(&attr);
     pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
@@ -277,10 +283,10 @@ std::string differs(const Header &it, const Shape &shape) {
     return text;
 }
 
-// What members must agree on beyond that.
-std::string members_differ(const Header &it, const Shape &shape) {
+// What members must agree on beyond that. Those of another PID namespace matter while they live.
+std::string members_differ(const Header &it, const Shape &shape, bool alive) {
     std::string text = differs(it, shape);
-    if (text.empty() && pid_namespace() != it.pid_namespace)
+    if (text.empty() && alive && pid_namespace() != it.pid_namespace)
         text = "PID namespace: the processes of one segment must see each other's PIDs";
     for (const auto &[what, there, here] :
          {std::tuple{"does the store below keep blocks", it.keeps != 0, shape.keeps},
@@ -432,7 +438,7 @@ bool Segment::open_once(const Shape &shape) {
     const bool alive = held_by_another(fd, kMemberByte, kMembers);
     const bool fits = whole && sane(header(), uint64_t(st.st_size));
     const std::string difference = !whole ? ""
-                                   : fits ? members_differ(header(), shape)
+                                   : fits ? members_differ(header(), shape, alive)
                                           : spoiled(header(), uint64_t(st.st_size));
     if (whole && difference.empty()) {
         const uint64_t head = header().data_at, data_at = header().data_at, all = header().bytes;
@@ -444,6 +450,7 @@ bool Segment::open_once(const Shape &shape) {
         head_bytes_ = head;
         keep_private(base_, head_bytes_);
         map(data_at, all - data_at);
+        if (header().pid_namespace != pid_namespace()) move_here();
         found_ = true;
         return take_member();
     }
@@ -467,6 +474,19 @@ bool Segment::open_once(const Shape &shape) {
                fits ? waiting.text().c_str() : "whatever was in it");
     remove_file(path_, fd, whole && fits ? &header() : nullptr);
     return false;
+}
+
+// Into this PID namespace, with the join lock held. That no member lives, in whatever namespace,
+// say the locks of the file, which the kernel drops after it has seen to the dead's mutexes; those
+// who visit are kept out by theirs.
+void Segment::move_here() {
+    lock_byte(file_.get(), kVisitByte, path_, "removing blocks");
+    header().pid_namespace = UINT64_MAX;  // who dies before the end leaves it to the next
+    header().broken.store(1, std::memory_order_release);
+    make_mutex(header().mutex, true);
+    UCM_FAILPOINT("segment.moved");
+    header().pid_namespace = pid_namespace();
+    unlock_file(file_.get(), kVisitByte, 1);
 }
 
 void Segment::create(const Shape &shape) {
@@ -563,10 +583,11 @@ std::unique_ptr<Segment> Segment::visit(const Shape &wanted, const std::string &
     const int fd = open_file(it->path_, O_RDWR);
     if (fd < 0 && (errno == ENOENT || errno == EACCES || errno == ELOOP)) return nullptr;
     if (fd < 0) throw Error(UCM_UNAVAILABLE, it->path_ + ": cannot be opened", errno);
+    it->file_.set(fd);
     std::string difference;
     it->base_ = map_first_part(fd, PROT_READ | PROT_WRITE, wanted, it->head_bytes_, difference);
-    ::close(fd);
     if (!it->base_) return nullptr;
+    lock_byte(fd, kVisitByte, it->path_, "removing blocks");
     if (it->header().pid_namespace != pid_namespace())
         throw Error(UCM_UNSUPPORTED,
                     it->path_ +
@@ -576,7 +597,7 @@ std::unique_ptr<Segment> Segment::visit(const Shape &wanted, const std::string &
 }
 
 Segment::~Segment() {
-    if (shared() && file_.get() >= 0) leave();
+    if (shared() && member_ != kNobody && file_.get() >= 0) leave();
     unmap();
     file_.close();
 }

@@ -81,6 +81,7 @@ class Segment {
     void join(const Shape &shape);
     bool open_once(const Shape &shape);
     void create(const Shape &shape);
+    void move_here();
     void map(uint64_t data_at, uint64_t bytes);
     void unmap();
     void leave();
@@ -89,7 +90,7 @@ class Segment {
 
     const Logger &log_;
     std::string path_;
-    ForkClosed file_;  // holds the member's lock
+    ForkClosed file_;  // holds the lock of the member, or of who visits
     uint8_t *base_ = nullptr, *data_ = nullptr;
     uint8_t *reserved_ = nullptr;
     uint64_t head_bytes_ = 0, data_bytes_ = 0, reserved_bytes_ = 0, frame_bytes_ = 0;

@@ -141,6 +141,7 @@ struct Header {
     uint64_t small_left, main_left;  // evictions from each queue
     uint32_t small_target;           // blocks; 0: not chosen yet
     std::atomic<uint32_t> loading;   // frames that are filled from below
+    std::atomic<uint32_t> broken;    // what is derived may be: the mutex was made anew
     std::atomic<uint64_t> evicted, lost_blocks;
     // What was given up lately: generation << 32 | record.
     uint64_t lost[kLostRing];

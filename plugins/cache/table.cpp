@@ -140,12 +140,13 @@ Table::Table(Segment &segment, bool device, uint32_t member)
 
 Table::Hold::Hold(Table &table) : table_(table) {
     const int error = pthread_mutex_lock(&table.header_.mutex);
-    if (error == EOWNERDEAD) {
-        table.rebuild();
-        pthread_mutex_consistent(&table.header_.mutex);
-    } else if (error) {
+    if (error && error != EOWNERDEAD)
         throw Error(UCM_INTERNAL, "the mutex of the cache cannot be locked", error);
+    if (error || table.header_.broken.load(kRelaxed)) {
+        table.rebuild();
+        table.header_.broken.store(0, kRelaxed);
     }
+    if (error) pthread_mutex_consistent(&table.header_.mutex);
 }
 
 Table::Hold::~Hold() {

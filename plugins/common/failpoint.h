@@ -76,6 +76,7 @@ constexpr std::string_view kNames[] = {
     "segment.made",             // an empty file
     "segment.before_ready",     // all but that it says so
     "segment.grown",            // memory for frames that nobody knows of
+    "segment.moved",            // the mutex is another namespace's no more, and nobody's yet
     "segment.left",             // a member has gone, its lock has not
     "segment.before_unlink",    // it says that it is removed
 };

@@ -16,7 +16,7 @@ import pytest
 from support import cuda_standin
 
 import ucm
-from ucm import Status
+from ucm import Status, segments
 from ucm.conformance import kit
 
 MIB = 1 << 20
@@ -30,6 +30,11 @@ def capacity(blocks):
 
 def path_of(unique_id):
     return Path(f"/dev/shm/ucm-cache-{os.geteuid()}-{unique_id}")
+
+
+def members_of(config):
+    path = path_of(config["unique_id"])
+    return [each for found in segments.inspect() if found.path == path for each in found.members]
 
 
 @pytest.fixture
@@ -242,16 +247,20 @@ def test_a_living_segment_is_not_swept(config, rng, new_id):
 # Room.
 
 
+def needs(*command):
+    try:
+        probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"it needs {command[0]}: {error}")
+    if probe.returncode:
+        pytest.skip(f"{command[0]} needs root: {probe.stderr.strip()}")
+
+
 def in_small_memory(run, size, code, config, before="", **variables):
     """Run it where /dev/shm is a file system of its own; return what it printed and logged."""
     script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && {before} exec "$0" "$@"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
-    try:
-        probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
-    except OSError as error:
-        pytest.skip(f"there is no unshare: {error}")
-    if probe.returncode:
-        pytest.skip(f"/dev/shm of its own needs root: {probe.stderr.strip()}")
+    needs(*command)
     code = "import logging; logging.basicConfig()\n" + textwrap.dedent(code)
     return run(code, config, *command, **variables).communicate(timeout=120)
 
@@ -430,6 +439,36 @@ def test_a_stopped_reader_stops_nobody(config, run, rng, libraries):
         assert stats["frames_free"] == stats["frames_ready"]
 
 
+@pytest.mark.parametrize("next_dies", [False, True])
+def test_what_the_dead_of_another_pid_namespace_accepted_is_adopted(
+    config, run, libraries, next_dies
+):
+    """As a container that is restarted; one that still runs is not joined."""
+    command = ["unshare", "--pid", "--fork", "--kill-child"]
+    needs(*command)
+    elsewhere = run(STORES, config, *command, UNFINISHED="1")
+    assert elsewhere.stdout.readline() == "stored\n", elsewhere.stderr.read()
+    with pytest.raises(ucm.StoreError, match="PID namespace"):
+        ucm.open_pipeline(config)
+    elsewhere.kill()
+    until = time.monotonic() + 10
+    while any(member.alive for member in members_of(config)):
+        assert time.monotonic() < until, "it lives"
+        time.sleep(0.02)
+    if next_dies:
+        of_failpoints = {**config, "store_pipeline": "UCM_PLUGINS:Cache|UCM_PLUGINS:Posix"}
+        plugins = {"UCM_PLUGINS": ":".join(map(str, libraries))}
+        dies = run(STORES, of_failpoints, **plugins, UCM_FAILPOINTS="segment.moved=crash@1")
+        assert dies.wait(60) == -signal.SIGKILL, dies.stderr.read()
+    with ucm.open_pipeline(config) as store:
+        block = kit.Block(bytes(16), (bytes(store.layout.shard_size),) * 4)
+        kit.dump_pieces(store, block.pieces()[:1])
+        kit.expect_published(store, block)
+        store.remove([block.id])
+        stats = store.stats()["Cache"]
+        assert stats["frames_free"] == stats["frames_ready"]
+
+
 @pytest.mark.parametrize("end", ["killed", "stopped"])
 def test_a_device_store_opens_though_who_makes_room_does_not_go_on(
     config, run, libraries, tmp_path, end
@@ -461,7 +500,9 @@ def test_a_device_store_opens_though_who_makes_room_does_not_go_on(
     device = run(code, config, **plugins, **driver)
     assert device.stdout.readline() == "opening\n"
     if end == "killed":
-        time.sleep(0.2)
+        while not any(member.device for member in members_of(config)):
+            assert device.poll() is None, device.stderr.read()
+            time.sleep(0.02)
         os.kill(grower.pid, signal.SIGKILL)
     _, errors = device.communicate(timeout=60)
     assert device.returncode == 0, errors
