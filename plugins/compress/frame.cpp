@@ -13,6 +13,7 @@ namespace {
 constexpr uint16_t kVersion = 3;
 constexpr uint16_t kLossy = 1;              // of the flags; no writer of ours sets it
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
+constexpr int kMostMisses = 8;
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
 
 struct Trailer {
@@ -235,10 +236,12 @@ bool FrameCoder::waits() {
     return true;
 }
 
-void FrameCoder::wait_after(bool nothing_paid) {
+void FrameCoder::wait_after(bool pays, bool all_raw) {
     const auto tried = [](const Place &place) { return place.failures > 0 || place.seen.known; };
-    if (!nothing_paid)
-        failures_ = 0;
+    if (pays)
+        failures_ = misses_ = 0;
+    else if (!all_raw && misses_ < kMostMisses)
+        misses_++;  // the next may be a little shorter
     else if (failures_ == 0 || std::all_of(places_.begin(), places_.end(), tried))
         failures_ = std::min(failures_ + 1, kMostFailures);
     // Else some were not even looked at: it is soon their turn.
@@ -297,7 +300,7 @@ uint64_t FrameCoder::encode_tiles(const Name &name, void *const *row, uint64_t l
     // Stores keep whole pages.
     const uint64_t unit = length > UCM_ALIGNMENT ? UCM_ALIGNMENT : 1;
     const bool pays = round_up(trailer.frame_bytes, unit) < round_up(length + kTrailerBytes, unit);
-    if (trailer.tile_count == places_.size()) wait_after(!pays);
+    if (trailer.tile_count == places_.size()) wait_after(pays, copied);
     if (!pays) return 0;
     trailer.raw_bytes = length;
     trailer.name_hash = hash_of(name, kernels_);

@@ -114,7 +114,7 @@ class FrameCoder {
     void encode_part(void *const *row, uint64_t length, Mode mode, uint8_t *frame, uint8_t *index,
                      Part &part);
     bool waits();
-    void wait_after(bool nothing_paid);
+    void wait_after(bool pays, bool all_raw);
     Decoded decode_raw(const uint8_t *frame, uint64_t bytes, uint64_t raw_hash, void *const *row);
     ucm_status decode_tiles(const uint8_t *frame, const uint8_t *index, size_t parts,
                             uint64_t raw_hash, void *const *row, Team *team);
@@ -128,6 +128,7 @@ class FrameCoder {
     TileCoder coder_;
     std::vector<Place> places_;    // by tile of the geometry
     int failures_ = 0, wait_ = 0;  // shards in a row of which nothing paid, and to come untried
+    int misses_ = 0;               // that were coded and took no page less, since one did
     Mapping index_;                // of the frame that is made
     Mapping scratch_;              // a tile that lies in several segments
     Part parts_[kMostParts];       // of the frame that is made or read

@@ -523,6 +523,24 @@ TEST_CASE("what would be coded but not take a page less is not tried again and a
     REQUIRE(waited < 256);
 }
 
+TEST_CASE("shards of which about every other takes a page less are coded", "[compress][frame]") {
+    const size_t n = 6144;
+    const Shape shape = Shape::of(n, UCM_DTYPE_BF16);
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry, 0, ucm::compress::best_kernels());
+    std::mt19937 random(1);
+    size_t shorter = 0, coded = 0;
+    for (size_t i = 0; i < 1000; i++) {
+        Bytes bytes = numbers(n, UCM_DTYPE_BF16, i);
+        const bool narrow = random() % 2;
+        for (size_t k = 1; narrow && k < n; k += 2) bytes[k] = 0x3f;
+        shorter += narrow;
+        coded += encode(shape, bytes, coder).size() < n;
+    }
+    REQUIRE(coded > shorter * 9 / 10);
+    REQUIRE(coded <= shorter);
+}
+
 TEST_CASE("a sample tells noise from numbers of every dtype", "[compress][frame]") {
     for (size_t n : {512, 6144, 65536}) {
         int noise = 0;
