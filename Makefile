@@ -6,6 +6,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Debian 12's pip has no -C, only --config-settings.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What is installed with --no-compile is compiled by its first import, which keeps the bytecode.
 unexport PYTHONDONTWRITEBYTECODE
@@ -68,7 +69,7 @@ $(VENV)/.build: requirements-build.txt meson.options $(PYTHON_STAMP)
 
 $(VENV)/.package: $(VENV)/.build $(SOURCES)
 	@echo 'make: building and installing the package'
-	@$(IN_VENV) $(PIP) install -q --no-build-isolation -Cbuild-dir=build/wheel . \
+	@$(IN_VENV) $(PIP) install -q --no-build-isolation --config-settings=build-dir=build/wheel . \
 	    || { echo 'make: the build failed; the first error above says where' >&2; exit 1; }
 	@touch $@
 
@@ -159,7 +160,7 @@ bench-codec: dev package
 # The package goes as a wheel into environments of others, and into the guest.
 $(VENV)/.wheel: $(VENV)/.package
 	@rm -rf build/dist
-	@$(IN_VENV) $(PIP) wheel -q --no-build-isolation --no-deps -Cbuild-dir=build/wheel -w build/dist .
+	@$(IN_VENV) $(PIP) wheel -q --no-build-isolation --no-deps --config-settings=build-dir=build/wheel -w build/dist .
 	@touch $@
 
 wheel: package $(VENV)/.wheel

@@ -76,7 +76,7 @@ class Bench:
     def build(self, package, short):
         how = ["--no-deps", "--no-build-isolation", "-w", str(self.folder / "dist")]
         native = (package / "meson.build").exists()
-        how += ["-Csetup-args=-Doptimization=0"] if short and native else []
+        how += ["--config-settings=setup-args=-Doptimization=0"] if short and native else []
         self.run(f"build {package.name}", *self.pip, "wheel", "-q", *how, str(package))
 
     def pytest(self, what, *words, cwd=None):
