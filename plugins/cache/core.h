@@ -72,7 +72,7 @@ struct Core {
     Ledger ledger;
     // Of the store below: one may be able to read what it cannot write.
     Breaker dump_breaker, load_breaker;
-    // Somebody closes, or drains without a bound: nothing waits until a store that is down works.
+    // Somebody drains, or closes: nothing waits any more until a store that is down works again.
     std::atomic<uint32_t> impatient{0};
     std::atomic<bool> closing{false};
 

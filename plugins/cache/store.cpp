@@ -345,14 +345,13 @@ ucm_status CacheStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_
     report.stored = report.lost = report.pending = report.unfinished = 0;
     if (!engine_) return drain_below(until_ns, report, err);
     Core &core = engine_->core;
-    const bool unbounded = until_ns == INT64_MAX;
     {
         Lock lock(core.mutex);
         while (engine_->draining && monotonic_ns() < until_ns)
             wait_until(core.wakeups.idle, lock, until_ns);
         if (engine_->draining) return UCM_PENDING;
         engine_->draining = true;
-        if (unbounded) core.impatient.fetch_add(1);
+        core.impatient.fetch_add(1);
         core.wakeups.writes.notify_all();  // it may wait for a store that is down
     }
     engine_->dumps.flush(true);
@@ -360,7 +359,7 @@ ucm_status CacheStore::drain(const ucm_wait_args &args, ucm_report &report, ucm_
     ucm_status status = core.ledger.drain(until_ns, report);
     engine_->writer.drain(false);
     engine_->dumps.flush(false);
-    if (unbounded) core.impatient.fetch_sub(1);
+    core.impatient.fetch_sub(1);
     report.stored = 0;  // the bottom's to count
     const ucm_status below = drain_below(until_ns, report, err);
     if (below != UCM_OK) status = below;

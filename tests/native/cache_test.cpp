@@ -240,26 +240,6 @@ TEST_CASE("a block that cannot be stored is given up, counted and named", "[cach
     REQUIRE(stack.host().logged(ids[0].hex()));
 }
 
-TEST_CASE("a drain with a bound gives nothing up while the store below is down", "[cache]") {
-    Stack stack({"Cache", "Memory"}, with_room(64), kFour);
-    const auto ids = make_ids(4);
-    stack.memory().fail(Op::kDump, UCM_IO, 0, 100000);
-    REQUIRE(all_ok(stack.dump(ids)));
-    REQUIRE(eventually([&] { return stack.metrics()["breaker_open"] == 1; }));
-    for (int k = 0; k < 3; k++) {
-        const ucm_report report = drained(stack, UCM_PENDING, 700);
-        REQUIRE(report.lost == 0);
-        REQUIRE(report.pending == 16);
-    }
-    stack.memory().fail(Op::kDump, UCM_OK, 0, 0);
-    REQUIRE(drained(stack).stored == 16);
-    REQUIRE(stack.memory().blocks() == 4);
-    // One without a bound does not wait for ever.
-    stack.memory().fail(Op::kDump, UCM_IO, 0, 100000);
-    REQUIRE(all_ok(stack.dump(make_ids(1, 100))));
-    REQUIRE(drained(stack, UCM_OK, -1).lost == 4);
-}
-
 TEST_CASE("a block that the store below declines stays here as long as there is room", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     const auto ids = make_ids(3);
