@@ -135,7 +135,8 @@ def check_found(found, hits):
     say(f"ttft: tokens found: {found}")
     tokens = BLOCKS * BLOCK
     on_disk = found[DISK].get("DISK", 0)
-    check(on_disk > 0.9 * hits * tokens, f"ttft: not from the disk: {found[DISK]}")
+    # What is used again and again stays in memory, however little there is.
+    check(on_disk > 0.8 * hits * tokens, f"ttft: not from the disk: {found[DISK]}")
     in_memory = found[MEMORY].get("HOST", 0)
     check(in_memory >= ROUNDS * tokens, f"ttft: not from memory: {found[MEMORY]}")
 
