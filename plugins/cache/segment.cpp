@@ -220,14 +220,6 @@ struct Waiting {
     std::vector<BlockId> unsaved, removed;
 
   private:
-    static BlockId id_of(const Record &record) {
-        BlockId id;
-        for (int k = 0; k < 2; k++) {
-            const uint64_t half = record.id[k].load(std::memory_order_relaxed);
-            std::memcpy(id.bytes + 8 * k, &half, 8);
-        }
-        return id;
-    }
     static std::string names(const std::vector<BlockId> &ids) {
         std::string all;
         for (size_t k = 0; k < ids.size() && k < kMostNamedGone; k++)

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "task.h"
 
@@ -85,6 +86,15 @@ struct alignas(64) Record {
     uint64_t pins;  // a bit for each member of which copies of a device read its frame
 };
 static_assert(sizeof(Record) == 128);
+
+inline BlockId id_of(const Record &record) {
+    BlockId id;
+    for (int k = 0; k < 2; k++) {
+        const uint64_t half = record.id[k].load(std::memory_order_relaxed);
+        std::memcpy(id.bytes + 8 * k, &half, sizeof half);
+    }
+    return id;
+}
 
 struct ShardInfo {
     std::atomic<uint64_t> length, raw_length;

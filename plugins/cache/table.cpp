@@ -194,12 +194,7 @@ bool Table::stale_below(uint32_t record, int64_t now_ns) const {
 // Chains and records.
 
 BlockId Table::id(uint32_t record) const {
-    BlockId id;
-    for (int k = 0; k < 2; k++) {
-        const uint64_t value = records_[record].id[k].load(kRelaxed);
-        std::memcpy(id.bytes + 8 * k, &value, 8);
-    }
-    return id;
+    return id_of(records_[record]);
 }
 
 BlockRef Table::search(const BlockId &id, Sight sight) const {
