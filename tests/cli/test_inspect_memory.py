@@ -155,15 +155,15 @@ def test_the_dead_are_called_dead(config, mine, path):
         (struct.pack("<8s3I", b"UCMCACHE", 2, 0, 2).ljust(8192, b"\0"), "is not sound"),
     ],
 )
-def test_what_is_no_segment_is_told(mine, path, data, problem):
-    path.write_bytes(data)
-    found = mine()
-    assert problem in found["problem"]
-    assert found["members"] == []
+def test_what_is_no_segment_is_told(tmp_path, path, data, problem):
+    # Elsewhere, so that no start of another store takes it away.
+    (tmp_path / path.name).write_bytes(data)
+    (found,) = segments.inspect(tmp_path)
+    assert problem in found.problem
+    assert found.members == []
 
 
-def test_other_files_are_left_alone(tmp_path, monkeypatch, ucm_command):
-    monkeypatch.setattr(segments, "FOLDER", tmp_path)
+def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "else").touch()
     (tmp_path / f"ucm-cache-{os.geteuid() + 1}-of-another").touch()
     assert segments.inspect(tmp_path) == []
