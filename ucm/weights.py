@@ -29,9 +29,10 @@ def weights_identity(path: str) -> Any:
 
 def _files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the files that describe a folder's weights, and those that hold them."""
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".gguf"))
-    described = (folder / "config.json", folder / "adapter_config.json")
-    return [f for f in (*described, *sorted(folder.glob("*.index.json"))) if f.exists()], files
+    suffixes = (".safetensors", ".bin", ".gguf", ".pt")
+    files = sorted(f for f in folder.iterdir() if f.suffix in suffixes)
+    described = ("config.json", "adapter_config.json", "*.index.json", "*processor_config.json")
+    return [f for name in described for f in sorted(folder.glob(name))], files
 
 
 def _sampled(path: Path) -> list[Any]:

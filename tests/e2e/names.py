@@ -5,6 +5,7 @@ share.
 """
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ import msgspec
 import torch
 from vllm import SamplingParams
 from vllm.config import KVTransferConfig
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorRole,
+)
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
@@ -169,6 +173,12 @@ def stages(model, folder):
     workers = [Worker(vllm_config, half) for half in halves]
     told = {(i, 0): worker.handshake for i, worker in enumerate(workers)}
     scheduler = UCMConnector(vllm_config, KVConnectorRole.SCHEDULER, cache_config(workers[0].names))
+    warnings = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda line: warnings.append(line.getMessage())
+    logging.getLogger("ucm").addHandler(handler)
+    scheduler.set_xfer_handshake_metadata_pp_aware({(0, 0): KVConnectorHandshakeMetadata()})
+    logging.getLogger("ucm").removeHandler(handler)
     scheduler.set_xfer_handshake_metadata_pp_aware(told)
     one = request("sha256")
     hashes = list(one.block_hashes)
@@ -208,6 +218,7 @@ def stages(model, folder):
             )
             for value in (True, False)
         ],
+        "handshake_of_another": warnings,
         "delivery": scheduler.requires_kv_delivery,
     }
 

@@ -40,6 +40,23 @@ def test_without_a_cache_configuration_the_model_s_says_what_is_refused(model):
         engine.check_support(config(**model), None)
 
 
+@pytest.mark.parametrize("kinds", [None, ["FullAttentionSpec"]], ids=["two arguments", "three"])
+def test_what_vllm_itself_has_no_prefix_cache_for_is_refused(kinds):
+    """Its pooling of MEAN and CLS dies of a prompt that is not computed as a whole."""
+    layout = caches(*kinds) if kinds else None
+    assert engine.check_support(config(is_prefix_caching_supported=True), layout) == 128
+    with pytest.raises(ucm.UnsupportedError, match="no prefix cache"):
+        engine.check_support(config(is_prefix_caching_supported=False), layout)
+
+
+def test_attention_to_what_comes_later_is_refused():
+    layout = caches("FullAttentionSpec")
+    assert engine.check_support(config(), layout) == 128
+    layout.kv_cache_groups[0].kv_cache_spec.non_causal = True
+    with pytest.raises(ucm.UnsupportedError, match="non-causal"):
+        engine.check_support(config(), layout)
+
+
 @pytest.mark.parametrize("mla", [True, False])
 def test_what_all_ranks_hold_alike_is_known_without_a_cache_configuration(mla, monkeypatch):
     monkeypatch.setattr(engine, "tensor_rank", lambda: 1)

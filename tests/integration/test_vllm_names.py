@@ -117,7 +117,9 @@ def test_the_weights_of_a_folder_are_known_by_samples(tmp_path):
     weights.write_bytes(bytes([1]) * 1_000_000)  # trained further: the same size
     trained = identity()
     (tmp_path / "config.json").write_text("{ }")
-    assert len({before, trained, identity()}) == 3
+    configured = identity()
+    (tmp_path / "preprocessor_config.json").write_text('{"max_pixels": 100352}')
+    assert len({before, trained, configured, identity()}) == 4
     assert names.weights_identity("Qwen/Qwen2.5-14B") is None
 
 
@@ -155,7 +157,10 @@ def engine_config(**changed):
         to_dict=lambda: {"rope_theta": v.theta, "transformers_version": id(v)},
         rope_parameters=v.rope,
     )
-    more = ("architectures", "quantization_config", "model_impl", "original_max_model_len")
+    more = (
+        *("architectures", "quantization_config", "model_impl", "original_max_model_len"),
+        "multimodal_config",
+    )
     return types.SimpleNamespace(
         model_config=types.SimpleNamespace(
             model=v.model,
@@ -180,6 +185,10 @@ def name(**changed):
     return names.namespace(config.model_config.model, names.model_parts(config))
 
 
+def media(**values):
+    return types.SimpleNamespace(get_video_pruning_spec=lambda: None, **values)
+
+
 def drafted(model):
     return types.SimpleNamespace(
         draft_model_config=types.SimpleNamespace(model=model, revision=None)
@@ -198,8 +207,13 @@ def test_whatever_changes_the_bytes_changes_the_namespace():
         {"model_impl": "transformers"},
         {"speculative_config": drafted("org/draft")},
         {"speculative_config": drafted("org/better")},
+        {"multimodal_config": media(mm_processor_kwargs={"max_pixels": 100352})},
+        {"multimodal_config": media(mm_processor_kwargs={"max_pixels": 200704})},
+        {"multimodal_config": media(media_io_kwargs={"video": {"num_frames": 8}})},
+        {"multimodal_config": media(mm_encoder_attn_dtype="fp8")},
     ]
     assert len({name(), *(name(**change) for change in changes)}) == len(changes) + 1
+    assert name(multimodal_config=media(mm_processor_kwargs=None)) == name()
     assert name(speculative_config=drafted("org/m")) == name()  # it has layers for that itself
 
 
@@ -335,8 +349,9 @@ def adapted(path, **more):
     return request
 
 
-def test_an_adapter_that_was_trained_further_in_its_place_is_another(tmp_path):
-    weights = tmp_path / "adapter_model.safetensors"
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
+def test_an_adapter_that_was_trained_further_in_its_place_is_another(tmp_path, suffix):
+    weights = (tmp_path / "adapter_model").with_suffix(suffix)
 
     def hashes(in_process=None, **more):
         apart = in_process or Apart(lambda request: [b"a", b"b"], Adapters())

@@ -50,4 +50,9 @@ def stages(found):
         "piecewise": [True, False],
         "delivery": False,
     }
+    warnings = found.pop("handshake_of_another")
+    check(
+        len(warnings) == 1 and "list UCMConnector first" in warnings[0],
+        f"names: another connector's handshake: {warnings}",
+    )
     check(found == wanted, f"names: stages: {found}")

@@ -31,6 +31,12 @@ def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
         if value > 1:
             raise UnsupportedError(f"UCMConnector: {name} is {value}; only 1 is supported yet")
     cache = vllm_config.cache_config
+    # vLLM asks connectors even where it knows that a prompt has to be computed as a whole.
+    if not getattr(vllm_config.model_config, "is_prefix_caching_supported", True):
+        raise UnsupportedError(
+            "UCMConnector: vLLM has no prefix cache for this model and pooling (MEAN, CLS, STEP, "
+            "or attention in both directions), so nothing can be found again; start without it"
+        )
     if kv_cache_config is None:  # the two-argument form
         _check_attention(vllm_config.model_config)
         return int(cache.block_size)
@@ -48,6 +54,11 @@ def check_support(vllm_config: Any, kv_cache_config: Any) -> int:
     if kind not in _ATTENTION:
         raise UnsupportedError(
             f"UCMConnector: the model's KV cache is a {kind}; only full attention is supported yet"
+        )
+    if getattr(groups[0].kv_cache_spec, "non_causal", False):
+        raise UnsupportedError(
+            "UCMConnector: the model's attention is non-causal: KV cache depends on what comes "
+            "after it, so prompts with the same beginning cannot share it"
         )
     # With decode context parallelism a block covers the tokens of several ranks.
     return int(getattr(kv_cache_config, "hash_block_size", None) or cache.block_size)

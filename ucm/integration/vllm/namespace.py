@@ -140,10 +140,27 @@ def _unusual(vllm_config: Any) -> dict[str, Any]:
         "loader": _text(getattr(vllm_config.load_config, "model_loader_extra_config", None)),
         # Media are named by what they are, not by how much of them is left out.
         "pruning": media.get_video_pruning_spec() if media is not None else None,
+        "media": _media(media),
         # A draft's layers stand among the model's own.
         "draft": [model_name(str(draft.model)), draft.revision, weights_identity(str(draft.model))]
         if own and draft is not None
         else None,
+    }
+
+
+def _media(config: Any) -> dict[str, str]:
+    """Tell how media become tokens, as far as the engine sets it and no request says it."""
+    names = (
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "mm_encoder_attn_dtype",
+        "mm_encoder_fp8_scale_path",
+    )
+    told = {name: getattr(config, name, None) for name in names}
+    return {
+        name: json.dumps(value, sort_keys=True, default=str)
+        for name, value in told.items()
+        if value
     }
 
 

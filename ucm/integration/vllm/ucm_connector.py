@@ -124,7 +124,7 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             )
         # A stage cannot tell the next one within a step what it failed to load.
         self._outside = (now.use_request_async_load and not wrapped) or stages > 1
-        events = engine.wants_events(vllm_config) and not wrapped
+        events = engine.wants_events(vllm_config) and not wrapped and not now.use_lite
         self._announcer = Announcer(self._block_tokens, engine.extra_keys) if events else None
         self._moving = Moving(
             layerwise=self._layerwise(now) and not wrapped and stages == 1,
@@ -284,8 +284,14 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Any]) -> None:
         """Open the store for lookup: now the workers' names for blocks are known."""
-        told = [metadata[key] for key in sorted(metadata)]
-        self._attach([each for each in told if isinstance(each, UCMHandshake)])
+        ours = [metadata[key] for key in sorted(metadata)]
+        ours = [each for each in ours if isinstance(each, UCMHandshake)]
+        if metadata and not ours:
+            logger.warning(
+                "nothing is found or saved: MultiConnector passes on one connector's handshake "
+                "alone, and it was another's; list UCMConnector first, beside connectors without"
+            )
+        self._attach(ours)
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
         """Do the same where ranks are told in one dimension."""
