@@ -377,13 +377,14 @@ def read_mounts() -> list[Mount]:
 def read_memory() -> Memory:
     """Read what memory has free, what the control group allows, and what /dev/shm has free."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
+    available = int(found[1]) * 1024 if found else 0
     limit = _text(Path("/sys/fs/cgroup/memory.max")).strip()
     try:
         shm = os.statvfs("/dev/shm")
-        shm_free = shm.f_bavail * shm.f_frsize
+        # A tmpfs without a limit says that it has no blocks at all.
+        shm_free = shm.f_bavail * shm.f_frsize if shm.f_blocks else available
     except OSError:
         shm_free = 0
-    available = int(found[1]) * 1024 if found else 0
     current = _text(Path("/sys/fs/cgroup/memory.current")).strip()
     # What files only keep in memory goes when room is needed.
     files = re.search(

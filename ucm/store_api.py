@@ -68,6 +68,8 @@ class Store:
         self._wired = bool(wired)
         self._handle_given = False
         self._changing = threading.Lock()  # one replace or close at a time; guards _leaving
+        self._owing = threading.Lock()  # guards _owed
+        self._owed: dict[str, int] = {}  # stored and lost by calls that ended in no report
         self._leaving: list[_Service] = []  # what is to be closed, the oldest first
         self._tasks: collections.deque[Task] = collections.deque()
         self._service = _Service(self, options, wired)
@@ -346,13 +348,17 @@ class Store:
         self._call("remove", n, ids)
 
     def drain(self, timeout_ms: int | None = None) -> Report:
-        """Wait until all that was dumped is stored at the bottom, or lost; raise StoreTimeout."""
+        """Wait until all that was dumped is stored at the bottom, or lost.
+
+        Raises StoreTimeout after ``timeout_ms`` (default: the option): shards go on, and what was
+        stored or lost by then is in the next report, of ``drain`` or ``close``.
+        """
         limit = self._timeout_ms if timeout_ms is None else timeout_ms
         status, counts = self._sliced(self._drain_slice, limit)
         if status == Status.PENDING:
             raise errors.StoreTimeout(
-                f"drain: {counts['pending']} shards are not stored yet after {limit} ms; "
-                "they go on, drain again"
+                f"drain: {counts['pending']} shards are not stored yet after {limit} ms"
+                f"{_of_lost(counts)}; they go on, drain again"
             )
         return Report(**counts)
 
@@ -362,17 +368,31 @@ class Store:
         return status, counts
 
     def _sliced(self, call: Any, limit_ms: int) -> tuple[int, dict[str, int]]:
-        """Repeat a bounded call in short slices, so that Ctrl-C works between them."""
+        """Repeat a bounded call in short slices, so that Ctrl-C works between them.
+
+        Layers tell of what is stored or lost once: after a timeout the next report has it.
+        """
         total = {"stored": 0, "lost": 0, "pending": 0, "unfinished": 0}
+        with self._owing:
+            total.update(self._owed)
+            self._owed.clear()
+        ended = False
         until = time.monotonic() + limit_ms / 1000
-        while True:
-            left = int((until - time.monotonic()) * 1000)
-            status, counts = call(max(0, min(left, _SLICE_MS)))
-            for name in ("stored", "lost"):
-                total[name] += counts[name]
-            total["pending"], total["unfinished"] = counts["pending"], counts["unfinished"]
-            if status != Status.PENDING or left <= 0:
-                return status, total
+        try:
+            while True:
+                left = int((until - time.monotonic()) * 1000)
+                status, counts = call(max(0, min(left, _SLICE_MS)))
+                for name in ("stored", "lost"):
+                    total[name] += counts[name]
+                total["pending"], total["unfinished"] = counts["pending"], counts["unfinished"]
+                ended = status != Status.PENDING
+                if ended or left <= 0:
+                    return status, total
+        finally:
+            if not ended:
+                with self._owing:
+                    for name in ("stored", "lost"):
+                        self._owed[name] = self._owed.get(name, 0) + total[name]
 
     def native_handle(self) -> int:
         """Return the address of the top layer's ``ucm_store``."""
@@ -433,7 +453,7 @@ class Store:
         if status == Status.PENDING:
             raise errors.StoreTimeout(
                 f"replace: the new stack serves, but {counts['pending']} shards of the old one are "
-                f"not stored after {limit} ms; it goes on until close"
+                f"not stored after {limit} ms{_of_lost(counts)}; it goes on until close"
             )
         return Report(**counts)
 
@@ -467,12 +487,16 @@ class Store:
         if status == Status.PENDING:
             raise errors.StoreTimeout(
                 f"close: after {limit} ms it goes on, and {counts['pending']} shards are not "
-                "stored yet; close again"
+                f"stored yet{_of_lost(counts)}; close again"
             )
         self._closed = True
         _open_stores.discard(self)
         self._tasks.clear()
         return Report(**counts)
+
+
+def _of_lost(counts: dict[str, int]) -> str:
+    return f" ({counts['lost']} are lost)" if counts["lost"] else ""
 
 
 def _truths(tiers: bytes) -> list[bool]:

@@ -61,9 +61,10 @@ struct Room {
 
 Room room(bool shared) {
     struct statvfs fs{};
-    if (shared && statvfs("/dev/shm", &fs) == 0)
+    if (shared && statvfs("/dev/shm", &fs) != 0) return {0, 0, "/dev/shm"};
+    // A tmpfs without a limit says that it has no blocks at all.
+    if (shared && fs.f_blocks)
         return {fs.f_blocks * fs.f_frsize, fs.f_bavail * fs.f_frsize, "/dev/shm"};
-    if (shared) return {0, 0, "/dev/shm"};
     return {memory_info("MemTotal:"), memory_info("MemAvailable:"), "memory"};
 }
 
@@ -195,7 +196,14 @@ Shape known_shape(const ucm_open_args &args) {
 Shape make_shape(const ucm_open_args &args, bool shared, const Logger &log) {
     Shape shape = known_shape(args);
     const double wanted_gb = Values(args)[kCapacityGb].f;
-    const uint64_t bytes = pool_bytes(wanted_gb, 2 * shape.frame_bytes(), shared, log);
+    uint64_t bytes = 2 * shape.frame_bytes();
+    try {
+        bytes = pool_bytes(wanted_gb, bytes, shared, log);
+    } catch (const Error &error) {
+        // What others have made may be joined, however little room is left now.
+        if (!shared || wanted_gb != 0) throw;
+        shape.refusal = error.what();
+    }
     shape.frames = uint32_t(std::min<uint64_t>(bytes / shape.frame_bytes(), UINT32_MAX / 4));
     return shape;
 }
@@ -205,7 +213,6 @@ Config::Config(const ucm_open_args &args, const Shape &shape) {
     shards_per_block = shape.shards_per_block;
     capacity = shape.capacity;
     waiting_shards = uint64_t(values[kWaitingQueueDepth].i);
-    waiting_bytes = uint64_t(shape.frames) * shape.frame_bytes();
     running_shards = uint64_t(values[kRunningQueueDepth].i);
     timeout_ms = values[kTimeoutMs].i;
     cores = usable_cores(values[kAffinityCores]);

@@ -53,9 +53,9 @@ struct Config {
     Config(const ucm_open_args &args, const Shape &shape);
 
     uint32_t shards_per_block;
-    uint64_t capacity;                       // of a shard
-    uint64_t waiting_shards, waiting_bytes;  // accepted, of loads and of dumps each
-    uint64_t running_shards;                 // on their way below
+    uint64_t capacity;        // of a shard
+    uint64_t waiting_shards;  // accepted, of loads and of dumps each
+    uint64_t running_shards;  // on their way below
     int64_t timeout_ms;
     std::vector<int> cores;  // that its threads may use; none: as the thread that opens it
 };

@@ -482,6 +482,10 @@ void Segment::move_here() {
 }
 
 void Segment::create(const Shape &shape) {
+    if (!shape.refusal.empty()) {
+        ::unlink(path_.c_str());
+        throw Error(UCM_INVALID, shape.refusal);
+    }
     Header sizes{};
     lay_out(sizes, shape);
     UCM_FAILPOINT("segment.made");
@@ -552,7 +556,7 @@ int Segment::allocate(uint32_t first, uint32_t count) const {
     const uint64_t from = first * frame_bytes_, bytes = count * frame_bytes_;
     struct statvfs fs{};
     // Others live in /dev/shm too, and die when it is full.
-    if (fstatvfs(file_.get(), &fs) == 0 &&
+    if (fstatvfs(file_.get(), &fs) == 0 && fs.f_blocks &&
         fs.f_bavail * fs.f_frsize < bytes + fs.f_blocks * fs.f_frsize / 16)
         return ENOSPC;
     const int error = allocate_bytes(file_.get(), header().data_at + from, bytes);
@@ -631,7 +635,7 @@ void Segment::sweep_others() const {
             held_by_another(file.get(), kMemberByte, kMembers) || !leads_to(path, file.get()))
             continue;
         Waiting waiting;
-        bool recent = false;
+        bool recent = false, of_another_version = false;
         void *head = MAP_FAILED;
         if (uint64_t(st.st_size) >= round_up(sizeof(Header)))
             head = mmap(nullptr, round_up(sizeof(Header)), PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -648,15 +652,24 @@ void Segment::sweep_others() const {
                 }
             }
             const bool known = sane(header, uint64_t(st.st_size));
-            if (!waiting.any() || !recent) remove_file(path, file.get(), known ? &header : nullptr);
+            of_another_version = std::memcmp(header.magic, kMagic, sizeof kMagic) == 0 &&
+                                 header.version != kSegmentVersion;
+            // What is in it only that version knows, which may come back.
+            if (of_another_version)
+                recent = (clock_ns(CLOCK_REALTIME) / 1000000000 - st.st_mtime) * 1000000000 <
+                         kUnsavedKeptNs;
+            if (!(waiting.any() || of_another_version) || !recent)
+                remove_file(path, file.get(), known ? &header : nullptr);
             munmap(head, round_up(sizeof(Header)));
         } else {
             remove_file(path, file.get(), nullptr);
         }
-        if (waiting.any() && recent) continue;
-        log_.write(waiting.any() ? UCM_LOG_WARN : UCM_LOG_INFO,
-                   "%s was left by processes that are dead; it is removed, with %s", path.c_str(),
-                   waiting.text().c_str());
+        const bool warns = waiting.any() || of_another_version;
+        if (warns && recent) continue;
+        log_.write(warns ? UCM_LOG_WARN : UCM_LOG_INFO,
+                   "%s was left by processes that are dead%s; it is removed, with %s", path.c_str(),
+                   of_another_version ? ", of another version" : "",
+                   of_another_version ? "whatever was in it" : waiting.text().c_str());
     }
 }
 

@@ -24,6 +24,7 @@ struct Shape {
     bool any_fingerprint;  // it ends before the fingerprint, which is not known
     bool keeps, loads;     // can the store below
     uint32_t frames;
+    std::string refusal;  // why it may be joined and not made; "": it may be made
 
     uint64_t frame_bytes() const { return shards_per_block * slot_bytes; }
 };

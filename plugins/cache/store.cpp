@@ -44,8 +44,8 @@ CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
       loads(core),
       watch(core, writer, loads),
       tasks(args.layout),
-      dump_admission(core.config.waiting_shards, core.config.waiting_bytes),
-      load_admission(core.config.waiting_shards, core.config.waiting_bytes),
+      dump_admission(core.config.waiting_shards, core.segment.data_bytes()),
+      load_admission(core.config.waiting_shards, core.segment.data_bytes()),
       on_host(args.layout->memory == UCM_MEMORY_HOST) {
     {
         Outcome outcome;

@@ -134,6 +134,25 @@ def test_the_default_timeout_is_the_option(open_gate, gate):
     store.wait(task)
 
 
+def test_what_was_lost_before_a_timeout_is_in_the_next_report(open_gate, monkeypatch):
+    store = open_gate()
+
+    def answer(status, **counts):
+        usual = dict.fromkeys(("stored", "lost", "pending", "unfinished"), 0)
+        return status, {**usual, **counts}
+
+    pending = ucm.Status.PENDING
+    answers = [answer(pending, stored=1, lost=2, pending=4), answer(pending, lost=1, pending=3)]
+    answers += [answer(ucm.Status.OK, stored=3), answer(ucm.Status.OK)]
+    monkeypatch.setattr(store, "_drain_slice", lambda timeout_ms: answers.pop(0))
+    with pytest.raises(ucm.StoreTimeout, match=r"4 shards .* \(2 are lost\)"):
+        store.drain(0)
+    with pytest.raises(ucm.StoreTimeout, match=r"3 shards .* \(3 are lost\)"):
+        store.drain(0)
+    assert store.drain(0) == ucm.Report(4, 3, 0, 0)
+    assert store.drain(0) == ucm.Report(0, 0, 0, 0)
+
+
 def test_memory_stays_referenced_until_the_task_has_ended(open_gate, gate):
     store = open_gate()
     gate.shut()

@@ -334,6 +334,54 @@ def test_the_limit_that_sets_the_size_is_named(config, run, size, limit, used, c
         assert abs(int(checked) - pool) <= MIB
 
 
+JOINS = """
+    with ucm.open_pipeline(config) as first:
+        shm = os.statvfs("/dev/shm")
+        with open("/dev/shm/other", "wb") as other:
+            other.write(bytes(shm.f_bavail * shm.f_frsize - config["block_size"]))
+        with ucm.open_pipeline(config) as second:
+            print(second.stats()["Cache"]["members"])
+    try:
+        ucm.open_pipeline(config)
+    except ucm.ConfigError as error:
+        print(error)
+    print(os.listdir("/dev/shm"))
+"""
+
+
+def test_who_joins_needs_no_room(config, run):
+    block = {"block_size": MIB, "shard_size": MIB, "cache_buffer_capacity_gb": 0}
+    members, refused, left = in_small_memory(run, "32m", JOINS, {**config, **block})[0].splitlines()
+    assert members == "2"
+    assert "cannot hold two blocks" in refused
+    assert left == "['other']"
+
+
+def test_shared_memory_without_a_limit_is_as_large_as_memory(config, run):
+    config = {**config, "cache_buffer_capacity_gb": 0}
+    made, checked = in_small_memory(run, "0", CHOOSES, config)[0].splitlines()
+    assert 0 < int(made) * BLOCK <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert abs(int(made) * BLOCK - int(checked)) <= 256 * MIB  # memory in use comes and goes
+    frames, left = in_small_memory(run, "0", WORKS, {**config, **capacity(64)})[0].splitlines()
+    assert (frames, left) == ("64", "[]")
+
+
+def test_what_another_version_left_waits_ten_minutes_for_it(config, new_id, caplog, run):
+    let_die(run, config, UNFINISHED="1")
+    path = path_of(config["unique_id"])
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(struct.pack("<I", 1))
+    elsewhere = {**config, "unique_id": new_id()}
+    with ucm.open_pipeline(elsewhere):
+        assert path.exists()
+    os.utime(path, (time.time() - 601,) * 2)
+    with ucm.open_pipeline(elsewhere):
+        assert not path.exists()
+    ucm.logs.flush()
+    assert "of another version; it is removed, with whatever was in it" in caplog.text
+
+
 def test_a_cache_is_not_made_for_more_than_shared_memory_can_have(config, run):
     out, errors = in_small_memory(run, "8m", CHOOSES, {**config, **capacity(4096)})
     assert out.splitlines()[0] == str(8 * MIB // BLOCK)
