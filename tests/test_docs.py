@@ -100,10 +100,6 @@ NOT_RUN = {
     ): "needs the package",
     ("examples/rust_store/README.md", "pip install ."): "builds the package",
     ("examples/rust_store/README.md", "pytest examples/rust_store/tests"): "needs the package",
-    (
-        "examples/vllm/README.md",
-        "export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind",
-    ): "needs vLLM",
 }
 
 
