@@ -15,7 +15,6 @@ MODES = {
     "small-files": {"store": {"compress_codec": "small"}},
     "no-memory": {"pipeline": "Compress|Posix"},
     "chunks": {"engine": {"max_num_batched_tokens": 512}},
-    "compiled": {"engine": {"enforce_eager": False}},
     "two-workers": {"engine": TWO},
     "one-then-two-workers": {"second": TWO, "options": {"kv_head_groups": 2}},
     "two-then-one-worker": {"engine": TWO, "second": {}, "options": {"kv_head_groups": 2}},
