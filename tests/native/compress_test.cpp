@@ -581,6 +581,41 @@ TEST_CASE("a sample tells noise from numbers of every dtype", "[compress][frame]
     }
 }
 
+TEST_CASE("noise is copied and hashed once, from the first shard on", "[compress][frame]") {
+    static uint64_t hashed;
+    Kernels counting = ucm::compress::best_kernels();
+    counting.hash = [](const void *bytes, size_t n, uint64_t seed) {
+        hashed += n;
+        return ucm::compress::best_kernels().hash(bytes, n, seed);
+    };
+    for (size_t plane : {1536, 6144, 49152}) {
+        Shape shape{{plane * 60}, {}};
+        for (size_t i = 0; i < 60; i++) shape.planes.push_back({plane, UCM_DTYPE_BF16, 0});
+        const auto geometry = shape.geometry();
+        FrameCoder coder(geometry, 0, counting);
+        for (uint64_t seed = 0; seed < 4; seed++) {
+            hashed = 0;
+            encode(shape, random_bytes(plane * 60, seed), coder);
+            REQUIRE(hashed < plane * 60 + 256);
+        }
+    }
+}
+
+TEST_CASE("one plane of numbers among noise is found", "[compress][frame]") {
+    const size_t plane = 16384, planes = 60;
+    Shape shape{{plane * planes}, {}};
+    for (size_t i = 0; i < planes; i++) shape.planes.push_back({plane, UCM_DTYPE_BF16, 0});
+    const auto geometry = shape.geometry();
+    for (size_t where : {0, 17, 30, 59}) {
+        Bytes all = random_bytes(plane * planes, where);
+        const Bytes some = numbers(plane, UCM_DTYPE_BF16, where);
+        std::copy(some.begin(), some.end(), all.begin() + long(where * plane));
+        FrameCoder coder(geometry, 0, ucm::compress::best_kernels());
+        int shards = 0;
+        while (encode(shape, all, coder).size() > all.size()) REQUIRE(++shards < 100);
+    }
+}
+
 TEST_CASE("small planes between noise are found, though not each is looked at at first",
           "[compress][frame]") {
     const size_t plane = 3072, planes = 60, first = 2, last = 20;
