@@ -1,7 +1,8 @@
 """The codec of Compress beside memcpy, ZipNN, OpenZL, blosc2, pcodec, zstd and lz4, on one thread.
 
 python benchmarks/codec_peers.py                         the packaged sample, as Markdown
-python benchmarks/codec_peers.py --data FOLDER           and all samples of real KV cache in it
+python benchmarks/codec_peers.py --data FOLDER           and all samples of real KV cache in it;
+                                                         in blocks of 16 tokens, too, of each model
 python benchmarks/codec_peers.py FILE=bf16,65536         and a file, its numbers, bytes of a plane
 python benchmarks/codec_peers.py --quick --peers ""      does the script still run?
 python benchmarks/codec_peers.py --write docs/performance.md
@@ -36,6 +37,7 @@ KERNELS = ("avx512", "avx2", "neon", "scalar")  # the best first
 NAMED = re.compile(r"(?P<model>[^_]+)_(?P<dtype>[^_]+)_.+_b(?P<block>\d+)")
 VALUES = {"smollm2": 3 * 64, "gemma3": 1 * 256}  # in K or V of a token in one layer
 LAYERS = {"smollm2": 30, "gemma3": 18}
+BLOCK = 16  # tokens, as engines have them
 DTYPES = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "fp8_e4m3"}
 FIELDS = {"bf16": (np.uint16, 7, 8), "fp16": (np.uint16, 10, 5), "fp32": (np.uint32, 23, 8)}
 FIELDS |= {"fp8_e4m3": (np.uint8, 3, 4), "fp8_e5m2": (np.uint8, 2, 5)}
@@ -44,15 +46,18 @@ FIELDS |= {"fp8_e4m3": (np.uint8, 3, 4), "fp8_e5m2": (np.uint8, 2, 5)}
 class Sample:
     """A file, again and again until the caches do not hold it, for us and for the others."""
 
-    def __init__(self, path, dtype, plane, least, cut):
-        model = path.stem.partition("_")[0]
+    def __init__(self, path, dtype, plane, short, least, cut):
+        raw, self.name = np.fromfile(path, np.uint8), path.stem
+        model = self.name.partition("_")[0]
+        if short:
+            raw = cut_blocks(raw, 2 * LAYERS[model], plane, short)
+            self.name, plane = f"{self.name.rpartition('_')[0]}_b{BLOCK}", short
         # A block of all layers, as stores get them, where that is no more than is copied at once.
         self.shard = min(2 * LAYERS.get(model, 1 << 20) * plane, _codec.SHARD_BYTES)
-        raw = np.fromfile(path, np.uint8)
         raw = raw[: min(len(raw), least if cut else len(raw)) // plane * plane]
         if not len(raw):
             raise Failed(f"{path}: it has not one plane of {plane} bytes")
-        self.name, self.dtype, self.plane = path.stem, dtype, plane
+        self.dtype, self.plane = dtype, plane
         self.copies = math.ceil(least / len(raw))
         self.bytes = np.tile(raw, self.copies)
         self.again = np.ones_like(self.bytes)
@@ -97,19 +102,27 @@ class Sample:
 
     def noise(self):
         """What as many random bytes take, in parts of memcpy; in many short shards."""
-        shard = 8 * self.plane
+        shard, parts = 8 * self.plane, {}
         with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
             file.write(os.urandom(len(self.bytes)))
             file.flush()
-            got = _codec.run(
-                Path(file.name), self.dtype, self.plane, "fast", 5, "best", False, None, shard
-            )
-        parts = {name: got[f"{name}_gbps"] / got["memcpy_gbps"] for name in RATES}
+            given = Path(file.name), self.dtype, self.plane, "fast", 5, "best"
+            for checksums in (False, True):
+                got = _codec.run(*given, checksums, None, shard)
+                for name in RATES:
+                    what = f"{name}, with checksums" if checksums else name
+                    parts[what] = got[f"{name}_gbps"] / got["memcpy_gbps"]
         shards = math.ceil(got["bytes"] / shard)
         return {**parts, "frame_bytes": got["frame_bytes"], "shards": shards}
 
     def close(self):
         os.close(self.file)
+
+
+def cut_blocks(raw, planes, long, short):
+    """Cut blocks of so many planes of `long` bytes into ones of `short`, in the order of tokens."""
+    whole = len(raw) // (planes * long) * planes * long
+    return raw[:whole].reshape(-1, planes, long // short, short).swapaxes(1, 2).reshape(-1)
 
 
 def exponent_bound(raw, dtype, plane):
@@ -256,6 +269,19 @@ def file_of(text):
     return path, dtype, int(plane)
 
 
+def with_blocks(files):
+    """Add, of models that have no file in blocks of BLOCK, the first one cut into such."""
+    found = [NAMED.fullmatch(path.stem) for path, _, _ in files]
+    have = {name["model"] for name in found if int(name["block"]) == BLOCK}
+    cut = []
+    for (path, dtype, plane), name in zip(files, found, strict=True):
+        tokens = int(name["block"])
+        if name["model"] not in have and tokens % BLOCK == 0:
+            have.add(name["model"])
+            cut.append((path, dtype, plane, plane * BLOCK // tokens))
+    return [(*file, None) for file in files] + cut
+
+
 def parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -273,9 +299,10 @@ def parse():
         args.repeat, args.mib = 1, 1
     if not args.file and not args.data:
         args.file = [file_of(str(demo.SAMPLE))]
+    args.file = [(*file, None) for file in args.file]
     found = sorted(args.data.glob("*_*_b*.bin")) if args.data else []
     try:
-        args.file += [file_of(str(path)) for path in found]
+        args.file += with_blocks([file_of(str(path)) for path in found])
     except argparse.ArgumentTypeError as error:
         parser.error(f"--data: {error}")
     place(args, "codec-quick.json" if args.quick else "codec.json")
@@ -286,10 +313,10 @@ def main():
     args = parse()
     result = kept(args)
     runner = None if args.show else Runner(args)
-    for path, dtype, plane in args.file if runner else ():
+    for path, dtype, plane, short in args.file if runner else ():
         run = this_run("codec_peers.py")
         try:
-            sample = Sample(path, dtype, plane, args.mib * MIB, cut=args.quick)
+            sample = Sample(path, dtype, plane, short, args.mib * MIB, cut=args.quick)
             got = runner.measure(sample)
         except (Failed, OSError, ucm.StoreError) as error:
             sys.exit(f"codec_peers: {error}")

@@ -66,6 +66,19 @@ def beaten(figures, row):
     )
 
 
+def matters(row):
+    return row["ratio"] >= MATTERS
+
+
+def ahead(figures):
+    """Return the rows of peers that none of ours matches, whatever their pieces; by name."""
+    return {
+        f"{row['coder']}, {row['piece'] / 1024:g} KiB": row
+        for row in figures["rows"].values()
+        if "coder" in row and matters(row) and not beaten(figures, row)
+    }
+
+
 def ratio_bars(name, figures):
     wanted, bound = {}, figures["bound"]
     if name.startswith("smollm2_"):
@@ -97,7 +110,7 @@ def speed_bars(figures):
 
 def noise_bars(figures):
     noise = figures.get("noise")
-    for name in ("compress", "decompress") if noise else ():
+    for name in [name for name in noise or () if "compress" in name]:
         yield f"{name}, noise", f"{noise[name]:.2f} M", f"{NOISE} M", noise[name] >= NOISE
     if noise:
         grown = (noise["frame_bytes"] - figures["bytes"]) / noise["shards"]
@@ -105,16 +118,12 @@ def noise_bars(figures):
 
 
 def peer_bars(figures):
-    found = peers(figures)
-    if not found:
+    rows = [row for row in figures["rows"].values() if "coder" in row]
+    if not rows:
         return
-    rows = {name: row for name, row in found.items() if row["ratio"] >= MATTERS}
-    left = [
-        f"{name} (ratio {row['ratio']:.3f})"
-        for name, row in rows.items()
-        if not beaten(figures, row)
-    ]
-    said = f"all but {', '.join(left)}" if left else f"all {len(rows)}"
+    left = [f"{row['coder']} (ratio {row['ratio']:.3f})" for row in ahead(figures).values()]
+    all_that_matter = {row["coder"] for row in rows if matters(row)}
+    said = f"all but {', '.join(left)}" if left else f"all {len(all_that_matter)}"
     yield "peers that one of ours matches in all three", said, "all", not left
 
 
@@ -127,6 +136,36 @@ def bars(result):
     passed = sum(row[-1] == "yes" for row in rows)
     columns = ["file", "what", "measured", "bar", "passed"]
     return [f"### Bars of the codec\n\n{passed} of {len(rows)} passed.\n", table(columns, rows)]
+
+
+def against(row, own):
+    """Say how a peer compares to one of ours."""
+    percent = 100 * (own["ratio"] / row["ratio"] - 1)  # of stored bytes
+    coding, decoding = (rate(row, name) / rate(own, name) for name in ("compress", "decompress"))
+    said = f"stores {abs(percent):.1f} % {'more' if percent > 0 else 'less'} than `{own['codec']}`"
+    return f"{said}, codes at {coding:.2f} and decodes at {decoding:.2f} of its speed"
+
+
+def frontier(result):
+    """Say of each file what is ahead of ours in ratio or speed, and by how much."""
+    lines, matched = [], []
+    for name, figures in result["files"].items():
+        if not any("coder" in row for row in figures["rows"].values()):
+            continue
+        own = [row for _, row in ours(figures, figures["kernels"], checksums=True)]
+        found = ahead(figures)
+        if not found:
+            matched.append(f"`{name}`")
+        for peer, row in found.items():
+            said = "; ".join(against(row, each) for each in own)
+            lines.append(f"- `{name}`: {peer}, {said}.")
+    if not lines and not matched:
+        return []
+    said = "For each peer one of ours is at least as good in ratio, coding and decoding: of "
+    said += f"{', '.join(matched) or 'no file'}."
+    if lines:
+        said += " Beside ours on that frontier, or ahead of it, are:"
+    return [f"### Where peers are ahead\n\n{said}\n", *lines, ""]
 
 
 def row_of(name, row, bound):
@@ -158,4 +197,5 @@ def codecs(result):
 def tables(result):
     if "machine" not in result:
         return "Nothing was measured yet.\n"
-    return "\n".join([*peer_tables.machine({"Codec": result}), *bars(result), *codecs(result)])
+    parts = [peer_tables.machine({"Codec": result}), bars(result), frontier(result), codecs(result)]
+    return "\n".join(line for part in parts for line in part)

@@ -388,12 +388,14 @@ def test_speeds_are_judged_as_parts_of_memcpy_with_and_without_checksums(codec_t
 
 
 def test_noise_passes_and_hardly_grows(codec_tables):
-    noise = {"compress": 0.79, "decompress": 0.9, "frame_bytes": 2064, "shards": 16}
+    noise = {"compress": 0.79, "decompress": 0.9, "compress, with checksums": 0.8}
+    noise |= {"frame_bytes": 2064, "shards": 16}
     figures = {"noise": noise, "bytes": 1024}
     found = {what: (got, ok) for what, got, _, ok in codec_tables.noise_bars(figures)}
     assert found == {
         "compress, noise": ("0.79 M", False),
         "decompress, noise": ("0.90 M", True),
+        "compress, with checksums, noise": ("0.80 M", True),
         "bytes that noise grows by, a shard": ("65", True),
     }
 
@@ -409,6 +411,70 @@ def test_a_peer_is_matched_by_one_of_ours_that_is_nowhere_behind(codec_tables):
     assert verdict(1.4, 4.1, 1.0) == ("all but peer (ratio 1.400)", "**no**")
     assert verdict(1.401, 1.0, 1.0) == ("all but peer (ratio 1.401)", "**no**")
     assert verdict(1.03, 9.0, 9.0) == ("all 0", "yes")  # as good as not coded at all
+
+
+def test_where_peers_are_ahead_is_said_in_words(codec_tables):
+    ours = {c: coded_by_us(codec=c, checksums=True) for c in ("fast", "small")}
+    ours["small"] |= {"ratio": 1.45, "compress": [2.0], "decompress": [3.0]}
+    peers = {
+        "behind": coded(1.45, 1.9, 2.9, coder="behind", piece=4096),
+        "shorter": coded(1.5, 1.0, 1.5, coder="shorter", piece=4096),
+        # The table shows pieces of 4 KiB; those of 256 KiB are behind in ratio only.
+        "shown": coded(1.42, 1.0, 1.0, coder="faster", piece=4096),
+        "faster": coded(1.3, 8.0, 9.0, coder="faster", piece=262144),
+        "raw": coded(1.01, 9.0, 9.0, coder="raw", piece=4096),
+    }
+
+    def said(**files):
+        facts = {"kernels": "avx512"}
+        files = {name: {**facts, "rows": {**ours, **rows}} for name, rows in files.items()}
+        return codec_tables.frontier({"files": files})
+
+    head, *lines = said(one={"behind": peers["behind"]}, two=peers)
+    assert "good in ratio, coding and decoding: of `one`. Beside ours" in head
+    assert lines == [
+        "- `two`: shorter, 4 KiB, stores 6.7 % less than `fast`, codes at 0.25 and decodes at 0.25"
+        " of its speed; stores 3.3 % less than `small`, codes at 0.50 and decodes at 0.50 of its"
+        " speed.",
+        "- `two`: faster, 256 KiB, stores 7.7 % more than `fast`, codes at 2.00 and decodes at 1.50"
+        " of its speed; stores 11.5 % more than `small`, codes at 4.00 and decodes at 3.00 of its"
+        " speed.",
+        "",
+    ]
+    assert "decoding: of no file. Beside ours" in said(two=peers)[0]
+    assert said(one={"behind": peers["behind"]})[0].endswith("decoding: of `one`.\n")
+    assert said(alone={}) == []
+    what, rows = "peers that one of ours matches in all three", {"small": ours["small"]}
+    found = codec_bars(codec_tables, **{**peers, **rows})[what]
+    assert found == ("all but shorter (ratio 1.500), faster (ratio 1.300)", "**no**")
+
+
+def test_blocks_are_cut_into_shorter_ones_in_the_order_of_tokens(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import codec_peers
+    import numpy
+
+    # Two blocks of 3 planes of 4 tokens of 2 bytes: block, plane, token.
+    raw = numpy.array([b * 100 + p * 10 + t for b in (0, 1) for p in (0, 1, 2) for t in range(4)])
+    raw = numpy.repeat(raw.astype(numpy.uint8), 2)
+    cut = codec_peers.cut_blocks(numpy.append(raw, raw[:9]), 3, 8, 4)
+    tokens = [
+        (b, p, t) for b in (0, 1) for half in (0, 2) for p in range(3) for t in (half, half + 1)
+    ]
+    assert cut[::2].tolist() == [b * 100 + p * 10 + t for b, p, t in tokens]
+
+
+def test_codec_peers_cuts_blocks_of_16_tokens_of_models_that_have_none(tmp_path):
+    halves = bytes(range(256)) * (36 * 65536 // 256)
+    for name in ("gemma3_bf16_text_b128", "smollm2_bf16_text_b16"):
+        (tmp_path / f"{name}.bin").write_bytes(halves)
+    files = json.loads(codec_peers(tmp_path, "--data", tmp_path, "--json").stdout)["files"]
+    planes = {name: figures["plane"] for name, figures in files.items()}
+    assert planes == {
+        "gemma3_bf16_text_b128": 65536,
+        "gemma3_bf16_text_b16": 8192,
+        "smollm2_bf16_text_b16": 6144,
+    }
 
 
 def test_a_peer_is_shown_with_the_pieces_that_are_better_for_it(codec_tables):

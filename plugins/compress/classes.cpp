@@ -26,11 +26,13 @@ constexpr int kFew = 32;
 constexpr int kSmallTable = 32;
 constexpr uint8_t kPacked = 16;  // a bit beside the count of levels
 constexpr size_t kFewSymbols = 8192;
-constexpr uint8_t kUses = 15;     // of classes, before others are chosen
-constexpr uint8_t kSome = 2;      // of them
-constexpr float kWorse = 1.007f;  // they may code so much longer than where they were chosen
-constexpr size_t kPiece = 2048;   // a multiple of 64
-constexpr int kLines = 16;        // fetched at once: more would be waited for
+constexpr uint8_t kUses = 15;  // of classes, before others are chosen
+constexpr uint8_t kSome = 2;   // of them
+// They may code so much longer than where they were chosen, or shorter, which is due to other
+// numbers that classes of their own would code shorter still.
+constexpr float kWorse = 1.007f, kShorter = 0.9f;
+constexpr size_t kPiece = 2048;  // a multiple of 64
+constexpr int kLines = 16;       // fetched at once: more would be waited for
 
 void count_run(const uint8_t *symbols, size_t n, uint16_t (&counts)[4][256]) {
     size_t i = 0;
@@ -248,7 +250,8 @@ size_t ClassCoder::encode(const uint8_t *raw, size_t n, int dtype, uint8_t *out,
     const bool small = n < kFewSymbols;
     if (small && kept.uses > 0 && kept.dtype == dtype) {
         const size_t coded = code(kept.classes, dtype, n, out + planes, most - planes);
-        if (coded != 0 && float(coded) / float(n) < kept.reached * kWorse) {
+        const float now = float(coded) / float(n);  // 0 where they do not fit
+        if (kept.reached * kShorter < now && now < kept.reached * kWorse) {
             if (--kept.uses == 0) kept.pause = 0;
             return planes + coded;
         }

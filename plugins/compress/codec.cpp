@@ -199,6 +199,18 @@ uint32_t TileCoder::code_noise(const uint8_t *raw, uint32_t bytes, Place &place,
     return stored;
 }
 
+uint64_t TileCoder::unsearched(uint64_t bytes) {
+    bytes = std::min<uint64_t>(bytes, noise_wait_);
+    noise_wait_ -= uint32_t(bytes);
+    return bytes;
+}
+
+bool TileCoder::repeats(const uint8_t *raw, uint32_t bytes, uint8_t *out) {
+    Place place;
+    Tile tile;
+    return code_noise(raw, bytes, place, Mode::kFast, out, tile) < bytes;
+}
+
 // Returns the bytes it takes; as many as there are if nothing pays, and the tile is raw.
 uint32_t TileCoder::code(const uint8_t *raw, uint32_t bytes, int dtype, Place &place, Mode mode,
                          uint8_t *out, Tile &tile) {

@@ -56,6 +56,11 @@ class TileCoder {
     // not always the same ones that are not.
     void begin() { failed_ = 0; }
 
+    // Of bytes that look like noise, how many pass before one tile is to be searched for
+    // repetitions; and that search.
+    uint64_t unsearched(uint64_t bytes);
+    bool repeats(const uint8_t *raw, uint32_t bytes, uint8_t *out);
+
     // Writes at most `bytes` bytes to `out`.
     Tile encode(const uint8_t *raw, uint32_t bytes, Place &place, Mode mode, uint8_t *out);
 

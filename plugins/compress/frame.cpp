@@ -14,6 +14,7 @@ constexpr uint16_t kVersion = 3;
 constexpr uint16_t kLossy = 1;              // of the flags; no writer of ours sets it
 constexpr uint64_t kPartBytes = 512 << 10;  // of a shard: less is not worth another thread
 constexpr int kMostMisses = 8;
+constexpr uint64_t kLookBytes = 512, kLookEvery = 32 << 10, kMostLooks = 8;  // at a shard
 constexpr char kMagic[4] = {'U', 'C', 'M', 'Z'};
 
 struct Trailer {
@@ -220,7 +221,10 @@ uint64_t FrameCoder::encode(const Name &name, void *const *row, uint64_t length,
                             uint8_t *frame, TileCounts *counts, Team *team) {
     *counts = {};
     bool copied = false;
-    if (mode != Mode::kRaw && !waits()) {
+    const bool tries = mode != Mode::kRaw && !waits();
+    if (tries && mode == Mode::kFast && is_noise(row, length, frame)) {
+        wait_after(false, true);
+    } else if (tries) {
         const uint64_t bytes = encode_tiles(name, row, length, mode, frame, counts, team, copied);
         if (bytes != 0) return bytes;
     }
@@ -236,13 +240,43 @@ bool FrameCoder::waits() {
     return true;
 }
 
+// Somewhere below `range`, every time as far as can be from where it was before: multiples of the
+// golden ratio.
+uint64_t FrameCoder::somewhere(uint64_t range) {
+    return uint64_t(looks_++ * 2654435769u) * range >> 32;
+}
+
+// Is a shard, behind one of which nothing was coded, noise wherever it is looked at? That costs a
+// part of what trying its tiles does.
+bool FrameCoder::is_noise(void *const *row, uint64_t length, uint8_t *frame) {
+    found_ = kNowhere;
+    if (coded_ || length != geometry_.capacity() || length < 8 * kLookBytes) return false;
+    const uint64_t looks = std::clamp<uint64_t>(length / kLookEvery, 1, kMostLooks);
+    for (uint64_t i = 0; i < looks; i++) {
+        uint8_t sample[kLookBytes];
+        const uint64_t at = somewhere(length - kLookBytes);
+        geometry_.gather(row, at, kLookBytes, sample);
+        found_ = at + kLookBytes / 2;
+        if (!looks_random(sample, kLookBytes)) return false;
+    }
+    found_ = kNowhere;
+    const uint64_t bytes = std::min<uint64_t>(length, kTileBytes);
+    for (uint64_t rest = length; (rest -= coder_.unsearched(rest)) > 0;) {
+        geometry_.gather(row, somewhere(length - bytes), bytes, scratch_.base());
+        if (coder_.repeats(scratch_.base(), uint32_t(bytes), frame)) return false;
+    }
+    return true;
+}
+
 void FrameCoder::wait_after(bool pays, bool all_raw) {
     const auto tried = [](const Place &place) { return place.failures > 0 || place.seen.known; };
+    coded_ = !all_raw;
     if (pays)
         failures_ = misses_ = 0;
     else if (!all_raw && misses_ < kMostMisses)
         misses_++;  // the next may be a little shorter
-    else if (failures_ == 0 || std::all_of(places_.begin(), places_.end(), tried))
+    else if (failures_ == 0 || looks_ >= places_.size() ||
+             std::all_of(places_.begin(), places_.end(), tried))
         failures_ = std::min(failures_ + 1, kMostFailures);
     // Else some were not even looked at: it is soon their turn.
     wait_ = (1 << failures_) - 1;
@@ -281,6 +315,7 @@ uint64_t FrameCoder::encode_tiles(const Name &name, void *const *row, uint64_t l
         parts_[i] = {};
         parts_[i].first = tile(i);
         parts_[i].last = tile(i + 1);
+        parts_[i].found = found_;
     }
     share(parts, team, [&](size_t i, FrameCoder &coder) {
         coder.encode_part(row, length, mode, frame, index_.base(), parts_[i]);
@@ -333,6 +368,10 @@ void FrameCoder::encode_part(void *const *row, uint64_t length, Mode mode, uint8
         const uint8_t *next =
             more && end + more <= length ? geometry_.find(row, end, more) : nullptr;
         coder_.expect(next, next ? more : 0);
+        if (part.found - tiles[i].offset < bytes) {  // no tile before it tells anything of it
+            coder_.begin();
+            places_[i].wait = 0;
+        }
         uint8_t *out = frame + part.stored_at + part.stored;
         const Tile tile = coder_.encode(raw, bytes, places_[i], mode, out);
         const uint64_t stored_hash =

@@ -102,10 +102,12 @@ class FrameCoder {
         uint32_t first, last;  // tiles, without the last
         uint64_t raw_at, stored_at;
         uint64_t stored, raw_hash;
+        uint64_t found;  // what is no noise is here
         TileCounts counts;
         ucm_status status;
     };
     static constexpr size_t kMostParts = 32;
+    static constexpr uint64_t kNowhere = UINT64_MAX;
 
     uint64_t encode_raw(const Name &name, void *const *row, uint64_t length, uint8_t *frame,
                         bool copied);
@@ -114,6 +116,8 @@ class FrameCoder {
     void encode_part(void *const *row, uint64_t length, Mode mode, uint8_t *frame, uint8_t *index,
                      Part &part);
     bool waits();
+    bool is_noise(void *const *row, uint64_t length, uint8_t *frame);
+    uint64_t somewhere(uint64_t range);
     void wait_after(bool pays, bool all_raw);
     Decoded decode_raw(const uint8_t *frame, uint64_t bytes, uint64_t raw_hash, void *const *row);
     ucm_status decode_tiles(const uint8_t *frame, const uint8_t *index, size_t parts,
@@ -129,6 +133,9 @@ class FrameCoder {
     std::vector<Place> places_;    // by tile of the geometry
     int failures_ = 0, wait_ = 0;  // shards in a row of which nothing paid, and to come untried
     int misses_ = 0;               // that were coded and took no page less, since one did
+    bool coded_ = false;           // something of the last one that was tried
+    uint32_t looks_ = 0;           // at shards
+    uint64_t found_ = kNowhere;    // what is no noise, by the last of these
     Mapping index_;                // of the frame that is made
     Mapping scratch_;              // a tile that lies in several segments
     Part parts_[kMostParts];       // of the frame that is made or read

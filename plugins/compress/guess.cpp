@@ -33,12 +33,12 @@ void count(const uint8_t *run, uint32_t bytes, Counts &counts) {
     }
 }
 
-// Are these n bytes spread as evenly as random ones, but for 2.5 times what these deviate by? Then
-// no numbers that they could be have exponents worth coding.
-bool is_noise(const uint32_t (&counts)[256], uint32_t n) {
+// Are these n bytes spread as evenly as random ones, but for so many times what these deviate by?
+// Then no numbers that they could be have exponents worth coding.
+bool is_noise(const uint32_t (&counts)[256], uint32_t n, float deviations) {
     uint32_t equal = 0;  // pairs, twice, and each with itself
     for (uint32_t count : counts) equal += count * count;
-    return float(equal) < float(n) * (1 + float(n) / 256 + 2.5f * 0.0884f);
+    return float(equal) < float(n) * (1 + float(n) / 256 + deviations * 0.0884f);
 }
 
 // How often the `bits` bits from `shift` on are what. Neighbours are not added to one field in
@@ -102,6 +102,12 @@ float cost_of(int dtype, const Counts &counts, Mode mode, float enough) {
 
 }  // namespace
 
+bool looks_random(const uint8_t *bytes, uint32_t n) {
+    uint32_t counts[256] = {};
+    for (uint32_t i = 0; i < n; i++) counts[bytes[i]]++;
+    return is_noise(counts, n, 4);
+}
+
 Guess guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
     uint8_t sample[kRun * kRuns];
     const uint32_t n = std::min(bytes, kRun * kRuns) / 4 * 4;
@@ -116,7 +122,7 @@ Guess guess_dtype(const uint8_t *raw, uint32_t bytes, int first, Mode mode) {
     }
     uint32_t any[256] = {};
     for (uint32_t i = 0; i < n; i++) any[sample[i]]++;
-    if (is_noise(any, n)) return {UCM_DTYPE_BYTES, true};
+    if (is_noise(any, n, 2.5f)) return {UCM_DTYPE_BYTES, true};
     Counts counts{any};
     count(sample, n, counts);
     float cost[kDtypes];

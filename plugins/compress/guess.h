@@ -10,6 +10,9 @@ struct Guess {
     bool is_noise;  // no byte is more frequent than others
 };
 
+// Are these bytes, a few hundred or more, spread as evenly as random ones?
+bool looks_random(const uint8_t *bytes, uint32_t n);
+
 // Which numbers these bytes are, UCM_DTYPE_*: those whose exponents a sample says to be
 // coded shortest; UCM_DTYPE_BYTES where none saves anything. `first` is believed unless another is
 // clearly better.

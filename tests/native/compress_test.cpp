@@ -448,6 +448,24 @@ TEST_CASE("classes are used again while they suit", "[compress][frame]") {
     }
 }
 
+TEST_CASE("classes are not used again for numbers of a narrower range", "[compress][frame]") {
+    // Of a wide and of a narrow range in turn, at the same place, as where shards are not the same
+    // planes in the same order.
+    const size_t n = 8192;
+    const Shape shape = Shape::of(n, UCM_DTYPE_BF16);
+    const auto geometry = shape.geometry();
+    FrameCoder coder(geometry, UCM_DTYPE_BF16, ucm::compress::best_kernels());
+    double again = 0, alone = 0;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        Bytes bytes = numbers(n, UCM_DTYPE_BF16, seed);
+        for (size_t i = 0; seed % 2 == 0 && i < n; i += 6)
+            put(bytes, i, uint16_t(get(bytes, i, 2) - 3 * 128));
+        again += double(encode(shape, bytes, coder).size());
+        alone += double(encode(shape, bytes, Mode::kFast, nullptr, UCM_DTYPE_BF16).size());
+    }
+    REQUIRE(again < alone * 1.001);
+}
+
 TEST_CASE("planes in turn are what they are each, whatever their neighbours", "[compress][frame]") {
     const int32_t kinds[] = {UCM_DTYPE_BF16, UCM_DTYPE_FP32, UCM_DTYPE_FP8_E4M3, UCM_DTYPE_FP16};
     const size_t plane = 16384;
@@ -560,6 +578,41 @@ TEST_CASE("a sample tells noise from numbers of every dtype", "[compress][frame]
             }
         }
         REQUIRE(noise > 80);  // the others are looked at more closely
+    }
+}
+
+TEST_CASE("noise is copied and hashed once, from the first shard on", "[compress][frame]") {
+    static uint64_t hashed;
+    Kernels counting = ucm::compress::best_kernels();
+    counting.hash = [](const void *bytes, size_t n, uint64_t seed) {
+        hashed += n;
+        return ucm::compress::best_kernels().hash(bytes, n, seed);
+    };
+    for (size_t plane : {1536, 6144, 49152}) {
+        Shape shape{{plane * 60}, {}};
+        for (size_t i = 0; i < 60; i++) shape.planes.push_back({plane, UCM_DTYPE_BF16, 0});
+        const auto geometry = shape.geometry();
+        FrameCoder coder(geometry, 0, counting);
+        for (uint64_t seed = 0; seed < 4; seed++) {
+            hashed = 0;
+            encode(shape, random_bytes(plane * 60, seed), coder);
+            REQUIRE(hashed < plane * 60 + 256);
+        }
+    }
+}
+
+TEST_CASE("one plane of numbers among noise is found", "[compress][frame]") {
+    const size_t plane = 16384, planes = 60;
+    Shape shape{{plane * planes}, {}};
+    for (size_t i = 0; i < planes; i++) shape.planes.push_back({plane, UCM_DTYPE_BF16, 0});
+    const auto geometry = shape.geometry();
+    for (size_t where : {0, 17, 30, 59}) {
+        Bytes all = random_bytes(plane * planes, where);
+        const Bytes some = numbers(plane, UCM_DTYPE_BF16, where);
+        std::copy(some.begin(), some.end(), all.begin() + long(where * plane));
+        FrameCoder coder(geometry, 0, ucm::compress::best_kernels());
+        int shards = 0;
+        while (encode(shape, all, coder).size() > all.size()) REQUIRE(++shards < 100);
     }
 }
 
