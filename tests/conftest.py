@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support import compile_library, hf3fs_standin
 
+from ucm import logs
+
 pytest.register_assert_rewrite("ucm.conformance")
 
 HEAP_SOURCE = Path(__file__).parent.parent / "examples" / "c_store" / "heap.c"
@@ -21,6 +23,14 @@ def pytest_configure(config):
     """With HF3FS_MOUNT, which names a mount of 3FS, the folders of all tests are there."""
     if REAL_3FS and not config.option.basetemp:
         config.option.basetemp = Path(REAL_3FS, f"ucm-tests-{os.getpid()}")
+
+
+@pytest.fixture(autouse=True)
+def _all_of_its_own_log(request, monkeypatch):
+    """What a test finds in its log is its own, and all of it: nothing is late, or left out."""
+    if "caplog" in request.fixturenames:
+        monkeypatch.setattr(logs.Limiter, "BURST", sys.maxsize)
+        logs.flush()
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_waiting_takes_no_thread_and_lets_the_loop_run(gated, gate):
         before = len(os.listdir("/proc/self/task"))
         awaits = [asyncio.ensure_future(task) for _ in range(1000)]
         await asyncio.sleep(0)
-        assert len(os.listdir("/proc/self/task")) == before
+        assert len(os.listdir("/proc/self/task")) <= before
         assert not any(a.done() for a in awaits)
         gate.value = 1
         assert await asyncio.gather(*awaits) == [task] * 1000

@@ -1,5 +1,6 @@
 """The import paths and calls of programs written for the older interface."""
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def config(tmp_path):
     return {
         "store_pipeline": "Cache|Compress|Posix",
         "storage_backends": str(folder),
-        "unique_id": "engine",
+        "unique_id": f"engine-{os.getpid()}",
         "device_id": 0,
         "block_size": 4096,
         "shard_size": 2048,

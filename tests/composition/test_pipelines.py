@@ -51,13 +51,10 @@ def test_a_layer_may_stand_twice():
 
 
 def test_the_same_pipeline_opens_again_and_again():
+    options = {"block_size": 64, "unique_id": f"engine-{os.getpid()}"}
     for _ in range(3):
-        with ucm.open_pipeline("Cache|Fake", block_size=64, unique_id="engine-0"):
-            pass
-    with (
-        ucm.open_pipeline("Cache|Fake", block_size=64, unique_id="engine-0"),
-        ucm.open_pipeline("Cache|Fake", block_size=64, unique_id="engine-0"),
-    ):
+        ucm.open_pipeline("Cache|Fake", **options).close()
+    with ucm.open_pipeline("Cache|Fake", **options), ucm.open_pipeline("Cache|Fake", **options):
         pass
 
 

@@ -184,7 +184,7 @@ def test_a_python_store_below_still_stores_at_exit_what_was_accepted(run_python,
 
 @pytest.mark.parametrize("pipeline", ["Hangs", "Cache|Hangs"])
 def test_a_python_store_that_hangs_does_not_hold_up_the_exit(run_python, folder, pipeline):
-    code = f"{FILES}\ndump(open({pipeline!r}, timeout_ms=100), 1)\ninside.wait()"
+    code = f"{FILES}\ndump(open({pipeline!r}, timeout_ms=500), 1)\ninside.wait()"
     assert run_python(code, folder) == ""
 
 

@@ -12,6 +12,7 @@ from ucm import Status
 BLOCK = 64
 ONE, TWO, THREE = (bytes([i] * 16) for i in (1, 2, 3))
 CACHE = {"cache_buffer_capacity_gb": 0.01}
+SHORT = {"timeout_ms": 400}  # and long enough for a thread to begin on a busy machine
 
 
 class Memory(ucm.StoreBase):
@@ -209,7 +210,7 @@ def test_a_full_queue_is_busy_until_there_is_room(opened):
     class Small(Memory):
         max_shards = 1
 
-    store = opened("Small", {"timeout_ms": 50}, Small=Small)
+    store = opened("Small", SHORT, Small=Small)
     task = hold(store, ONE, TWO)
     with pytest.raises(ucm.BusyError):
         dump(store, THREE)
@@ -219,7 +220,7 @@ def test_a_full_queue_is_busy_until_there_is_room(opened):
 
 
 def test_what_has_not_started_by_its_deadline_never_does(opened):
-    store = opened("OneByOne", {"timeout_ms": 50}, OneByOne=OneByOne)
+    store = opened("OneByOne", SHORT, OneByOne=OneByOne)
     first, second = hold(store, ONE), dump(store, TWO)
     assert ends(store, second) == [Status.TIMEOUT]
     assert not store.check(first)
@@ -253,7 +254,7 @@ def test_a_lookup_that_hangs_ends_by_its_deadline(opened):
             self._enter("lookup", block_ids)
             return super().lookup(block_ids)
 
-    store = opened("Hangs", {"timeout_ms": 50}, Hangs=Hangs)
+    store = opened("Hangs", SHORT, Hangs=Hangs)
     made[0].open.clear()
     with pytest.raises(ucm.StoreTimeout):
         store.lookup([ONE])
@@ -274,7 +275,7 @@ def test_remove_comes_after_the_dumps_that_came_before_it(opened):
 
 
 def test_a_remove_behind_a_dump_that_hangs_ends_by_its_deadline(opened):
-    store = opened("Compress|OneByOne", {"timeout_ms": 50}, OneByOne=OneByOne)
+    store = opened("Compress|OneByOne", SHORT, OneByOne=OneByOne)
     task = hold(store, ONE)
     with pytest.raises(ucm.StoreTimeout):
         store.remove([ONE])
@@ -344,8 +345,9 @@ def test_a_close_method_that_fails_is_logged_and_the_store_is_gone(opened, caplo
 
 
 def test_the_threads_of_a_closed_store_are_gone(opened):
+    before = set(threading.enumerate())  # those of another store may end just now
     store = opened("Memory")
-    mine = {t for t in threading.enumerate() if t.name.startswith("ucm-Memory")}
+    mine = {t for t in threading.enumerate() if t.name.startswith("ucm-Memory")} - before
     assert len(mine) == Memory.threads + 1
     store.close()
     for thread in mine:

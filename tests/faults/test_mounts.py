@@ -157,7 +157,7 @@ def test_what_hangs_ends_in_time_or_goes_on_later(disk, open_store, blocks_on, t
     assert hung
     assert well
     # Fewer than there are threads: those that hang are lost to others for the time.
-    limits = {"Cache.timeout_ms": 400} if store.layers[0] == "Cache" else {}
+    limits = {"Cache.timeout_ms": 2000} if store.layers[0] == "Cache" else {}
     store = open_store(storage_backends=both, **limits)
     pieces = kit.pieces_of(hung[:2])
     disk.break_with("read hang")
@@ -175,11 +175,11 @@ def test_what_hangs_ends_in_time_or_goes_on_later(disk, open_store, blocks_on, t
 
 
 def test_shards_that_wait_behind_what_hangs_end_in_time(disk, blocks_on):
-    blocks, store = blocks_on(8, timeout_ms=300, posix_data_trans_concurrency=1)
+    blocks, store = blocks_on(8, timeout_ms=1500, posix_data_trans_concurrency=1)
     disk.break_with(f"read hang match={blocks[0].id.hex()}")
     first = kit.start_load(store, blocks[0].pieces()[:1])
     rest = kit.start_load(store, kit.pieces_of(blocks[1:]))
-    time.sleep(0.5)
+    time.sleep(1.7)
     disk.break_with()
     assert set(kit.ends_of_load(store, rest)) == {Status.TIMEOUT}
     kit.expect_ends(first.pieces, kit.ends_of_load(store, first), [Status.TIMEOUT])

@@ -1,5 +1,6 @@
 """Cache: hits stay in memory, dumps are written behind, memory is bounded."""
 
+import contextlib
 import os
 import random
 import re
@@ -127,6 +128,7 @@ def test_more_than_the_machine_has_is_refused(open_store):
 def test_a_private_cache_knows_of_nobody_else(open_store, caplog):
     store = open_store("Cache|Posix", **capacity(16))
     assert store.stats()["Cache"]["members"] == 1
+    ucm.logs.flush()
     assert caplog.messages == []
 
 
@@ -303,8 +305,9 @@ def threads_named(name):
     """Return for each thread of that name the cores that it may use."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
-        if (task / "comm").read_text().strip().startswith(name):
-            found[int(task.name)] = os.sched_getaffinity(int(task.name))
+        with contextlib.suppress(OSError):  # it has ended
+            if (task / "comm").read_text().strip().startswith(name):
+                found[int(task.name)] = os.sched_getaffinity(int(task.name))
     return found
 
 

@@ -227,7 +227,7 @@ ucm_connectors:
     ucm_connector_config:
       store_pipeline: "{pipeline}"
       storage_backends: "{folder}"
-      unique_id: reference-options
+      unique_id: {unique_id}
       device_id: 0
       tensor_size: 8192
       shard_size: 8192
@@ -250,7 +250,8 @@ def test_the_options_of_the_reference_are_taken_or_it_is_said_why_not(
 ):
     caplog.set_level(logging.INFO, "ucm")
     path = tmp_path / "ucm.yaml"
-    text = REFERENCE.format(pipeline=pipeline, folder=folder, library=hf3fs_library)
+    parts = {"folder": folder, "library": hf3fs_library, "unique_id": f"reference-{os.getpid()}"}
+    text = REFERENCE.format(pipeline=pipeline, **parts)
     path.write_text(text + ("      dtype: bf16\n" if "Compress" in pipeline else ""))
     notes = config.load_file(path).notes
     assert notes == [
@@ -417,7 +418,7 @@ def test_a_read_that_never_ends_is_given_up_and_its_buffer_rests(open_store, pla
         blocks = kit.new_blocks(store, rng, 8)
         kit.dump(store, *blocks)
     plan("read_never=1")
-    store = open_store(ds3fs_request_timeout_ms=300)
+    store = open_store(ds3fs_request_timeout_ms=1000)
     assert ends(store, blocks[0]) == {Status.TIMEOUT}
     for _ in range(3):
         kit.expect_published(store, *blocks)
@@ -427,7 +428,7 @@ def test_a_read_that_never_ends_is_given_up_and_its_buffer_rests(open_store, pla
 
 def test_a_write_that_never_ends_is_no_block(open_store, plan, folder, rng):
     plan("write_never=1")
-    store = open_store(ds3fs_request_timeout_ms=300)
+    store = open_store(ds3fs_request_timeout_ms=1000)
     block = kit.new_block(store, rng)
     assert dump_ends(store, block) == {Status.TIMEOUT}
     assert files(folder) == temporary(folder) == []
@@ -527,7 +528,7 @@ def test_requests_of_a_daemon_that_is_gone_end_before_their_timeout(open_store, 
 
 def test_memory_of_cache_moves_without_a_copy(open_store, hf3fs_mount, rng):
     options = {"cache_buffer_capacity_gb": 0.03125, "ds3fs_zero_copy": True}
-    with open_store("Cache|Ds3fs", unique_id="zero-copy", **options) as store:
+    with open_store("Cache|Ds3fs", unique_id=f"zero-copy-{os.getpid()}", **options) as store:
         links = hf3fs_mount / "3fs-virt" / "iovs"
         targets = [os.readlink(link) for link in links.iterdir()]
         assert any("ucm-cache" in target for target in targets)
@@ -535,7 +536,7 @@ def test_memory_of_cache_moves_without_a_copy(open_store, hf3fs_mount, rng):
         kit.dump(store, *blocks)
         assert store.drain().pending == 0
         assert stats(store)["buffered_bytes_total"] == 5 * 4096  # headers
-    with open_store("Cache|Ds3fs", unique_id="zero-copy-2", **options) as store:
+    with open_store("Cache|Ds3fs", unique_id=f"zero-copy-2-{os.getpid()}", **options) as store:
         kit.expect_published(store, *blocks)
         assert stats(store)["buffered_bytes_total"] == 5 * 4096
     assert list(links.iterdir()) == []
@@ -545,10 +546,10 @@ def test_memory_of_cache_moves_without_a_copy(open_store, hf3fs_mount, rng):
 def test_whole_pages_of_cache_are_neither_dumped_nor_loaded_by_a_copy(open_store, rng, shards):
     options = {"cache_buffer_capacity_gb": 0.03125, "ds3fs_zero_copy": True}
     options |= {"block_size": shards * SHARD, "shard_size": SHARD}
-    with open_store("Cache|Ds3fs", unique_id=f"pages-{shards}", **options) as store:
+    with open_store("Cache|Ds3fs", unique_id=f"pages-{shards}-{os.getpid()}", **options) as store:
         blocks = kit.new_blocks(store, rng, 5)
         kit.dump(store, *blocks)
-    with open_store("Cache|Ds3fs", unique_id=f"pages-{shards}-2", **options) as store:
+    with open_store("Cache|Ds3fs", unique_id=f"pages-{shards}-2-{os.getpid()}", **options) as store:
         kit.expect_published(store, *blocks)
         assert stats(store)["buffered_bytes_total"] == 5 * 4096
         assert stats(store)["requests_total"] == 5 * 2
@@ -559,7 +560,7 @@ def test_memory_of_cache_is_given_back_when_the_daemon_stays_dead(open_store, sw
     plan("delay_us=2000000")
     options = {"cache_buffer_capacity_gb": 0.03125, "ds3fs_zero_copy": True}
     options["ds3fs_request_timeout_ms"] = A_DAY
-    store = open_store("Cache|Ds3fs", unique_id="stays-dead", **options)
+    store = open_store("Cache|Ds3fs", unique_id=f"stays-dead-{os.getpid()}", **options)
     kit.dump(store, *kit.new_blocks(store, rng, 5))
     wait_until(lambda: stats(store)["requests_running"] > 0)
     dead.touch()
@@ -569,7 +570,8 @@ def test_memory_of_cache_is_given_back_when_the_daemon_stays_dead(open_store, sw
 def test_memory_of_cache_waits_for_a_daemon_that_hangs(open_store, switch, rng):
     hung = switch("HUNG")
     options = {"cache_buffer_capacity_gb": 0.03125, "ds3fs_zero_copy": True}
-    store = open_store("Cache|Ds3fs", unique_id="hangs", ds3fs_request_timeout_ms=50, **options)
+    options["ds3fs_request_timeout_ms"] = 50
+    store = open_store("Cache|Ds3fs", unique_id=f"hangs-{os.getpid()}", **options)
     blocks = kit.new_blocks(store, rng, 5)
     hung.touch()
     kit.dump(store, *blocks)

@@ -235,7 +235,7 @@ def test_what_hangs_below_cache_ends_above_it_in_time(open_store, control, rng):
     with open_store("Cache|Fault|Posix", **options) as store:
         block = kit.new_block(store, rng)
         kit.dump(store, block)
-    with open_store("Cache|Fault|Posix", timeout_ms=200, **options) as store:
+    with open_store("Cache|Fault|Posix", timeout_ms=1000, **options) as store:
         control("load:hang")
         assert set(kit.load_pieces(store, block.pieces())) == {Status.TIMEOUT}
         control("")
@@ -299,6 +299,7 @@ def test_a_control_file_that_cannot_be_read_changes_nothing(fault, control, rng,
     kit.dump(store, block)
     assert kit.load_pieces(store, block.pieces()[:1]) == [Status.IO]
     store.close()
+    ucm.logs.flush()
     assert "load:iou" in caplog.text
 
 

@@ -29,12 +29,13 @@ class Mount {
         setenv("HF3FS_STANDIN_DEAD", dead_.c_str(), 1);
     }
     std::string blocks() const { return root_.path() + "/kv"; }
-    Options options(const std::string &requests, const std::string &entries) const {
+    Options options(const std::string &requests, const std::string &entries,
+                    const std::string &timeout_ms = "300") const {
         return {{"storage_backends", blocks()},
                 {"ds3fs_library", UCM_TEST_HF3FS},
                 {"stream_number", requests},
                 {"ior_entries", entries},
-                {"ds3fs_request_timeout_ms", "300"}};
+                {"ds3fs_request_timeout_ms", timeout_ms}};
     }
     void hang() const { std::ofstream(hung_) << "now"; }
     void go_on() const { std::filesystem::remove(hung_); }
@@ -68,7 +69,7 @@ bool come_back(Stack &stack, const std::vector<BlockId> &ids) {
 
 TEST_CASE("Threads dump and load at once, in any order") {
     const Mount mount("seed=7 random_us=500");
-    Stack stack({"Ds3fs"}, mount.options("8", "3"));
+    Stack stack({"Ds3fs"}, mount.options("8", "3", "60000"));
     std::vector<std::thread> threads;
     std::atomic<int> good{0};
     for (int k = 0; k < 4; k++)
