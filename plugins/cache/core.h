@@ -111,6 +111,23 @@ struct Outcome {
     }
 };
 
+// Of a task of which nothing moves yet, from row `first` on: those that are dropped, or all, where
+// it is cancelled or too late. False: nothing is left of it. With Core::mutex.
+inline bool answer_refused(Core &core, const JobRef &job, size_t first, Outcome &outcome) {
+    const ucm_status refused = job->task->refused();
+    bool left = false;
+    for (size_t row = first; row < job->rows.size(); row++) {
+        const bool dropped = job->rows[row] == Row::kDropped;
+        if (job->rows[row] == Row::kTaken) continue;
+        left = left || (!dropped && refused == UCM_OK);
+        if (!dropped && refused == UCM_OK) continue;
+        job->rows[row] = Row::kTaken;
+        if (job->dump) core.ledger.end(job->epoch, 0, 0, 1);
+        outcome.answers.push_back({job, row, result(dropped ? UCM_CANCELLED : refused)});
+    }
+    return left;
+}
+
 // Sleeps until until_ns at the latest; INT64_MAX: for as long as it takes.
 inline void wait_until(std::condition_variable &changed, Lock &lock, int64_t until_ns) {
     if (until_ns == INT64_MAX) return changed.wait(lock);

@@ -21,6 +21,7 @@ enum {
     UCM_CUDA_ERROR_INVALID_VALUE = 1,
     UCM_CUDA_ERROR_OUT_OF_MEMORY = 2,
     UCM_CUDA_ERROR_INVALID_HANDLE = 400,
+    UCM_CUDA_ERROR_NOT_READY = 600,
     UCM_CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED = 712,
     UCM_CU_STREAM_NON_BLOCKING = 1,
     UCM_CU_MEMHOSTREGISTER_PORTABLE = 1
@@ -41,6 +42,7 @@ enum {
     F(cuStreamDestroy_v2, CUstream stream)                                                   \
     F(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned int flags)                 \
     F(cuStreamSynchronize, CUstream stream)                                                  \
+    F(cuEventQuery, CUevent event)                                                           \
     F(cuMemcpyHtoDAsync_v2, CUdeviceptr to, const void *from, size_t bytes, CUstream stream) \
     F(cuMemcpyDtoHAsync_v2, void *to, CUdeviceptr from, size_t bytes, CUstream stream)       \
     F(cuMemHostRegister_v2, void *base, size_t bytes, unsigned int flags)                    \

@@ -40,6 +40,8 @@ class Device {
     virtual void unpin(uint8_t *base, uint64_t bytes) = 0;
     // Whether `event` may be other than 0.
     virtual bool events() const = 0;
+    // Would a copy wait for this event? Waits for nothing. Of what is no event a copy says so.
+    virtual bool late(uint64_t event) = 0;
 };
 
 // For the kind of memory that the layout names. Throws ucm::Error.

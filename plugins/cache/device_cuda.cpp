@@ -63,6 +63,10 @@ ucm_status status_of(CUresult result) {
     return result == UCM_CUDA_ERROR_OUT_OF_MEMORY ? UCM_UNAVAILABLE : UCM_IO;
 }
 
+CUevent event_of(uint64_t handle) {
+    return reinterpret_cast<CUevent>(uintptr_t(handle));
+}
+
 // The calling thread's current context, for a scope; callers keep their own.
 class Current {
   public:
@@ -149,6 +153,7 @@ class CudaDevice final : public Device {
     void pin(uint8_t *base, uint64_t bytes) override;
     void unpin(uint8_t *base, uint64_t bytes) override;
     bool events() const override { return true; }
+    bool late(uint64_t event) override;
 
   private:
     template <typename F>
@@ -232,6 +237,12 @@ void CudaDevice::unpin(uint8_t *base, uint64_t bytes) {
     if (result) failed(result, "unpinning slots", UCM_LOG_WARN);
 }
 
+bool CudaDevice::late(uint64_t event) {
+    if (lost_) return false;
+    const Current current(driver_, context_);
+    return !current.result() && driver_.cuEventQuery(event_of(event)) == UCM_CUDA_ERROR_NOT_READY;
+}
+
 template <typename F>
 ucm_status CudaDevice::copy(Streams &streams, const Piece *pieces, size_t n, uint64_t event,
                             F move) {
@@ -251,8 +262,7 @@ template <typename F>
 ucm_status CudaDevice::run(CUstream stream, const Piece *pieces, size_t n, uint64_t event, F move) {
     if (lost_) return UCM_UNAVAILABLE;
     if (event) {
-        const auto awaited = reinterpret_cast<CUevent>(uintptr_t(event));
-        const CUresult result = driver_.cuStreamWaitEvent(stream, awaited, 0);
+        const CUresult result = driver_.cuStreamWaitEvent(stream, event_of(event), 0);
         if (result == UCM_CUDA_ERROR_INVALID_HANDLE || result == UCM_CUDA_ERROR_INVALID_VALUE) {
             failed(result, "waiting for prerequisite_handle, which is no event of this device");
             return UCM_INVALID;

@@ -24,6 +24,7 @@ class HostDevice final : public Device {
     void pin(uint8_t *, uint64_t) override {}
     void unpin(uint8_t *, uint64_t) override {}
     bool events() const override { return false; }
+    bool late(uint64_t) override { return false; }
 
   private:
     template <typename F>

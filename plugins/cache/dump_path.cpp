@@ -75,19 +75,9 @@ void DumpPath::answer_refused(Lock &lock) {
     if (look_at_ns_ > monotonic_ns()) return;
     look_at_ns_ = INT64_MAX;
     Outcome outcome;
-    for (auto &[job, first] : jobs_) {
-        const ucm_status refused = job->task->refused();
-        bool left = false;
-        for (size_t row = first; row < job->rows.size(); row++) {
-            const bool dropped = job->rows[row] == Row::kDropped;
-            if (job->rows[row] == Row::kTaken) continue;
-            left = left || (!dropped && refused == UCM_OK);
-            if (!dropped && refused == UCM_OK) continue;
-            job->rows[row] = Row::kTaken;
-            answer(job, row, result(dropped ? UCM_CANCELLED : refused), outcome);
-        }
-        if (left) look_at_ns_ = std::min(look_at_ns_, job->task->deadline_ns());
-    }
+    for (auto &[job, first] : jobs_)
+        if (cache::answer_refused(core_, job, first, outcome))
+            look_at_ns_ = std::min(look_at_ns_, job->task->deadline_ns());
     outcome.give(lock, core_.log);
 }
 

@@ -15,7 +15,7 @@ const ucm_option kOptions[] = {
     {"running_queue_depth", UCM_TYPE_INT, 0, "524288", "1..", "shards",
      "Dumped shards that may be on their way below at once."},
     {"timeout_ms", UCM_TYPE_INT, 0, "30000", "1..", "ms",
-     "How long a shard may wait for its turn, for room, or for the store below."},
+     "How long a shard may wait for its turn, for its event, for room, or for the store below."},
     {"cpu_affinity_cores", UCM_TYPE_INTS, 0, "", nullptr, nullptr,
      "Cores that the threads which copy use, each of which this process must be allowed; none: "
      "those "

@@ -43,6 +43,7 @@ CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
       dumps(core, writer),
       loads(core),
       watch(core, writer, loads),
+      events(core, dumps, loads),
       tasks(args.layout),
       dump_admission(core.config.waiting_shards, core.segment.data_bytes()),
       load_admission(core.config.waiting_shards, core.segment.data_bytes()),
@@ -62,6 +63,7 @@ CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
     dumps.start();
     loads.start();
     watch.start();
+    events.start();
 }
 
 uint64_t CacheStore::Engine::inline_bytes(const ucm_transfer &t) const {
@@ -131,14 +133,14 @@ JobRef CacheStore::accept(const ucm_transfer &t, bool dump, ucm_task *number, uc
 ucm_status CacheStore::load(const ucm_transfer &t, ucm_task *number, ucm_error *err) {
     ucm_status status;
     if (const JobRef job = accept(t, false, number, &status, err))
-        engine_->loads.push(job, engine_->inline_bytes(t));
+        if (!engine_->events.push(job)) engine_->loads.push(job, engine_->inline_bytes(t));
     return status;
 }
 
 ucm_status CacheStore::dump(const ucm_transfer &t, ucm_task *number, ucm_error *err) {
     ucm_status status;
     if (const JobRef job = accept(t, true, number, &status, err))
-        engine_->dumps.push(job, engine_->inline_bytes(t));
+        if (!engine_->events.push(job)) engine_->dumps.push(job, engine_->inline_bytes(t));
     return status;
 }
 
@@ -266,6 +268,7 @@ ucm_status CacheStore::touch(const ucm_ids_args &args, ucm_error *err) {
 
 void CacheStore::drop(const IdSet &ids, Outcome &outcome) {
     Core &core = engine_->core;
+    engine_->events.cancel(ids);
     engine_->dumps.cancel(ids);
     const Table::Hold hold(core.table);
     forget(core.table, ids, [&](const BlockRef &block, uint32_t flags) {
@@ -425,6 +428,7 @@ ucm_status CacheStore::close(const ucm_wait_args &args, ucm_report &report, ucm_
     report.stored = 0;
     if (!idle) return UCM_PENDING;
     engine_->watch.stop();
+    engine_->events.stop();
     engine_->dumps.stop();
     engine_->writer.stop();
     engine_->loads.stop();

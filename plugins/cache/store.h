@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "dump_path.h"
+#include "event_wait.h"
 #include "load_path.h"
 #include "watch.h"
 
@@ -44,6 +45,7 @@ class CacheStore final : public Store {
         DumpPath dumps;
         LoadPath loads;
         Watch watch;
+        EventWait events;
         Tasks tasks;
         Admission dump_admission, load_admission;
         const bool on_host;     // the caller's memory

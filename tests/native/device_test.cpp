@@ -148,6 +148,60 @@ struct Rig {
     bool released() const { return cuda.control->live() == 2 && cuda.control->depth() == 1; }
 };
 
+// Cache over device memory: block i, of one shard, to and from row i of it.
+struct DeviceStack {
+    static constexpr size_t kRows = 16, kBytes = 3000;
+    Cuda cuda;
+    std::shared_ptr<Memory> memory = std::make_shared<Memory>();
+    Geometry geometry{1, {kBytes}};
+    std::unique_ptr<Stack> stack;
+    CUdeviceptr rows = 0;
+    void *addresses[kRows];
+    const CUstream engine = cuda.stream();
+    std::vector<std::unique_ptr<Move>> moves;  // whose ends wait for the engine
+
+    explicit DeviceStack(const std::vector<BlockId> &below) {
+        REQUIRE(all_ok(Stack({"Memory"}, {}, geometry, memory).dump(below)));
+        cuda.cuMemAlloc_v2(&rows, kRows * 4096);
+        for (size_t i = 0; i < kRows; i++)
+            addresses[i] = reinterpret_cast<void *>(uintptr_t(row(i)));
+        geometry.memory = UCM_MEMORY_CUDA;
+        geometry.device = 0;
+        const std::string room = std::to_string(64 * 4096 / 1073741824.0);
+        stack =
+            std::make_unique<Stack>(std::vector<std::string>{"Cache", "Memory"},
+                                    Options{{"cache_buffer_capacity_gb", room}}, geometry, memory);
+    }
+    ~DeviceStack() { cuda.control->stall(engine, 0); }
+
+    CUdeviceptr row(size_t i) const { return rows + i * 4096; }
+    Bytes expected(size_t i) const { return contents(make_id(i), 0, kBytes); }
+    // An event that is late while the engine's stream is stalled. Before it the row gets `bytes`.
+    CUevent computed(size_t i, const Bytes &bytes) const {
+        cuda.control->compute(engine, row(i), bytes.data(), bytes.size());
+        return cuda.record(engine);
+    }
+    Move &move(size_t i, CUevent event = nullptr) {
+        moves.push_back(std::make_unique<Move>(*stack, std::vector<Shard>{{make_id(i), 0}}));
+        ucm_transfer &transfer = moves.back()->transfer;
+        transfer.addresses = &addresses[i];
+        transfer.flags = event ? uint64_t(UCM_TRANSFER_EVENT) : 0;
+        transfer.event = handle(event);
+        return *moves.back();
+    }
+    Move &dump(size_t i, CUevent event = nullptr) {
+        if (!event) cuda.poke(row(i), expected(i));
+        Move &made = move(i, event);
+        REQUIRE(made.dump() == UCM_OK);
+        return made;
+    }
+    Move &load(size_t i, CUevent event = nullptr) {
+        Move &made = move(i, event);
+        REQUIRE(made.load() == UCM_OK);
+        return made;
+    }
+};
+
 }  // namespace
 
 TEST_CASE("copies are exact at every size and alignment, around the caches or not", "[device]") {
@@ -587,6 +641,67 @@ TEST_CASE("the stand-in finds what a correct program never does", "[device][cuda
     REQUIRE(cuda.wrong().find(wrongs[i].said) != std::string::npos);
     REQUIRE(cuda.control->violations() == 1);
     cuda.control->reset();  // before the device, which is one of a driver that is gone
+}
+
+TEST_CASE("CUDA: a task whose event is late holds nobody else up", "[device][cuda]") {
+    DeviceStack rig(make_ids(4));
+    REQUIRE(rig.dump(4).wait() == UCM_OK);
+    std::vector<Move *> late;
+    rig.cuda.control->stall(rig.engine, 1);
+    for (const size_t i : {0, 1, 4})  // two that are below, one that is here
+        late.push_back(&rig.load(i, rig.computed(i, Bytes(rig.kBytes, 0xEE))));
+    for (const size_t i : {5, 6}) late.push_back(&rig.dump(i, rig.computed(i, rig.expected(i))));
+
+    // Others are not late, and not wrong: a copy before its event is a race, which the stand-in
+    // sees.
+    REQUIRE(rig.dump(7).wait(30000) == UCM_OK);
+    for (const size_t i : {2, 7}) {
+        REQUIRE(rig.load(i).wait(30000) == UCM_OK);
+        REQUIRE(rig.cuda.peek(rig.row(i), rig.kBytes) == rig.expected(i));
+    }
+    ucm_report report{};
+    REQUIRE(rig.stack->drain(&report, 0) == UCM_PENDING);
+    REQUIRE(report.pending >= 2);
+    for (Move *move : late) REQUIRE_FALSE(move->finished());
+
+    rig.cuda.control->stall(rig.engine, 0);
+    for (Move *move : late) REQUIRE(move->wait() == UCM_OK);
+    for (const size_t i : {0, 1, 4})
+        REQUIRE(rig.cuda.peek(rig.row(i), rig.kBytes) == rig.expected(i));
+    REQUIRE(rig.stack->drain() == UCM_OK);
+    for (const size_t i : {5, 6}) REQUIRE(rig.memory->stored(make_id(i), 0) == rig.expected(i));
+    rig.stack.reset();
+    REQUIRE(rig.cuda.wrong() == "");
+}
+
+TEST_CASE("CUDA: a deadline, a cancel and a remove do not wait for an event", "[device][cuda]") {
+    DeviceStack rig(make_ids(4));
+    rig.cuda.control->stall(rig.engine, 1);
+    const CUevent event = rig.computed(8, Bytes(rig.kBytes, 0xEE));
+    for (const bool dump : {false, true}) {
+        const auto start = [&](size_t i, int64_t deadline_ns) {
+            Move &move = rig.move(i, event);
+            move.transfer.deadline_ns = deadline_ns;
+            REQUIRE((dump ? move.dump() : move.load()) == UCM_OK);
+            return &move;
+        };
+        REQUIRE(start(0, ucm::monotonic_ns() + 20000000)->wait(30000) == UCM_TIMEOUT);
+        Move *const stopped = start(1, 0);
+        REQUIRE(ucm_cancel(rig.stack->top(), stopped->task, nullptr) == UCM_OK);
+        REQUIRE(stopped->wait(30000) == UCM_CANCELLED);
+    }
+    Move &removed = rig.dump(5, event), &kept = rig.dump(6, event);
+    REQUIRE(rig.stack->remove({make_id(5)}) == UCM_OK);
+    REQUIRE(removed.wait(30000) == UCM_CANCELLED);
+    REQUIRE_FALSE(kept.finished());
+    rig.cuda.control->stall(rig.engine, 0);
+    REQUIRE(kept.wait() == UCM_OK);
+    ucm_report report{};
+    REQUIRE(rig.stack->drain(&report) == UCM_OK);
+    REQUIRE(report.lost == 0);
+    REQUIRE(rig.stack->lookup({make_id(5), make_id(6)}) == std::vector<bool>({false, true}));
+    rig.stack.reset();
+    REQUIRE(rig.cuda.wrong() == "");
 }
 
 // Run by the next one, with another driver.

@@ -24,6 +24,7 @@ enum {
     INVALID_DEVICE = 101,
     INVALID_CONTEXT = 201,
     INVALID_HANDLE = 400,
+    NOT_READY = 600,
     ALREADY_REGISTERED = 712,
     NOT_REGISTERED = 713,
     ENTRIES = 1024, /* of every table */
@@ -38,7 +39,7 @@ struct CUctx_st {
 };
 struct CUstream_st {
     CUcontext context;
-    int alive;
+    int alive, stalled;
     struct op *first, *last; /* not run yet */
     uint64_t given, run;     /* how many operations */
 };
@@ -81,6 +82,7 @@ struct failure {
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards all below, up to `stack` */
+static pthread_cond_t goes_on = PTHREAD_COND_INITIALIZER; /* a stream that was stalled */
 static struct state {
     int initialized;
     struct CUctx_st contexts[FAKE_CUDA_DEVICES];
@@ -230,6 +232,10 @@ static void run(CUstream stream, struct op *op) {
 
 static void run_until(CUstream stream, uint64_t until) {
     while (stream->run < until && stream->first) {
+        if (stream->stalled) {
+            pthread_cond_wait(&goes_on, &mutex);
+            continue;
+        }
         struct op *op = stream->first;
         run(stream, op);
         stream->first = op->next;
@@ -321,6 +327,7 @@ SAME(NOT_INITIALIZED, CUDA_ERROR_NOT_INITIALIZED);
 SAME(INVALID_DEVICE, CUDA_ERROR_INVALID_DEVICE);
 SAME(INVALID_CONTEXT, CUDA_ERROR_INVALID_CONTEXT);
 SAME(INVALID_HANDLE, CUDA_ERROR_INVALID_HANDLE);
+SAME(NOT_READY, CUDA_ERROR_NOT_READY);
 SAME(ALREADY_REGISTERED, CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
 SAME(NOT_REGISTERED, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
 #endif
@@ -338,6 +345,7 @@ static const struct {
     {201, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {304, "CUDA_ERROR_OPERATING_SYSTEM", "OS call failed or operation not supported on this OS"},
     {400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {600, "CUDA_ERROR_NOT_READY", "device not ready"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
      "part or all of the requested memory range is already mapped"},
@@ -454,6 +462,15 @@ CUresult cuStreamSynchronize(CUstream stream) {
     const int bad = wrong_stream(stream, __func__);
     if (!bad) run_until(stream, stream->given);
     return (CUresult)bad;
+}
+
+CUresult cuEventQuery(CUevent event) {
+    ENTER(1);
+    const int bad = wrong_event(event, __func__);
+    if (bad || !event->stream) return (CUresult)bad;
+    if (event->stream->stalled && event->stream->run < event->after) return (CUresult)NOT_READY;
+    run_until(event->stream, event->after);
+    return (CUresult)OK;
 }
 
 CUresult cuStreamQuery(CUstream stream) {
@@ -635,6 +652,13 @@ static void peek(void *to, CUdeviceptr from, size_t n) {
     pthread_mutex_unlock(&mutex);
 }
 
+static void stall(CUstream stream, int on) {
+    pthread_mutex_lock(&mutex);
+    stream->stalled = on;
+    pthread_cond_broadcast(&goes_on);
+    pthread_mutex_unlock(&mutex);
+}
+
 static void reset(void) {
     for (size_t i = 0; i < s.n_streams; i++)
         for (struct op *op = s.streams[i].first, *next; op; op = next) {
@@ -648,9 +672,9 @@ static void reset(void) {
 }
 
 PUBLIC const fake_cuda *fake_cuda_control(void) {
-    static const fake_cuda control = {count_violations, get_violation, count_live, count_streams,
-                                      count_pinned,     depth,         calls,      fail_calls,
-                                      compute,          poke,          peek,       reset};
+    static const fake_cuda control = {
+        count_violations, get_violation, count_live, count_streams, count_pinned, depth, calls,
+        fail_calls,       compute,       poke,       peek,          stall,        reset};
     return &control;
 }
 

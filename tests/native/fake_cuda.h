@@ -42,6 +42,9 @@ typedef struct fake_cuda {
     /* Device memory as it is now; to set it up and to look at it. */
     void (*poke)(CUdeviceptr to, const void *bytes, size_t n);
     void (*peek)(void *to, CUdeviceptr from, size_t n);
+    /* The stream runs nothing from now on, or goes on: its events are late, and who synchronizes
+     * with what comes after them waits. */
+    void (*stall)(CUstream stream, int on);
     /* As after a start. What was made is gone; no other thread is inside. */
     void (*reset)(void);
 } fake_cuda;

@@ -123,8 +123,8 @@ Layout::Layout(const Geometry &geometry) : segments(geometry.segments) {
     c.n_planes = uint32_t(planes.size());
     c.plane_stride = sizeof(ucm_plane);
     c.planes = planes.data();
-    c.memory = UCM_MEMORY_HOST;
-    c.device = -1;
+    c.memory = geometry.memory;
+    c.device = geometry.device;
 }
 
 bool all_are(const std::vector<ucm_result> &results, ucm_status status) {

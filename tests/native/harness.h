@@ -63,6 +63,8 @@ struct Geometry {
     uint64_t raw_capacity = 0;   // 0: the sum of segments
     std::string encoding = "";
     size_t misalign = 0;  // how far from a page every segment of a Move begins
+    // Of the top layer. Addresses of another kind than host a test puts into Move::transfer.
+    int32_t memory = UCM_MEMORY_HOST, device = -1;
 
     uint64_t capacity() const;
 };
