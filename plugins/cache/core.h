@@ -64,6 +64,24 @@ struct Core {
         if (wakeups.writes_want_change) wakeups.writes.notify_one();
     }
 
+    // Before slots are given to the device: pins what memory has come for since. With no lock.
+    void pin_ready() {
+        const uint32_t ready = table.frames_ready();
+        if (!table.device() || pinned_frames.load(std::memory_order_acquire) >= ready) return;
+        Lock lock(pin_mutex);
+        pinned.wait(lock, [&] { return !pinning; });
+        const uint32_t first = pinned_frames.load();
+        if (first >= ready) return;
+        pinning = true;
+        lock.unlock();
+        const uint64_t bytes = segment.frame_bytes();
+        device->pin(segment.frame(first), (ready - first) * bytes);
+        lock.lock();
+        pinning = false;
+        pinned_frames.store(ready, std::memory_order_release);
+        pinned.notify_all();
+    }
+
     const Logger log;
     const Config config;
     ucm_store *const lower;
@@ -86,6 +104,11 @@ struct Core {
     const std::unique_ptr<Device> device;  // ends before the memory that it has pinned
     Table table;
     const Registered registered;  // with the store below
+
+    std::mutex pin_mutex;  // guards `pinning`: one thread pins, who wants to copy waits
+    std::condition_variable pinned;
+    bool pinning = false;
+    std::atomic<uint32_t> pinned_frames{0};  // those before it are, or cannot be
 };
 
 // A result that is decided under the lock and given after it.

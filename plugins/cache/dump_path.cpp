@@ -255,6 +255,7 @@ ucm_status DumpPath::copy(const JobRef &job, const std::vector<Copy> &copies) {
     for (auto &each : copies)
         pieces.push_back({table_.slot(each.block.record, job->task->shard(each.row)),
                           job->task->addresses(each.row), job->task->length(each.row)});
+    core_.pin_ready();
     Busy<kMetrics> busy(core_.metrics, kDumpBusyNs);
     return core_.device->gather(pieces.data(), pieces.size(), job->task->event());
 }

@@ -154,6 +154,7 @@ void LoadPath::copy_out(const JobRef &job, std::vector<Hit> hits, std::vector<si
         const uint64_t length = std::min(table_.length(record, shard), core_.config.capacity);
         pieces.push_back({table_.slot(record, shard), task.addresses(hit.row), length});
     }
+    core_.pin_ready();
     ucm_status status;
     {
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
@@ -769,6 +770,7 @@ size_t LoadPath::hand_out(const std::vector<Arrival> &arrivals, size_t first, si
     }
     ucm_status copied = UCM_OK;
     if (!pieces.empty()) {
+        core_.pin_ready();
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
         copied = core_.device->scatter(pieces.data(), pieces.size(), task.event());
     }

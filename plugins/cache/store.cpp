@@ -53,12 +53,11 @@ CacheStore::Engine::Engine(const ucm_open_args &args, const Shape &shape,
         Lock lock(core.mutex);
         core.segment.alive();
         watch.adopt(outcome);
-        // A device pins memory once, before it is used.
+        // Pinning takes long: of as much as can be, before it is used.
         if (args.layout->memory != UCM_MEMORY_HOST) watch.grow_all(lock, outcome);
         outcome.give(lock, core.log);
     }
-    core.device->pin(core.segment.data(),
-                     uint64_t(core.table.frames_ready()) * core.segment.frame_bytes());
+    core.pin_ready();
     writer.start();
     dumps.start();
     loads.start();

@@ -110,9 +110,9 @@ void Watch::grow_all(Lock &lock, Outcome &outcome) {
         if (monotonic_ns() > until_ns) {
             outcome.warnings.push_back(
                 core_.segment.path() +
-                ": another process has been making room in it for 5 s; what it makes later is not "
-                "pinned, so that copies of that are slower; look at the processes that use this "
-                "unique_id");
+                ": another process has been making room in it for 5 s; what it makes later is "
+                "pinned when it is used, and copies wait for that; look at the processes that use "
+                "this unique_id");
             return;
         }
         lock.unlock();
@@ -150,6 +150,7 @@ void Watch::grow(Lock &lock, Outcome &outcome, uint32_t ahead) {
         }
         lock.unlock();
         core_.segment.collapse(growth.first, growth.count);
+        core_.pin_ready();
         lock.lock();
     }
 }

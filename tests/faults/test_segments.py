@@ -436,6 +436,44 @@ def test_where_others_fill_the_shared_memory_nobody_dies(config, run):
     assert left == "['else']"
 
 
+def test_what_a_device_gets_room_for_later_is_pinned(config, run, tmp_path):
+    code = """
+        import ctypes
+        cuda = ctypes.CDLL("libcuda.so.1")
+        context, rows = ctypes.c_void_p(), ctypes.c_uint64()
+        assert cuda.cuInit(0) == 0
+        assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+        assert cuda.cuCtxPushCurrent_v2(context) == 0
+        assert cuda.cuMemAlloc_v2(ctypes.byref(rows), ctypes.c_size_t(config["block_size"])) == 0
+        with open("/dev/shm/else", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 7 << 19)
+        device = {**config, "memory": "cuda", "device_id": 0}
+        with ucm.open_pipeline(device) as store, ucm.open_pipeline(config) as other:
+            ready = lambda: store.stats()["Cache"]["frames_ready"]
+            print(ready())
+            os.remove("/dev/shm/else")
+            addresses = [[rows.value + shard * config["shard_size"]] for shard in range(4)]
+            block, grown = 0, 0
+            while grown < 16:  # then every frame had its turn: each takes the one longest free
+                grown += ready() == 16
+                ids = [block.to_bytes(16, "little")] * 4
+                store.wait(store.dump_data(ids, range(4), addresses))
+                store.wait(store.load_data(ids, range(4), addresses))
+                store.drain()
+                block += 1
+        # What the stand-in finds wrong ends the process with a status of its own.
+        assert cuda.cuMemFree_v2(rows) == 0
+        assert cuda.cuCtxPopCurrent_v2(ctypes.byref(context)) == 0
+        assert cuda.cuDevicePrimaryCtxRelease_v2(0) == 0
+        print("copied")
+    """
+    driver = {"LD_LIBRARY_PATH": str(cuda_standin(tmp_path))}
+    out, errors = in_small_memory(run, "8m", code, config, **driver)
+    assert out.splitlines()[1:] == ["copied"], errors
+    assert int(out.splitlines()[0]) < 16
+    assert "fake CUDA" not in errors
+
+
 @pytest.mark.parametrize("blocks", [8, 0])
 def test_no_room_for_two_blocks_is_told(config, run, blocks):
     code = """
