@@ -26,11 +26,13 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def _all_of_its_own_log(request, monkeypatch):
+def _all_of_its_own_log(request):
     """What a test finds in its log is its own, and all of it: nothing is late, or left out."""
-    if "caplog" in request.fixturenames:
-        monkeypatch.setattr(logs.Limiter, "BURST", sys.maxsize)
-        logs.flush()
+    with pytest.MonkeyPatch.context() as patch:  # the fixture would outlive tmp_path here
+        if "caplog" in request.fixturenames:
+            patch.setattr(logs.Limiter, "BURST", sys.maxsize)
+            logs.flush()
+        yield
 
 
 @pytest.fixture
