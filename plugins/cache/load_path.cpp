@@ -262,23 +262,41 @@ void LoadPath::prefetch(const std::vector<BlockId> &ids) {
     core_.wakeups.expected.notify_one();
 }
 
+// Where what could be probed has come here by itself, and callers load only what a lookup finds, no
+// load is refused any more that would say what else to probe.
+void LoadPath::seek_probe(const uint8_t *ids, size_t n) {
+    if (core_.load_breaker.until_ns() > monotonic_ns()) return;
+    const Lock lock(core_.mutex);
+    if (can_probe_ || core_.load_breaker.ask() != Breaker::Says::kProbe) return;
+    sought_.clear();
+    for (size_t i = 0; i < std::min(n, kMostAsked); i++) sought_.push_back(BlockId::at(ids, i));
+    core_.wakeups.expected.notify_one();
+}
+
 // Before anything makes way for a block it is known to be there. A lookup below may take its time,
 // so no thread that others wait for asks.
 void LoadPath::run_expected() {
     Lock lock(core_.mutex);
     for (;;) {
-        core_.wakeups.expected.wait(lock, [&] { return stopping_ || !expected_.empty(); });
+        core_.wakeups.expected.wait(
+            lock, [&] { return stopping_ || !expected_.empty() || !sought_.empty(); });
         if (stopping_) return;
-        const size_t n = std::min(expected_.size(), kMostAsked);
-        const std::vector<BlockId> ids(expected_.begin(), expected_.begin() + std::ptrdiff_t(n));
-        expected_.erase(expected_.begin(), expected_.begin() + std::ptrdiff_t(n));
-        if (core_.load_breaker.open()) continue;
+        const bool seeks = !sought_.empty();
+        std::vector<BlockId> ids = std::exchange(sought_, {});
+        if (!seeks) {
+            const auto end =
+                expected_.begin() + std::ptrdiff_t(std::min(expected_.size(), kMostAsked));
+            ids.assign(expected_.begin(), end);
+            expected_.erase(expected_.begin(), end);
+        }
+        if (core_.load_breaker.open() != seeks) continue;
         asking_ = true;
         lock.unlock();
         const std::vector<uint8_t> tiers = ask_below(ids);
         lock.lock();
         asking_ = false;
-        for (size_t i = 0; i < n && !core_.closing; i++)
+        if (seeks) set_probe(ids, tiers);
+        for (size_t i = 0; i < ids.size() && !seeks && !core_.closing; i++)
             if (tiers[i]) prefetches_.push_back(ids[i]);
         core_.wakeups.loads.notify_one();
         core_.wakeups.idle.notify_all();
@@ -297,6 +315,20 @@ std::vector<uint8_t> LoadPath::ask_below(const std::vector<BlockId> &ids) const 
     args.tiers = tiers.data();
     if (ucm_lookup(core_.lower, &args, nullptr) != UCM_OK) tiers.assign(ids.size(), 0);
     return tiers;
+}
+
+// What is nowhere says nothing about loads, so only what was found is probed.
+void LoadPath::set_probe(const std::vector<BlockId> &ids, const std::vector<uint8_t> &tiers) {
+    const Table::Hold hold(table_);
+    for (size_t i = 0; i < ids.size(); i++) {
+        const BlockRef block = table_.visible(ids[i]);
+        for (uint32_t shard = 0; shard < table_.shards() && tiers[i] && !can_probe_; shard++) {
+            if (block && state_of(table_.word(block.record, shard)) != ShardState::kAbsent)
+                continue;
+            to_probe_ = {ids[i], shard};
+            can_probe_ = true;
+        }
+    }
 }
 
 void LoadPath::pass_touches() {
@@ -614,10 +646,11 @@ void LoadPath::plan_probe(Lock &lock) {
         const Table::Hold hold(table_);
         BlockRef block = table_.visible(id);
         if (block && state_of(table_.word(block.record, shard)) != ShardState::kAbsent)
-            can_probe_ = false;  // until a load is refused
+            can_probe_ = false;  // until a load is refused, or a lookup finds more
         if (!can_probe_ || !may_fill(block, *fill)) return;
         if (!block) {
             const uint32_t record = table_.take(Taking::kLoad, id);
+            if (record == kNone && table_.may_grow()) table_.ring(table_.member());
             if (record == kNone) return;
             block = table_.start(record, id, State::kClean);
         }

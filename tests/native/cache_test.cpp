@@ -628,6 +628,26 @@ TEST_CASE("while loads fail, lookups and dumps that work do not say that they wo
     REQUIRE(stack.loads_back(below));
 }
 
+TEST_CASE("loads that work again are found out though only what is here is loaded", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto below = make_ids(4);
+    store_below(memory, below);
+    Stack stack({"Cache", "Memory"}, with_room(256), kFour, memory);
+    memory->fail(Op::kLoad, UCM_IO, 0, SIZE_MAX);
+    while (stack.metrics()["breaker_open"] == 0) stack.load({below[0]});
+    REQUIRE(all_ok(stack.dump({below[0]})));  // the only block that a load was refused of
+    drained(stack);
+    const uint64_t before = memory->counters().lookups;
+    REQUIRE(eventually([&] {
+        REQUIRE_FALSE(stack.lookup(below)[3]);  // it is below, but cannot be had
+        return memory->counters().lookups > before;
+    }));
+    memory->fail(Op::kLoad, UCM_OK, 0, 0);
+    REQUIRE(eventually([&] { return stack.lookup(below) == std::vector<bool>(4, true); }));
+    REQUIRE(stack.loads_back(below));
+    REQUIRE(stack.metrics()["breaker_opened_total"] == 1);
+}
+
 TEST_CASE("slots that are being filled hold up close, though nobody waits for them", "[cache]") {
     auto memory = std::make_shared<Memory>();
     const auto ids = make_ids(1);
