@@ -634,15 +634,19 @@ bool WriteBack::again(const BlockRef &block, bool down) {
     Work &work = works_[block];
     const bool counts = !(down && core_.dump_breaker.open() && !core_.impatient);
     if (counts && work.tries == kRetries) return false;
-    int64_t delay_ns = kFirstDelayNs;
-    for (uint32_t k = 0; k < work.tries; k++) delay_ns *= 10;
-    if (counts) work.tries++;
     // The store below may have given up all of the block, so all of it goes again if it is here.
     if (table_.whole(block.record))
         for (uint32_t shard = 0; shard < table_.shards(); shard++)
             table_.below(block.record, shard, false);
     not_unsaved(work);
     work.queued = true;
+    if (!counts) {
+        queue_.push_back(block);  // the breaker says when, or a drain or a close that begins
+        return true;
+    }
+    int64_t delay_ns = kFirstDelayNs;
+    for (uint32_t k = 0; k < work.tries; k++) delay_ns *= 10;
+    work.tries++;
     delayed_.emplace(monotonic_ns() + delay_ns, block);
     return true;
 }

@@ -240,6 +240,33 @@ TEST_CASE("a block that cannot be stored is given up, counted and named", "[cach
     REQUIRE(stack.host().logged(ids[0].hex()));
 }
 
+TEST_CASE("drains amid an outage do not delay what is tried after them", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    memory->hold();
+    memory->fail(Op::kDump, UCM_IO, 0, SIZE_MAX);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);
+    REQUIRE(all_ok(stack.dump(make_ids(1))));
+    const auto sent = [&](uint64_t transfers) {
+        return eventually([&] { return memory->counters().dump_transfers >= transfers; });
+    };
+    uint64_t n = 0;
+    while (stack.metrics()["breaker_open"] == 0) {
+        REQUIRE(sent(++n));
+        memory->release(4);
+    }
+    // What fails while somebody drains counts, and this is the last that may.
+    REQUIRE(sent(n + 1));
+    std::thread waits([&] { stack.drain(nullptr, 500); });
+    usleep(100000);
+    memory->release(4);
+    waits.join();
+    memory->release();
+    REQUIRE(sent(n + 6));
+    memory->fail(Op::kDump, UCM_OK, 0, 0);
+    REQUIRE(eventually([&] { return memory->blocks() == 1; }));
+    REQUIRE(drained(stack).lost == 0);
+}
+
 TEST_CASE("a block that the store below declines stays here as long as there is room", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     const auto ids = make_ids(3);
