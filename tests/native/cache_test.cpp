@@ -240,6 +240,27 @@ TEST_CASE("a block that cannot be stored is given up, counted and named", "[cach
     REQUIRE(stack.host().logged(ids[0].hex()));
 }
 
+TEST_CASE("a block that is published is stored, whatever a shard of it ends with that was there",
+          "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    memory->hold();
+    memory->fail(Op::kDump, UCM_IO, 0, 1);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);
+    const auto ids = make_ids(1);
+    REQUIRE(all_ok(stack.dump(ids)));
+    memory->release(4);
+    // Once more, of which only the first is missing.
+    REQUIRE(eventually([&] { return memory->counters().dump_transfers == 2; }));
+    memory->fail(Op::kDump, UCM_IO, 1, SIZE_MAX);
+    memory->release();
+    const ucm_report report = drained(stack);
+    REQUIRE(report.stored == 4);
+    REQUIRE(report.lost == 0);
+    REQUIRE(stack.metrics()["lost_shards_total"] == 0);
+    REQUIRE(memory->counters().dump_transfers == 2);
+    REQUIRE(stack.loads_back(ids));
+}
+
 TEST_CASE("drains amid an outage do not delay what is tried after them", "[cache]") {
     auto memory = std::make_shared<Memory>();
     memory->hold();
