@@ -159,7 +159,7 @@ void LoadPath::copy_out(const JobRef &job, std::vector<Hit> hits, std::vector<si
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
         status = core_.device->scatter(pieces.data(), pieces.size(), task.event());
     }
-    if (table_.device()) unpin(hits);
+    if (table_.device() && status != UCM_PENDING) unpin(hits);  // else the device may still read
     if (status == UCM_PENDING) status = UCM_IO;
     const int64_t now_ns = monotonic_ns();
     for (size_t k = 0; k < hits.size(); k++) {
@@ -745,6 +745,7 @@ struct LoadPath::Arrival {
     size_t k;
     ucm_result answer;
     std::vector<Waiter> waiters;
+    bool stuck = false;  // a device may still read its slot, while this process lives
 };
 
 std::vector<LoadPath::Arrival> LoadPath::collect(Outcome &outcome) {
@@ -783,7 +784,7 @@ bool LoadPath::claim_waiters(Arrival &each) {
 }
 
 // Copies for one task at once, from `first` on; returns where the next one begins. No lock is held.
-size_t LoadPath::hand_out(const std::vector<Arrival> &arrivals, size_t first, size_t which) {
+size_t LoadPath::hand_out(std::vector<Arrival> &arrivals, size_t first, size_t which) {
     const JobRef &job = arrivals[first].waiters[which].job;
     const Task &task = *job->task;
     std::vector<cache::Piece> pieces;
@@ -805,7 +806,10 @@ size_t LoadPath::hand_out(const std::vector<Arrival> &arrivals, size_t first, si
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
         copied = core_.device->scatter(pieces.data(), pieces.size(), task.event());
     }
-    if (copied == UCM_PENDING) copied = UCM_IO;
+    if (copied == UCM_PENDING) {
+        for (size_t k = first; k < next; k++) arrivals[k].stuck = true;
+        copied = UCM_IO;
+    }
     for (auto &[row, answer] : rows)
         job->answer(row, answer.status == UCM_OK && copied != UCM_OK ? result(copied) : answer);
     return next;
@@ -855,7 +859,11 @@ void LoadPath::arrive(Lock &lock) {
             if (each.answer.status != UCM_OK) continue;
             const Arriving &shard = each.shard();
             arriving_.erase({shard.block.record, shard.shard});
-            table_.arrived(shard.block.record, shard.shard, each.answer.length, each.answer.length);
+            if (each.stuck)
+                table_.detach(shard.block.record, UCM_IO);
+            else
+                table_.arrived(shard.block.record, shard.shard, each.answer.length,
+                               each.answer.length);
         }
     }
     UCM_FAILPOINT("cache.kept");

@@ -90,7 +90,7 @@ class LoadPath {
     void submit(const std::shared_ptr<Fill> &fill, Lock &lock);
     std::vector<Arrival> collect(Outcome &outcome);
     bool claim_waiters(Arrival &each);
-    size_t hand_out(const std::vector<Arrival> &arrivals, size_t first, size_t which);
+    size_t hand_out(std::vector<Arrival> &arrivals, size_t first, size_t which);
     void give_up(const std::vector<Arrival> &arrivals);
     void arrive(Lock &lock);
     void fill_ended(Fill &fill, Outcome &outcome);
