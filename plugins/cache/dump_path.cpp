@@ -266,7 +266,8 @@ void DumpPath::land(const JobRef &job, const Copy &each, ucm_status copied, Outc
     ucm_result end = result(copied);
     if (copied == UCM_PENDING) {
         // A device may still write there: the slot stays as it is while this process lives.
-        table_.detach(r, UCM_IO);
+        if (table_.state(each.block) == State::kGathering)
+            writer_.lose(each.block, UCM_IO, "a copy from the device broke down", outcome);
         return answer(job, each.row, result(UCM_IO), outcome);
     }
     if (table_.state(each.block) != State::kGathering) {

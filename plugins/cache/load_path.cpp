@@ -160,7 +160,7 @@ void LoadPath::copy_out(const JobRef &job, std::vector<Hit> hits, std::vector<si
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
         status = core_.device->scatter(pieces.data(), pieces.size(), task.event());
     }
-    if (table_.device()) unpin(hits);
+    if (table_.device() && status != UCM_PENDING) unpin(hits);  // else the device may still read
     if (status == UCM_PENDING) status = UCM_IO;
     const int64_t now_ns = monotonic_ns();
     for (size_t k = 0; k < hits.size(); k++) {
@@ -263,23 +263,41 @@ void LoadPath::prefetch(const std::vector<BlockId> &ids) {
     core_.wakeups.expected.notify_one();
 }
 
+// Where what could be probed has come here by itself, and callers load only what a lookup finds, no
+// load is refused any more that would say what else to probe.
+void LoadPath::seek_probe(const uint8_t *ids, size_t n) {
+    if (core_.load_breaker.until_ns() > monotonic_ns()) return;
+    const Lock lock(core_.mutex);
+    if (can_probe_ || core_.load_breaker.ask() != Breaker::Says::kProbe) return;
+    sought_.clear();
+    for (size_t i = 0; i < std::min(n, kMostAsked); i++) sought_.push_back(BlockId::at(ids, i));
+    core_.wakeups.expected.notify_one();
+}
+
 // Before anything makes way for a block it is known to be there. A lookup below may take its time,
 // so no thread that others wait for asks.
 void LoadPath::run_expected() {
     Lock lock(core_.mutex);
     for (;;) {
-        core_.wakeups.expected.wait(lock, [&] { return stopping_ || !expected_.empty(); });
+        core_.wakeups.expected.wait(
+            lock, [&] { return stopping_ || !expected_.empty() || !sought_.empty(); });
         if (stopping_) return;
-        const size_t n = std::min(expected_.size(), kMostAsked);
-        const std::vector<BlockId> ids(expected_.begin(), expected_.begin() + std::ptrdiff_t(n));
-        expected_.erase(expected_.begin(), expected_.begin() + std::ptrdiff_t(n));
-        if (core_.load_breaker.open()) continue;
+        const bool seeks = !sought_.empty();
+        std::vector<BlockId> ids = std::exchange(sought_, {});
+        if (!seeks) {
+            const auto end =
+                expected_.begin() + std::ptrdiff_t(std::min(expected_.size(), kMostAsked));
+            ids.assign(expected_.begin(), end);
+            expected_.erase(expected_.begin(), end);
+        }
+        if (core_.load_breaker.open() != seeks) continue;
         asking_ = true;
         lock.unlock();
         const std::vector<uint8_t> tiers = ask_below(ids);
         lock.lock();
         asking_ = false;
-        for (size_t i = 0; i < n && !core_.closing; i++)
+        if (seeks) set_probe(ids, tiers);
+        for (size_t i = 0; i < ids.size() && !seeks && !core_.closing; i++)
             if (tiers[i]) prefetches_.push_back(ids[i]);
         core_.wakeups.loads.notify_one();
         core_.wakeups.idle.notify_all();
@@ -298,6 +316,20 @@ std::vector<uint8_t> LoadPath::ask_below(const std::vector<BlockId> &ids) const 
     args.tiers = tiers.data();
     if (ucm_lookup(core_.lower, &args, nullptr) != UCM_OK) tiers.assign(ids.size(), 0);
     return tiers;
+}
+
+// What is nowhere says nothing about loads, so only what was found is probed.
+void LoadPath::set_probe(const std::vector<BlockId> &ids, const std::vector<uint8_t> &tiers) {
+    const Table::Hold hold(table_);
+    for (size_t i = 0; i < ids.size(); i++) {
+        const BlockRef block = table_.visible(ids[i]);
+        for (uint32_t shard = 0; shard < table_.shards() && tiers[i] && !can_probe_; shard++) {
+            if (block && state_of(table_.word(block.record, shard)) != ShardState::kAbsent)
+                continue;
+            to_probe_ = {ids[i], shard};
+            can_probe_ = true;
+        }
+    }
 }
 
 void LoadPath::pass_touches() {
@@ -615,10 +647,11 @@ void LoadPath::plan_probe(Lock &lock) {
         const Table::Hold hold(table_);
         BlockRef block = table_.visible(id);
         if (block && state_of(table_.word(block.record, shard)) != ShardState::kAbsent)
-            can_probe_ = false;  // until a load is refused
+            can_probe_ = false;  // until a load is refused, or a lookup finds more
         if (!can_probe_ || !may_fill(block, *fill)) return;
         if (!block) {
             const uint32_t record = table_.take(Taking::kLoad, id);
+            if (record == kNone && table_.may_grow()) table_.ring(table_.member());
             if (record == kNone) return;
             block = table_.start(record, id, State::kClean);
         }
@@ -713,6 +746,7 @@ struct LoadPath::Arrival {
     size_t k;
     ucm_result answer;
     std::vector<Waiter> waiters;
+    bool stuck = false;  // a device may still read its slot, while this process lives
 };
 
 std::vector<LoadPath::Arrival> LoadPath::collect(Outcome &outcome) {
@@ -751,7 +785,7 @@ bool LoadPath::claim_waiters(Arrival &each) {
 }
 
 // Copies for one task at once, from `first` on; returns where the next one begins. No lock is held.
-size_t LoadPath::hand_out(const std::vector<Arrival> &arrivals, size_t first, size_t which) {
+size_t LoadPath::hand_out(std::vector<Arrival> &arrivals, size_t first, size_t which) {
     const JobRef &job = arrivals[first].waiters[which].job;
     const Task &task = *job->task;
     std::vector<cache::Piece> pieces;
@@ -774,7 +808,10 @@ size_t LoadPath::hand_out(const std::vector<Arrival> &arrivals, size_t first, si
         Busy<kMetrics> busy(core_.metrics, kLoadBusyNs);
         copied = core_.device->scatter(pieces.data(), pieces.size(), task.event());
     }
-    if (copied == UCM_PENDING) copied = UCM_IO;
+    if (copied == UCM_PENDING) {
+        for (size_t k = first; k < next; k++) arrivals[k].stuck = true;
+        copied = UCM_IO;
+    }
     for (auto &[row, answer] : rows)
         job->answer(row, answer.status == UCM_OK && copied != UCM_OK ? result(copied) : answer);
     return next;
@@ -824,7 +861,11 @@ void LoadPath::arrive(Lock &lock) {
             if (each.answer.status != UCM_OK) continue;
             const Arriving &shard = each.shard();
             arriving_.erase({shard.block.record, shard.shard});
-            table_.arrived(shard.block.record, shard.shard, each.answer.length, each.answer.length);
+            if (each.stuck)
+                table_.detach(shard.block.record, UCM_IO);
+            else
+                table_.arrived(shard.block.record, shard.shard, each.answer.length,
+                               each.answer.length);
         }
     }
     UCM_FAILPOINT("cache.kept");

@@ -27,6 +27,8 @@ class LoadPath {
     // Answers what does not have to be waited for; the job was cancelled.
     void cancel(ucm_task number);
     void prefetch(const std::vector<BlockId> &ids);
+    // These are looked for while the breaker is open: what of them is below may be probed.
+    void seek_probe(const uint8_t *ids, size_t n);
     // Passes below, now and then, which blocks were used.
     void pass_touches();
 
@@ -67,6 +69,7 @@ class LoadPath {
     void run();
     void run_expected();
     std::vector<uint8_t> ask_below(const std::vector<BlockId> &ids) const;
+    void set_probe(const std::vector<BlockId> &ids, const std::vector<uint8_t> &tiers);
     bool step(Lock &lock);
     bool step_below(int64_t now_ns, Lock &lock);
     void claim(Job &job, size_t row);
@@ -87,7 +90,7 @@ class LoadPath {
     void submit(const std::shared_ptr<Fill> &fill, Lock &lock);
     std::vector<Arrival> collect(Outcome &outcome);
     bool claim_waiters(Arrival &each);
-    size_t hand_out(const std::vector<Arrival> &arrivals, size_t first, size_t which);
+    size_t hand_out(std::vector<Arrival> &arrivals, size_t first, size_t which);
     void give_up(const std::vector<Arrival> &arrivals);
     void arrive(Lock &lock);
     void fill_ended(Fill &fill, Outcome &outcome);
@@ -115,6 +118,7 @@ class LoadPath {
     std::deque<JobRef> expired_;
     std::deque<BlockId> expected_;    // to be prefetched, where the store below has them
     std::deque<BlockId> prefetches_;  // which it has
+    std::vector<BlockId> sought_;     // one of them to be probed, if it has any
     bool asking_ = false;             // it is asked which
     std::vector<Foreign> foreign_;
     std::multimap<int64_t, JobRef> timers_;
@@ -123,7 +127,8 @@ class LoadPath {
     std::unordered_map<Fill *, std::shared_ptr<Fill>> fills_;  // until finished
     // When the store below last answered a load, or was given one while it had none.
     int64_t heard_ns_ = 0;
-    // What was asked for last, or refused since: whether it can be had says whether loads work.
+    // What was asked for last, refused since, or found in between: whether it can be had says
+    // whether loads work.
     std::pair<BlockId, uint32_t> to_probe_;
     bool can_probe_ = false, probing_ = false;
     int64_t probed_ns_ = 0;

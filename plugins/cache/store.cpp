@@ -185,7 +185,9 @@ void CacheStore::find_here(const ucm_lookup_args &args, std::vector<uint8_t> &he
 // there could not be had, and that it can be found does not say that it can be.
 ucm_status CacheStore::lookup_below(const ucm_lookup_args &args, ucm_error *err) {
     if (!engine_) return ucm_lookup(lower_, &args, err);
-    return engine_->core.load_breaker.open() ? UCM_UNAVAILABLE : ucm_lookup(lower_, &args, nullptr);
+    if (!engine_->core.load_breaker.open()) return ucm_lookup(lower_, &args, nullptr);
+    engine_->loads.seek_probe(args.block_ids, args.n);
+    return UCM_UNAVAILABLE;
 }
 
 ucm_status CacheStore::lookup(const ucm_lookup_args &args, ucm_error *err) {

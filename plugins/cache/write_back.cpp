@@ -515,19 +515,22 @@ void WriteBack::judge(const BlockRef &block, const std::vector<uint32_t> &shards
     const uint32_t r = block.record;
     bool published = false, refused = false;
     for (size_t k = 0; k < shards.size(); k++) {
-        const ucm_status status = results[k].status;
-        if (status != UCM_OK) {
-            if (passing(status) && again(block, Breaker::down(status))) return;
-            const uint32_t heir = core_.closing ? table_.another_member() : kNone;
-            if (Breaker::down(status) && heir != kNone && table_.whole(r))
-                return void(to_leave_.emplace_back(block, heir));
-            return lose(block, status, why_failed(results[k]).c_str(), outcome);
-        }
+        if (results[k].status != UCM_OK) continue;
         published = published || (results[k].flags & UCM_RESULT_PUBLISHED);
         refused = refused || (results[k].flags & UCM_RESULT_DECLINED);
     }
+    // Also where a shard failed: then the store below had it, from an earlier try.
+    if (published && !refused && table_.complete(r)) return stored(block, outcome);
+    for (size_t k = 0; k < shards.size(); k++) {
+        const ucm_status status = results[k].status;
+        if (status == UCM_OK) continue;
+        if (passing(status) && again(block, Breaker::down(status))) return;
+        const uint32_t heir = core_.closing ? table_.another_member() : kNone;
+        if (Breaker::down(status) && heir != kNone && table_.whole(r))
+            return void(to_leave_.emplace_back(block, heir));
+        return lose(block, status, why_failed(results[k]).c_str(), outcome);
+    }
     if (refused) return declined(block, outcome);
-    if (published && table_.complete(r)) return stored(block, outcome);
     bool more = false;
     for (uint32_t shard : shards) table_.below(r, shard, true);
     for (uint32_t shard = 0; shard < table_.shards(); shard++)
@@ -634,15 +637,19 @@ bool WriteBack::again(const BlockRef &block, bool down) {
     Work &work = works_[block];
     const bool counts = !(down && core_.dump_breaker.open() && !core_.impatient);
     if (counts && work.tries == kRetries) return false;
-    int64_t delay_ns = kFirstDelayNs;
-    for (uint32_t k = 0; k < work.tries; k++) delay_ns *= 10;
-    if (counts) work.tries++;
     // The store below may have given up all of the block, so all of it goes again if it is here.
     if (table_.whole(block.record))
         for (uint32_t shard = 0; shard < table_.shards(); shard++)
             table_.below(block.record, shard, false);
     not_unsaved(work);
     work.queued = true;
+    if (!counts) {
+        queue_.push_back(block);  // the breaker says when, or a drain or a close that begins
+        return true;
+    }
+    int64_t delay_ns = kFirstDelayNs;
+    for (uint32_t k = 0; k < work.tries; k++) delay_ns *= 10;
+    work.tries++;
     delayed_.emplace(monotonic_ns() + delay_ns, block);
     return true;
 }

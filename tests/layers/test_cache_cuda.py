@@ -34,3 +34,11 @@ def test_blocks_move_between_a_device_and_the_store(driver, tmp_path, pipeline):
 def test_what_a_device_copies_from_is_not_filled_anew_meanwhile(driver, tmp_path):
     ran = run(driver, "device_eviction.py", tmp_path)
     assert (ran.returncode, ran.stdout) == (0, "nothing wrong\n"), ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("dump", 1), ("hit", 0), ("fill", 0)])
+def test_after_a_breakdown_slots_stay_unused_and_what_is_lost_is_counted(
+    driver, tmp_path, kind, lost
+):
+    ran = run(driver, "device_breakdown.py", kind, tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, f"3 free, {lost} lost\n"), ran.stdout + ran.stderr

@@ -240,6 +240,54 @@ TEST_CASE("a block that cannot be stored is given up, counted and named", "[cach
     REQUIRE(stack.host().logged(ids[0].hex()));
 }
 
+TEST_CASE("a block that is published is stored, whatever a shard of it ends with that was there",
+          "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    memory->hold();
+    memory->fail(Op::kDump, UCM_IO, 0, 1);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);
+    const auto ids = make_ids(1);
+    REQUIRE(all_ok(stack.dump(ids)));
+    memory->release(4);
+    // Once more, of which only the first is missing.
+    REQUIRE(eventually([&] { return memory->counters().dump_transfers == 2; }));
+    memory->fail(Op::kDump, UCM_IO, 1, SIZE_MAX);
+    memory->release();
+    const ucm_report report = drained(stack);
+    REQUIRE(report.stored == 4);
+    REQUIRE(report.lost == 0);
+    REQUIRE(stack.metrics()["lost_shards_total"] == 0);
+    REQUIRE(memory->counters().dump_transfers == 2);
+    REQUIRE(stack.loads_back(ids));
+}
+
+TEST_CASE("drains amid an outage do not delay what is tried after them", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    memory->hold();
+    memory->fail(Op::kDump, UCM_IO, 0, SIZE_MAX);
+    Stack stack({"Cache", "Memory"}, with_room(64), kFour, memory);
+    REQUIRE(all_ok(stack.dump(make_ids(1))));
+    const auto sent = [&](uint64_t transfers) {
+        return eventually([&] { return memory->counters().dump_transfers >= transfers; });
+    };
+    uint64_t n = 0;
+    while (stack.metrics()["breaker_open"] == 0) {
+        REQUIRE(sent(++n));
+        memory->release(4);
+    }
+    // What fails while somebody drains counts, and this is the last that may.
+    REQUIRE(sent(n + 1));
+    std::thread waits([&] { stack.drain(nullptr, 500); });
+    usleep(100000);
+    memory->release(4);
+    waits.join();
+    memory->release();
+    REQUIRE(sent(n + 6));
+    memory->fail(Op::kDump, UCM_OK, 0, 0);
+    REQUIRE(eventually([&] { return memory->blocks() == 1; }));
+    REQUIRE(drained(stack).lost == 0);
+}
+
 TEST_CASE("a block that the store below declines stays here as long as there is room", "[cache]") {
     Stack stack({"Cache", "Memory"}, with_room(64), kFour);
     const auto ids = make_ids(3);
@@ -626,6 +674,26 @@ TEST_CASE("while loads fail, lookups and dumps that work do not say that they wo
     memory->fail(Op::kLoad, UCM_OK, 0, 0);
     REQUIRE(eventually([&] { return stack.metrics()["breaker_open"] == 0; }));  // nobody asks
     REQUIRE(stack.loads_back(below));
+}
+
+TEST_CASE("loads that work again are found out though only what is here is loaded", "[cache]") {
+    auto memory = std::make_shared<Memory>();
+    const auto below = make_ids(4);
+    store_below(memory, below);
+    Stack stack({"Cache", "Memory"}, with_room(256), kFour, memory);
+    memory->fail(Op::kLoad, UCM_IO, 0, SIZE_MAX);
+    while (stack.metrics()["breaker_open"] == 0) stack.load({below[0]});
+    REQUIRE(all_ok(stack.dump({below[0]})));  // the only block that a load was refused of
+    drained(stack);
+    const uint64_t before = memory->counters().lookups;
+    REQUIRE(eventually([&] {
+        REQUIRE_FALSE(stack.lookup(below)[3]);  // it is below, but cannot be had
+        return memory->counters().lookups > before;
+    }));
+    memory->fail(Op::kLoad, UCM_OK, 0, 0);
+    REQUIRE(eventually([&] { return stack.lookup(below) == std::vector<bool>(4, true); }));
+    REQUIRE(stack.loads_back(below));
+    REQUIRE(stack.metrics()["breaker_opened_total"] == 1);
 }
 
 TEST_CASE("slots that are being filled hold up close, though nobody waits for them", "[cache]") {
