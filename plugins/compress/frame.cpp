@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "guess.h"
+
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames are little-endian");
 
 namespace ucm::compress {
