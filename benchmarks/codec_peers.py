@@ -269,8 +269,8 @@ def file_of(text):
     return path, dtype, int(plane)
 
 
-def with_blocks(files):
-    """Add, of models that have no file in blocks of BLOCK, the first one cut into such."""
+def in_blocks(files):
+    """Return the first file of each model that has none in blocks of BLOCK, to be cut into such."""
     found = [NAMED.fullmatch(path.stem) for path, _, _ in files]
     have = {name["model"] for name in found if int(name["block"]) == BLOCK}
     cut = []
@@ -279,7 +279,7 @@ def with_blocks(files):
         if name["model"] not in have and tokens % BLOCK == 0:
             have.add(name["model"])
             cut.append((path, dtype, plane, plane * BLOCK // tokens))
-    return [(*file, None) for file in files] + cut
+    return cut
 
 
 def parse():
@@ -299,12 +299,12 @@ def parse():
         args.repeat, args.mib = 1, 1
     if not args.file and not args.data:
         args.file = [file_of(str(demo.SAMPLE))]
-    args.file = [(*file, None) for file in args.file]
     found = sorted(args.data.glob("*_*_b*.bin")) if args.data else []
     try:
-        args.file += with_blocks([file_of(str(path)) for path in found])
+        found = [file_of(str(path)) for path in found]
     except argparse.ArgumentTypeError as error:
         parser.error(f"--data: {error}")
+    args.file = [(*file, None) for file in (*args.file, *found)] + in_blocks(found)
     place(args, "codec-quick.json" if args.quick else "codec.json")
     return args
 

@@ -69,7 +69,8 @@ class Store:
         self._handle_given = False
         self._changing = threading.Lock()  # one replace or close at a time; guards _leaving
         self._owing = threading.Lock()  # guards _owed
-        self._owed: dict[str, int] = {}  # stored and lost by calls that ended in no report
+        # Stored and lost by calls that ended in no report.
+        self._owed: collections.Counter[str] = collections.Counter()
         self._leaving: list[_Service] = []  # what is to be closed, the oldest first
         self._tasks: collections.deque[Task] = collections.deque()
         self._service = _Service(self, options, wired)
@@ -391,8 +392,7 @@ class Store:
         finally:
             if not ended:
                 with self._owing:
-                    for name in ("stored", "lost"):
-                        self._owed[name] = self._owed.get(name, 0) + total[name]
+                    self._owed.update(stored=total["stored"], lost=total["lost"])
 
     def native_handle(self) -> int:
         """Return the address of the top layer's ``ucm_store``."""

@@ -635,7 +635,7 @@ void Segment::sweep_others() const {
             held_by_another(file.get(), kMemberByte, kMembers) || !leads_to(path, file.get()))
             continue;
         Waiting waiting;
-        bool recent = false, of_another_version = false;
+        bool recent = false, of_another_version = false, holds = false;
         void *head = MAP_FAILED;
         if (uint64_t(st.st_size) >= round_up(sizeof(Header)))
             head = mmap(nullptr, round_up(sizeof(Header)), PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -656,17 +656,15 @@ void Segment::sweep_others() const {
                                  header.version != kSegmentVersion;
             // What is in it only that version knows, which may come back.
             if (of_another_version)
-                recent = (clock_ns(CLOCK_REALTIME) / 1000000000 - st.st_mtime) * 1000000000 <
-                         kUnsavedKeptNs;
-            if (!(waiting.any() || of_another_version) || !recent)
-                remove_file(path, file.get(), known ? &header : nullptr);
+                recent = clock_ns(CLOCK_REALTIME) - st.st_mtime * 1000000000ll < kUnsavedKeptNs;
+            holds = waiting.any() || of_another_version;
+            if (!holds || !recent) remove_file(path, file.get(), known ? &header : nullptr);
             munmap(head, round_up(sizeof(Header)));
         } else {
             remove_file(path, file.get(), nullptr);
         }
-        const bool warns = waiting.any() || of_another_version;
-        if (warns && recent) continue;
-        log_.write(warns ? UCM_LOG_WARN : UCM_LOG_INFO,
+        if (holds && recent) continue;
+        log_.write(holds ? UCM_LOG_WARN : UCM_LOG_INFO,
                    "%s was left by processes that are dead%s; it is removed, with %s", path.c_str(),
                    of_another_version ? ", of another version" : "",
                    of_another_version ? "whatever was in it" : waiting.text().c_str());

@@ -284,9 +284,9 @@ class UCMConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Any]) -> None:
         """Open the store for lookup: now the workers' names for blocks are known."""
-        ours = [metadata[key] for key in sorted(metadata)]
-        ours = [each for each in ours if isinstance(each, UCMHandshake)]
-        if metadata and not ours:
+        told = [metadata[key] for key in sorted(metadata)]
+        ours = [each for each in told if isinstance(each, UCMHandshake)]
+        if told and not ours:
             logger.warning(
                 "nothing is found or saved: MultiConnector passes on one connector's handshake "
                 "alone, and it was another's; list UCMConnector first, beside connectors without"
